@@ -1,0 +1,43 @@
+"""quantconvert: Hugging Face checkpoints to int4 and int8, tensor by tensor, in bounded memory.
+
+import quantconvert
+
+plan = quantconvert.plan("path/to/model", bits=4)            # from headers, without torch
+result = quantconvert.convert("path/to/model", "out", bits=4)
+inventory = quantconvert.inspect("out")
+"""
+
+from quantconvert.api import Result, convert, inspect, plan
+from quantconvert.errors import (
+    CheckpointError,
+    OutputError,
+    QuantConvertError,
+    Refusal,
+    UnsupportedError,
+    UsageError,
+    VerificationError,
+)
+from quantconvert.inventory import Inventory
+from quantconvert.job import Job, JobOptions, Scheme
+from quantconvert.planning import Plan
+from quantconvert.version import __version__
+
+__all__ = [
+    "CheckpointError",
+    "Inventory",
+    "Job",
+    "JobOptions",
+    "OutputError",
+    "Plan",
+    "QuantConvertError",
+    "Refusal",
+    "Result",
+    "Scheme",
+    "UnsupportedError",
+    "UsageError",
+    "VerificationError",
+    "__version__",
+    "convert",
+    "inspect",
+    "plan",
+]

@@ -1,0 +1,69 @@
+"""The model card of the result: where it comes from, how it was made, how to load it."""
+
+from __future__ import annotations
+
+import re
+from pathlib import PurePath
+
+from quantconvert.formats import get_format
+from quantconvert.hub import card_metadata, metadata_block
+from quantconvert.planning import Plan
+from quantconvert.version import __version__
+
+_CACHE = re.compile(r"models--([^/]+?)--([^/]+)/snapshots/")
+
+
+def base_model(plan: Plan) -> str:
+    """The id of the model that was quantized: asked for, a Hub id, or what the folder's name and config suggest."""
+    if plan.job.base_model:
+        return plan.job.base_model
+    location = plan.checkpoint.location
+    if plan.checkpoint.revision:
+        return location
+    cached = _CACHE.search(location + "/")
+    if cached:
+        return f"{cached[1]}/{cached[2]}"
+    named = plan.checkpoint.config.get("_name_or_path")
+    if isinstance(named, str) and re.fullmatch(r"[\w.-]+/[\w.-]+", named):
+        return named
+    return PurePath(location).name or "unknown"
+
+
+def render_card(plan: Plan, command: str | None) -> str:
+    """README.md of the result; the source card's own text follows under a heading of its own."""
+    old_metadata, old_text = card_metadata(plan.checkpoint.card)
+    base = base_model(plan)
+    fmt = get_format(plan.format)
+    tags = [*old_metadata.get("tags", []), plan.format, f"{plan.scheme.num_bits}-bit", "quantconvert"]
+    metadata = {k: v for k, v in old_metadata.items() if k not in ("model-index", "base_model_relation")}
+    metadata |= {"base_model": base, "base_model_relation": "quantized", "tags": list(dict.fromkeys(tags))}
+    name = base.rpartition("/")[2]
+    rows = [
+        ("base model", base + (f" at revision `{plan.checkpoint.revision}`" if plan.checkpoint.revision else "")),
+        ("scheme", ", ".join(f"{s.label} ({n} weights)" for s, n in plan.schemes.items())),
+        ("format", f"{plan.format}: {fmt.summary}"),
+        ("method", "round to nearest (RTN), no calibration data"),
+        ("size", f"{plan.checkpoint.nbytes} -> {plan.total_size} bytes, {plan.bits_per_weight:.2f} bits per weight"),
+        ("kept in high precision", kept_summary(plan)),
+        ("made with", f"quantconvert {__version__}"),
+    ]
+    parts = [
+        f"---\n{metadata_block(metadata)}---\n\n# {name}, quantized\n",
+        "| | |\n|---|---|\n" + "\n".join(f"| {key} | {value} |" for key, value in rows) + "\n",
+        "Load it (replace `PATH` by this repository):\n\n```\n"
+        + "\n".join(fmt.load_hint("PATH", plan.scheme))
+        + "\n```\n",
+    ]
+    if command:
+        parts.append(f"Command:\n\n```\n{command}\n```\n")
+    if old_text.strip():
+        parts.append(f"# Card of the base model\n\n{old_text.strip()}\n")
+    return "\n".join(parts)
+
+
+def kept_summary(plan: Plan) -> str:
+    """`2 embedding, 9 norm`: how many tensors stay, by reason."""
+    counts: dict[str, int] = {}
+    for task in plan.kept:
+        counts[str(task.reason)] = counts.get(str(task.reason), 0) + 1
+    return ", ".join(f"{count} {reason}" for reason, count in sorted(counts.items()))

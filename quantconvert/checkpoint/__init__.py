@@ -1,0 +1,8 @@
+"""What exists: headers, configs and files of a source, checked before anything is decided."""
+
+from quantconvert.checkpoint.header import TensorRef
+from quantconvert.checkpoint.load import load_checkpoint
+from quantconvert.checkpoint.local import LocalFolder
+from quantconvert.checkpoint.model import Checkpoint, Repo, RepoFile
+
+__all__ = ["Checkpoint", "LocalFolder", "Repo", "RepoFile", "TensorRef", "load_checkpoint"]

@@ -1,0 +1,43 @@
+"""Which files of a model repository are weights, duplicates of the weights, or side files that travel along."""
+
+from __future__ import annotations
+
+import fnmatch
+from typing import Literal
+
+INDEX_NAME = "model.safetensors.index.json"
+SINGLE_NAME = "model.safetensors"
+STATE_FOLDER = ".quantconvert"
+
+FileKind = Literal["side", "rewritten", "duplicate", "hidden"]
+
+_REWRITTEN = {"config.json", "README.md", INDEX_NAME}
+# Weights in another form, or configs of another quantizer: copied, they would shadow what we write (vLLM prefers
+# `consolidated*` over the index, transformers prefers `model.safetensors`; ../shared/formats.md section 7).
+_DUPLICATES = (
+    "*.safetensors.index.json", "consolidated*", "params.json", "pytorch_model*", "model*.bin", "*.bin.index.json",
+    "*.pth", "*.pt", "*.ckpt", "*.gguf", "*.ggml", "*.h5", "*.msgpack", "*.ot", "*.onnx", "*.onnx_data", "*.tflite",
+    "hf_quant_config.json", "quantize_config.json", "quant_config.json", "quantconvert.json",
+)  # fmt: skip
+_DUPLICATE_FOLDERS = {"original", "metal", "onnx", "openvino", "flax", "tf", "gguf", "coreml"}
+
+
+def kind_of(path: str) -> FileKind:
+    """What to do with the repository file `path` (relative, `/`-separated): carried over, rewritten, or left behind.
+
+    Safetensors files at the top level that are not part of the checkpoint count as duplicates; in sub-folders they
+    belong to another component (a pooling head, an adapter) and are carried over.
+    """
+    parts = path.split("/")
+    name = parts[-1]
+    if any(part.startswith(".") and part not in (".gitattributes",) for part in parts):
+        return "hidden"
+    if path in _REWRITTEN:
+        return "rewritten"
+    if parts[0] in _DUPLICATE_FOLDERS and len(parts) > 1:
+        return "duplicate"
+    if len(parts) == 1 and name.endswith(".safetensors"):
+        return "duplicate"
+    if any(fnmatch.fnmatchcase(name, pattern) for pattern in _DUPLICATES):
+        return "duplicate"
+    return "side"

@@ -1,0 +1,138 @@
+"""Reading safetensors headers as if from an enemy: every number is checked before it is used.
+
+Format: 8 bytes little-endian header length, that many bytes of JSON, then the tensors' bytes without gaps
+(huggingface/safetensors README, "Format", and `safetensors/src/tensor.rs`, `Metadata::validate`).
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+from quantconvert.dtypes import DTYPES
+from quantconvert.errors import CheckpointError
+
+MAX_HEADER_NBYTES = 100_000_000
+MAX_RANK = 32
+
+
+@dataclass(frozen=True, slots=True)
+class TensorRef:
+    """Bytes that exist: `nbytes` at `offset` (from the start of `file`) hold a tensor of `dtype` and `shape`."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    file: str
+    offset: int
+    nbytes: int
+
+    @property
+    def num_elements(self) -> int:
+        return prod(self.shape)
+
+
+class _DuplicateKey(ValueError):
+    pass
+
+
+def unique_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """`object_pairs_hook` for `json.loads` that refuses a key given twice."""
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        seen: set[str] = set()
+        raise _DuplicateKey(next(key for key, _ in pairs if key in seen or seen.add(key)))  # type: ignore[func-returns-value]
+    return result
+
+
+def read_header(read: Callable[[int, int], bytes], file: str, file_nbytes: int) -> list[TensorRef]:
+    """The tensors of one safetensors file, in the order of their bytes.
+
+    `read(offset, nbytes)` returns bytes of the file; `file` is the name used in the refs and in errors. Raises
+    `CheckpointError` for anything that is not a well-formed file of exactly `file_nbytes` bytes.
+    """
+    if file_nbytes < 8:
+        raise CheckpointError(f"`{file}` is no safetensors file: expected at least 8 bytes, got {file_nbytes}")
+    (header_nbytes,) = struct.unpack("<Q", read(0, 8))
+    if header_nbytes > MAX_HEADER_NBYTES:
+        raise CheckpointError(
+            f"header of `{file}` is too large: expected at most {MAX_HEADER_NBYTES} bytes, got {header_nbytes}"
+        )
+    if 8 + header_nbytes > file_nbytes:
+        raise CheckpointError(
+            f"`{file}` is truncated: its header needs {8 + header_nbytes} bytes, the file has {file_nbytes}"
+        )
+    entries = _parse(read(8, header_nbytes), file)
+    entries.pop("__metadata__", None)
+    data_start = 8 + header_nbytes
+    refs = [_tensor_ref(name, entry, file, data_start) for name, entry in entries.items()]
+    refs.sort(key=lambda ref: (ref.offset, ref.offset + ref.nbytes))
+    _check_layout(refs, file, data_start, file_nbytes)
+    return refs
+
+
+def _parse(raw: bytes, file: str) -> dict[str, Any]:
+    try:
+        entries = json.loads(raw.decode("utf-8"), object_pairs_hook=unique_object)
+    except _DuplicateKey as error:
+        raise CheckpointError(f"header of `{file}` names `{error}` twice") from None
+    except UnicodeDecodeError:
+        raise CheckpointError(f"header of `{file}` is not UTF-8") from None
+    except (ValueError, RecursionError) as error:
+        reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)
+        raise CheckpointError(f"header of `{file}` is not JSON: {reason}") from None
+    if not isinstance(entries, dict):
+        raise CheckpointError(f"header of `{file}` is not a JSON object")
+    return entries
+
+
+def _is_count(value: object) -> bool:
+    return type(value) is int and 0 <= value < 2**63
+
+
+def _tensor_ref(name: str, entry: object, file: str, data_start: int) -> TensorRef:
+    where = f"tensor `{name}` in `{file}`"
+    if not isinstance(entry, dict):
+        raise CheckpointError(f"{where}: expected an object with dtype, shape and data_offsets")
+    dtype, shape, offsets = entry.get("dtype"), entry.get("shape"), entry.get("data_offsets")
+    if not isinstance(dtype, str) or dtype not in DTYPES:
+        raise CheckpointError(f"{where}: unknown dtype `{dtype}`", hint=f"known dtypes: {', '.join(DTYPES)}")
+    if not isinstance(shape, list) or len(shape) > MAX_RANK or not all(map(_is_count, shape)):
+        raise CheckpointError(f"{where}: shape is not a list of at most {MAX_RANK} sizes")
+    if not isinstance(offsets, list) or len(offsets) != 2 or not all(map(_is_count, offsets)):
+        raise CheckpointError(f"{where}: data_offsets is not a pair of offsets")
+    begin, end = offsets
+    bits = prod(shape) * DTYPES[dtype].bits
+    if begin > end or bits % 8 or bits // 8 != end - begin:
+        needed = -(-bits // 8)
+        raise CheckpointError(
+            f"{where}: {dtype} of shape {shape} needs {needed} bytes, its data_offsets {offsets} span {end - begin}"
+        )
+    return TensorRef(name, dtype, tuple(shape), file, data_start + begin, end - begin)
+
+
+def _check_layout(refs: list[TensorRef], file: str, data_start: int, file_nbytes: int) -> None:
+    """Offsets must tile the data part exactly: no overlap, no gap, nothing past the end, nothing left over."""
+    position = data_start
+    for ref in refs:
+        if ref.offset != position:
+            kind = "overlaps the tensor before it" if ref.offset < position else "leaves a gap before it"
+            raise CheckpointError(
+                f"header of `{file}` lies about offsets: tensor `{ref.name}` {kind}: "
+                f"expected offset {position - data_start}, got {ref.offset - data_start}"
+            )
+        position += ref.nbytes
+    if position > file_nbytes:
+        last = refs[-1].name if refs else "?"
+        raise CheckpointError(
+            f"`{file}` is truncated: tensor `{last}` ends at byte {position}, the file has {file_nbytes}",
+            hint="download or copy this file again",
+        )
+    if position < file_nbytes:
+        raise CheckpointError(
+            f"header of `{file}` does not cover the file: tensors end at byte {position}, the file has {file_nbytes}"
+        )

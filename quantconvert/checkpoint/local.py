@@ -1,0 +1,41 @@
+"""A model repository in a local folder."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from quantconvert.checkpoint.files import STATE_FOLDER
+from quantconvert.checkpoint.model import RepoFile
+from quantconvert.errors import CheckpointError
+
+
+class LocalFolder:
+    """A folder as a `Repo`; raises `CheckpointError` when it does not exist or is no folder."""
+
+    def __init__(self, path: Path, location: str | None = None, revision: str | None = None) -> None:
+        if not path.exists():
+            raise CheckpointError(f"source `{path}` does not exist")
+        if not path.is_dir():
+            raise CheckpointError(f"source `{path}` is a file: expected a folder with config.json and *.safetensors")
+        self.path = path
+        self.location = location or str(path)
+        self.revision = revision
+
+    def files(self) -> tuple[RepoFile, ...]:
+        found = []
+        for folder, subfolders, names in os.walk(self.path):
+            subfolders[:] = sorted(d for d in subfolders if d not in (".git", ".cache", STATE_FOLDER))
+            for name in names:
+                path = Path(folder, name)
+                if path.is_file():
+                    found.append(RepoFile(path.relative_to(self.path).as_posix(), path.stat().st_size))
+        return tuple(sorted(found, key=lambda file: file.path))
+
+    def read(self, path: str, offset: int, nbytes: int) -> bytes:
+        with open(self.path / path, "rb") as file:
+            file.seek(offset)
+            return file.read(nbytes)
+
+    def materialize(self, paths: tuple[str, ...]) -> Path:
+        return self.path

@@ -1,0 +1,72 @@
+"""What a source holds, as values: no I/O here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from quantconvert.checkpoint.header import TensorRef
+
+
+@dataclass(frozen=True, slots=True)
+class RepoFile:
+    """One file of the source repository: path relative to it with `/`, and size in bytes."""
+
+    path: str
+    nbytes: int
+
+
+class Repo(Protocol):
+    """Where a checkpoint's bytes come from: a folder or a Hub repository."""
+
+    @property
+    def location(self) -> str:
+        """As the user named it."""
+        ...
+
+    @property
+    def revision(self) -> str | None:
+        """The commit of a Hub repository; None for a folder."""
+        ...
+
+    def files(self) -> tuple[RepoFile, ...]:
+        """Every file, sorted by path."""
+        ...
+
+    def read(self, path: str, offset: int, nbytes: int) -> bytes:
+        """Up to `nbytes` bytes of the file from `offset` on."""
+        ...
+
+    def materialize(self, paths: tuple[str, ...]) -> Path:
+        """A local folder in which all of `paths` exist."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A readable checkpoint: config, tensors in the order of their bytes, and the files around them."""
+
+    location: str
+    revision: str | None
+    config: dict[str, Any] = field(repr=False)
+    card: str | None = field(repr=False)
+    tensors: tuple[TensorRef, ...] = field(repr=False)
+    weight_files: tuple[RepoFile, ...]
+    side_files: tuple[RepoFile, ...]
+    dropped_files: tuple[RepoFile, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors."""
+        return sum(ref.nbytes for ref in self.tensors)
+
+    @property
+    def text_config(self) -> dict[str, Any]:
+        """The language model's part of the config: `text_config` where a multimodal config has one."""
+        inner = self.config.get("text_config")
+        return inner if isinstance(inner, dict) else self.config
+
+    @property
+    def model_type(self) -> str:
+        return str(self.config.get("model_type") or "")

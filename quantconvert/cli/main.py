@@ -1,0 +1,219 @@
+"""The command line: parse, call the library, print. Errors become exit codes in one place, `_exit_codes`."""
+
+from __future__ import annotations
+
+import shlex
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import typer
+from rich.markup import escape
+from typer.core import TyperGroup
+
+from quantconvert import api
+from quantconvert.cli import options as opt
+from quantconvert.cli.output import print_inventory, print_json, print_plan, print_result, result_json, stderr
+from quantconvert.cli.progress import ProgressReporter
+from quantconvert.errors import QuantConvertError, Refusal
+from quantconvert.events import silent
+from quantconvert.job import JobOptions
+from quantconvert.run.output import free_nbytes
+from quantconvert.version import __version__
+
+EPILOG = """
+Examples:
+
+  quantconvert ./model out --bits 4 --group-size 128
+
+  quantconvert org/model out --scheme W8A16 --revision main
+
+  quantconvert ./model out --ignore '*.down_proj' --ignore 're:.*layers\\.0\\.'
+
+  quantconvert plan ./model --bits 4 --verbose      (decides everything, writes nothing)
+
+  quantconvert inspect out                          (what a checkpoint holds)
+
+Exit codes: 0 done, 2 usage, 3 checkpoint, 4 unsupported, 5 output, 6 verification, 130 interrupted, 1 a bug of ours.
+"""
+
+
+class DefaultGroup(TyperGroup):
+    """`quantconvert SRC OUT` means `quantconvert convert SRC OUT`: a first word that is no command is a source."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Insert `convert` unless a command or a question about the program itself comes first."""
+        own = {"--help", "--version"}
+        if args and args[0] not in self.commands and args[0] not in own:
+            args = ["convert", *args]
+        return super().parse_args(ctx, args)
+
+
+app = typer.Typer(
+    cls=DefaultGroup,
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+
+
+def _version(value: bool) -> None:
+    if value:
+        print(f"quantconvert {__version__}")
+        raise typer.Exit
+
+
+@app.callback(epilog=EPILOG)
+def main(
+    version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Print the version."),
+) -> None:
+    """Convert a Hugging Face checkpoint to int4 or int8 that inference engines load as it is.
+
+    `quantconvert SRC OUT [options]` is short for `quantconvert convert SRC OUT [options]`.
+    """
+
+
+@app.command(epilog=EPILOG)
+def convert(
+    source: opt.Source,
+    out: opt.Out,
+    bits: opt.Bits = None,
+    group_size: opt.GroupSize = None,
+    symmetric: opt.Symmetric = None,
+    scheme: opt.SchemeName = None,
+    format: opt.FormatName = "auto",
+    ignore: opt.Ignore = None,
+    on_indivisible: opt.OnIndivisible = "error",
+    nan_policy: opt.NanPolicy = "error",
+    max_shard_size: opt.MaxShardSize = "5GB",
+    memory_limit: opt.MemoryLimit = "2GB",
+    workers: opt.Workers = 0,
+    revision: opt.Revision = None,
+    base_model: opt.BaseModel = None,
+    overwrite: opt.Overwrite = False,
+    dry_run: bool = typer.Option(False, "--dry-run", help="Plan only; same as `quantconvert plan SRC OUT`."),
+    json: opt.Json = False,
+    quiet: opt.Quiet = False,
+    verbose: opt.Verbose = False,
+) -> None:
+    """Convert SRC into OUT."""
+    asked = _asked(locals())
+    if dry_run:
+        _show_plan(source, out, asked, revision, overwrite, json, quiet, verbose)
+        return
+    command = shlex.join(["quantconvert", *sys.argv[1:]])
+    with _exit_codes(), nullcontext(silent) if quiet else ProgressReporter(verbose=verbose) as report:
+        result = api.convert(
+            source, out, revision=revision, overwrite=overwrite, report=report, command=command, **asked
+        )
+    if json:
+        print_json(result_json(result))
+    if not quiet:
+        print_result(result)
+
+
+@app.command()
+def plan(
+    source: opt.Source,
+    out: opt.MaybeOut = None,
+    bits: opt.Bits = None,
+    group_size: opt.GroupSize = None,
+    symmetric: opt.Symmetric = None,
+    scheme: opt.SchemeName = None,
+    format: opt.FormatName = "auto",
+    ignore: opt.Ignore = None,
+    on_indivisible: opt.OnIndivisible = "error",
+    nan_policy: opt.NanPolicy = "error",
+    max_shard_size: opt.MaxShardSize = "5GB",
+    memory_limit: opt.MemoryLimit = "2GB",
+    workers: opt.Workers = 0,
+    revision: opt.Revision = None,
+    overwrite: opt.Overwrite = False,
+    json: opt.Json = False,
+    quiet: opt.Quiet = False,
+    verbose: opt.Verbose = False,
+) -> None:
+    """What a conversion would do: decisions, sizes, memory, disk. Reads headers only, writes nothing."""
+    _show_plan(source, out, _asked(locals()), revision, overwrite, json, quiet, verbose)
+
+
+@app.command()
+def inspect(
+    folder: opt.Folder,
+    revision: opt.Revision = None,
+    json: opt.Json = False,
+    verbose: opt.Verbose = False,
+) -> None:
+    """What a checkpoint holds, quantized or not: dtypes, sizes, schemes."""
+    with _exit_codes():
+        inventory = api.inspect(folder, revision=revision)
+    if json:
+        print_json(inventory.to_json())
+    else:
+        print_inventory(inventory, verbose)
+
+
+def _asked(values: dict[str, Any]) -> dict[str, Any]:
+    """The library's `JobOptions` among a command's parameters."""
+    return {key: value for key, value in values.items() if key in JobOptions.__annotations__}
+
+
+def _show_plan(
+    source: str,
+    out: Path | None,
+    asked: dict[str, Any],
+    revision: str | None,
+    overwrite: bool,
+    json: bool,
+    quiet: bool,
+    verbose: bool,
+) -> None:
+    with _exit_codes():
+        made = api.plan(source, out, revision=revision, overwrite=overwrite, **asked)
+    free = free_nbytes(out or Path.cwd())
+    if json:
+        print_json(made.to_json() | {"free_nbytes": free})
+    elif not quiet:
+        print_plan(made, free, verbose)
+
+
+class _Terminated(BaseException):
+    """SIGTERM, raised in the main thread so that everything is cleaned up on the way out."""
+
+
+def _on_sigterm(signum: int, frame: FrameType | None) -> None:
+    raise _Terminated
+
+
+@contextmanager
+def _exit_codes() -> Iterator[None]:
+    """Every error that has a message becomes that message and its exit code; anything else is a bug's traceback."""
+    signal.signal(signal.SIGTERM, _on_sigterm)
+    try:
+        yield
+    except QuantConvertError as error:
+        _print_error(error)
+        raise typer.Exit(error.exit_code) from None
+    except (KeyboardInterrupt, _Terminated) as interruption:
+        stderr.print("interrupted: the output folder is as it was before")
+        raise typer.Exit(130 if isinstance(interruption, KeyboardInterrupt) else 143) from None
+
+
+def _print_error(error: QuantConvertError) -> None:
+    parts = error.errors if isinstance(error, Refusal) else (error,)
+    for i, part in enumerate(parts):
+        if i:
+            stderr.print()
+        stderr.print(f"[red]error:[/red] {escape(part.message)}")
+        if part.hint:
+            stderr.print(f"\n[bold]hint:[/bold] {escape(part.hint)}")
+
+
+def run() -> None:
+    """The console script."""
+    app()

@@ -1,0 +1,116 @@
+"""Every option, declared once; commands pick from here."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from quantconvert.formats import FORMATS
+from quantconvert.job import PRESETS
+
+_SCHEME, _RULES, _LIMITS = "Scheme", "What stays in high precision", "Limits"
+
+Source = Annotated[
+    str, typer.Argument(help="Local folder, or a Hub repository id such as org/model.", show_default=False)
+]
+Out = Annotated[
+    Path, typer.Argument(help="Folder for the result; must not exist yet, or be empty.", show_default=False)
+]
+MaybeOut = Annotated[
+    Path | None, typer.Argument(help="Where the result would go: checked too when given.", show_default=False)
+]
+Folder = Annotated[str, typer.Argument(help="A checkpoint: local folder or Hub repository id.", show_default=False)]
+
+Bits = Annotated[
+    int | None, typer.Option("--bits", metavar="4|8", help="Bits a weight. [default: 4]", rich_help_panel=_SCHEME)
+]
+GroupSize = Annotated[
+    int | None,
+    typer.Option(
+        "--group-size",
+        help="Columns that share a scale; -1 = one scale a row (channel), 0 = one a tensor. [default: 128]",
+        rich_help_panel=_SCHEME,
+    ),
+]
+Symmetric = Annotated[
+    bool | None,
+    typer.Option(
+        "--symmetric/--asymmetric",
+        help="Without or with zero points. [default: what the format does best]",
+        show_default=False,
+        rich_help_panel=_SCHEME,
+    ),
+]
+SchemeName = Annotated[
+    str | None,
+    typer.Option(
+        "--scheme",
+        metavar="PRESET",
+        help=f"Bits, width and symmetry at once: {', '.join(PRESETS)}; `:g64`, `:channel` or `:tensor` may follow.",
+        rich_help_panel=_SCHEME,
+    ),
+]
+FormatName = Annotated[
+    str,
+    typer.Option("--format", metavar="|".join(("auto", *FORMATS)), help="Layout on disk.", rich_help_panel=_SCHEME),
+]
+Ignore = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--ignore",
+        metavar="PATTERN",
+        help="Module to leave alone: exact name, glob, or re:REGEX. Repeatable.",
+        show_default=False,
+        rich_help_panel=_RULES,
+    ),
+]
+OnIndivisible = Annotated[
+    str,
+    typer.Option(
+        "--on-indivisible",
+        metavar="error|skip|channel",
+        help="Where the group size does not divide in_features.",
+        rich_help_panel=_RULES,
+    ),
+]
+NanPolicy = Annotated[
+    str,
+    typer.Option(
+        "--nan-policy",
+        metavar="error|keep",
+        help="A weight with NaN or Inf: refuse, or keep it as it is (reads the source twice).",
+        rich_help_panel=_RULES,
+    ),
+]
+MaxShardSize = Annotated[
+    str, typer.Option("--max-shard-size", metavar="SIZE", help="Largest output file.", rich_help_panel=_LIMITS)
+]
+MemoryLimit = Annotated[
+    str,
+    typer.Option(
+        "--memory-limit",
+        metavar="SIZE",
+        help="Most memory on top of Python with torch (about 300 MB).",
+        rich_help_panel=_LIMITS,
+    ),
+]
+Workers = Annotated[
+    int, typer.Option("--workers", metavar="N", help="Threads; 0 = one a core.", rich_help_panel=_LIMITS)
+]
+Revision = Annotated[
+    str | None, typer.Option("--revision", help="Branch, tag or commit of a Hub repository.", show_default=False)
+]
+BaseModel = Annotated[
+    str | None,
+    typer.Option(
+        "--base-model", metavar="ID", help="Id for the model card, where SRC is a folder.", show_default=False
+    ),
+]
+Overwrite = Annotated[
+    bool, typer.Option("--overwrite", help="Replace the checkpoint in OUT once the new one is complete.")
+]
+Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Only errors.")]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Each tensor, and why.")]

@@ -1,0 +1,159 @@
+"""The one place for output: stdout is data, stderr is talk; tables for people, JSON for programs."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections import defaultdict
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from quantconvert.api import Result
+from quantconvert.families import REASON_TEXT
+from quantconvert.formats import get_format
+from quantconvert.inventory import Inventory
+from quantconvert.planning import Plan
+
+LOG_WIDTH = 160  # where there is no terminal to ask
+stdout = Console(soft_wrap=True, width=None if sys.stdout.isatty() else LOG_WIDTH)
+stderr = Console(stderr=True, soft_wrap=True, width=None if sys.stderr.isatty() else LOG_WIDTH)
+
+
+def print_json(value: object) -> None:
+    """Data for programs, plain whatever the terminal."""
+    json.dump(value, sys.stdout, indent=2, ensure_ascii=False)
+    sys.stdout.write("\n")
+
+
+def size(nbytes: float) -> str:
+    """Decimal, three figures: `1.55 GB`."""
+    for unit, factor in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if nbytes >= factor:
+            return f"{nbytes / factor:.3g} {unit}" if nbytes < 999.5 * factor else f"{nbytes / factor:.0f} {unit}"
+    return f"{nbytes:.0f} B"
+
+
+def duration(seconds: float) -> str:
+    """`0.84 s`, `12.3 s`, `4 min 05 s`."""
+    if seconds < 60:
+        return f"{seconds:.3g} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02d} s"
+
+
+def _facts(rows: list[tuple[str, str]]) -> Table:
+    table = Table(show_header=False, box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for key, value in rows:
+        table.add_row(key, escape(value))
+    return table
+
+
+def _kept_rows(plan: Plan) -> list[tuple[str, str]]:
+    groups: dict[str, list[int]] = defaultdict(list)
+    for task in plan.kept:
+        groups[str(task.reason)].append(task.source.nbytes)
+    return [
+        (f"  {reason}", f"{len(sizes)} tensors, {size(sum(sizes))}: {REASON_TEXT[reason]}")
+        for reason, sizes in sorted(groups.items(), key=lambda item: -sum(item[1]))
+    ]
+
+
+def _plan_rows(plan: Plan) -> list[tuple[str, str]]:
+    family = plan.family or "unknown"
+    schemes = ", ".join(f"{scheme.label} ({count} weights)" for scheme, count in plan.schemes.items())
+    return [
+        ("source", f"{plan.checkpoint.location}: {plan.checkpoint.model_type or 'no model_type'} (family {family})"),
+        ("format", f"{plan.format}: {plan.format_reason}"),
+        ("scheme", schemes),
+    ]
+
+
+def _size_rows(plan: Plan) -> list[tuple[str, str]]:
+    saved = plan.total_size / max(1, plan.checkpoint.nbytes)
+    return [
+        ("size", f"{size(plan.checkpoint.nbytes)} -> {size(plan.total_size)} ({saved:.1%}), "
+                 f"{len(plan.shards)} file{'s' if len(plan.shards) > 1 else ''}"),
+        ("bits per weight", f"{plan.bits_per_quantized_weight:.3f} in quantized layers, "
+                            f"{plan.bits_per_weight:.3f} overall"),
+    ]  # fmt: skip
+
+
+def print_plan(plan: Plan, free: int | None, verbose: bool) -> None:
+    """The dry run on stdout: totals and kinds of decision; with `verbose` every tensor."""
+    if verbose:
+        stdout.print(_tensor_table(plan))
+    rows = _plan_rows(plan) + _size_rows(plan)
+    rows.append(("tensors", f"{len(plan.tasks)}: {len(plan.quantized)} quantized, {len(plan.kept)} kept"))
+    rows += _kept_rows(plan)
+    rows.append(("memory", f"{size(plan.peak_nbytes)} at its peak with {plan.execution.workers} workers, "
+                           "on top of Python with torch"))  # fmt: skip
+    rows.append(("disk", f"{size(plan.output_nbytes)} needed" + (f", {size(free)} free" if free is not None else "")))
+    rows += [("note", note) for note in plan.notes]
+    stdout.print(_facts(rows))
+
+
+def _tensor_table(plan: Plan) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for name in ("tensor", "shape", "dtype", "decision", "why"):
+        table.add_column(name, overflow="fold")
+    for task in plan.tasks:
+        decision = task.scheme.label if task.scheme else f"keep: {task.reason}"
+        shape = "x".join(map(str, task.source.shape))
+        table.add_row(escape(task.source.name), shape, task.source.dtype, decision, escape(task.evidence))
+    return table
+
+
+def print_result(result: Result) -> None:
+    """The summary of a conversion, on stderr."""
+    plan = result.plan
+    rows = _plan_rows(plan) + _size_rows(plan)
+    rows.append(("kept", f"{len(plan.kept)} of {len(plan.tasks)} tensors in high precision"))
+    rows += _kept_rows(plan)
+    speed = plan.checkpoint.nbytes / max(result.seconds, 1e-9)
+    rows.append(("time", f"{duration(result.seconds)} ({duration(result.cpu_seconds)} of CPU), {size(speed)}/s"))
+    rows.append(("peak memory", f"{size(result.peak_rss_nbytes)}, Python and torch included"))
+    for i, hint in enumerate(get_format(plan.format).load_hint(str(result.out), plan.scheme)):
+        rows.append(("load it" if i == 0 else "", hint))
+    stderr.print(_facts(rows))
+    stderr.print(f"[green]done[/green] {escape(str(result.out))}")
+
+
+def result_json(result: Result) -> dict[str, object]:
+    """The summary for programs: the plan's totals and what the run took, without the list of tensors."""
+    values = result.plan.to_json()
+    del values["tensors"]
+    return values | {
+        "out": str(result.out),
+        "seconds": round(result.seconds, 3),
+        "cpu_seconds": round(result.cpu_seconds, 3),
+        "peak_rss_nbytes": result.peak_rss_nbytes,
+    }
+
+
+def print_inventory(inventory: Inventory, verbose: bool) -> None:
+    """What a checkpoint holds, on stdout."""
+    kind = f"{inventory.model_type or 'no model_type'} (family {inventory.family or 'unknown'})"
+    rows = [
+        ("checkpoint", f"{inventory.location}: {kind}"),
+        ("quantized", f"{inventory.quant_method or 'no'}"
+                      + (f", {inventory.num_quantized_modules} modules" if inventory.num_quantized_modules else "")),
+        *(("  scheme", line) for line in inventory.schemes),
+        ("tensors", f"{inventory.num_tensors} in {inventory.num_files} files, {size(inventory.nbytes)}"),
+        *((f"  {row.dtype}", f"{row.num_tensors} tensors, {size(row.nbytes)}") for row in inventory.dtypes),
+    ]  # fmt: skip
+    stdout.print(_facts(rows))
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for name in ("tensor (N = any number)", "dtype", "shape", "count", "size"):
+        table.add_column(name, overflow="fold")
+    shown = inventory.templates if verbose else inventory.templates[:40]
+    for row in shown:
+        shape = "x".join(map(str, row.shapes[0])) + (f" and {len(row.shapes) - 1} more" if len(row.shapes) > 1 else "")
+        table.add_row(escape(row.template), row.dtype, shape, str(row.num_tensors), size(row.nbytes))
+    stdout.print()
+    stdout.print(table)
+    if len(shown) < len(inventory.templates):
+        stdout.print(f"... and {len(inventory.templates) - len(shown)} more kinds (--verbose shows all)")

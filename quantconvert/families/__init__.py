@@ -1,0 +1,84 @@
+"""Which tensors are linear layers, decided from the config and the family's table first, then from names.
+
+Never from shape alone: in a family without a table, a weight counts as linear only when it is called `*.weight`, is
+two-dimensional, sits in a numbered layer, and no name rule says otherwise; the plan then says so.
+"""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+
+from quantconvert.checkpoint import Checkpoint, TensorRef
+from quantconvert.dtypes import DTYPES
+from quantconvert.families.common import EXPERT_NAMES, FUSED_COMMON, KEEP_BY_NAME
+from quantconvert.families.model import REASON_TEXT, REASONS, Family, FusedSet, Reason, Role
+from quantconvert.families.tables import FAMILIES
+from quantconvert.patterns import WEIGHT_SUFFIX, template_of
+
+__all__ = ["FAMILIES", "REASONS", "REASON_TEXT", "Classifier", "Family", "FusedSet", "Reason", "Role", "find_family"]
+
+_LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.")
+
+
+def find_family(checkpoint: Checkpoint) -> Family | None:
+    """The table whose `model_types` names the config's model_type (or its text_config's)."""
+    types = (checkpoint.model_type, str(checkpoint.text_config.get("model_type") or ""))
+    return next((family for family in FAMILIES for t in types if t and t in family.model_types), None)
+
+
+class Classifier:
+    """Gives each tensor of one checkpoint its `Role`; answers are remembered per name template."""
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        config = checkpoint.text_config
+        self.family = find_family(checkpoint)
+        self.num_layers = config.get("num_hidden_layers") if config.get("num_nextn_predict_layers") else None
+        self._by_template = cache(self._classify)
+
+    @property
+    def fused(self) -> tuple[FusedSet, ...]:
+        return self.family.fused if self.family else FUSED_COMMON
+
+    def role(self, ref: TensorRef) -> Role:
+        """What `ref` is. Shapes only rule out (a linear weight is 2-D); they never rule in."""
+        if self.num_layers is not None:
+            layer = _LAYER.search(ref.name)
+            if layer and int(layer[1]) >= int(self.num_layers):
+                return Role("mtp", f"config: layer {layer[1]} of num_hidden_layers {self.num_layers}")
+        role = self._by_template(template_of(ref.name), len(ref.shape))
+        if role.reason is None and not DTYPES[ref.dtype].is_weight:
+            return Role("not a weight", f"dtype {ref.dtype}", role.is_expert)
+        return role
+
+    def _classify(self, template: str, rank: int) -> Role:
+        is_weight = template.endswith(WEIGHT_SUFFIX)
+        module = template.removesuffix(WEIGHT_SUFFIX)
+        family = self.family
+        if family:
+            for pattern, reason in family.keep:
+                if re.search(pattern, module):
+                    return Role(reason, f"family {family.name}: `{pattern}`")
+            for pattern in family.linear if is_weight and rank == 2 else ():
+                if re.search(pattern, module):
+                    is_expert = bool(family.experts and re.search(family.experts, module))
+                    return Role(None, f"family {family.name}: `{pattern}`", is_expert)
+        if template.endswith(".bias"):
+            return Role("bias", "name ends in `.bias`")
+        for pattern, reason in KEEP_BY_NAME:
+            if re.search(pattern, module):
+                return Role(reason, f"name rule `{pattern}`")
+        return self._by_shape(template, rank, is_weight)
+
+    def _by_shape(self, template: str, rank: int, is_weight: bool) -> Role:
+        is_expert = bool(re.search(EXPERT_NAMES, template))
+        if rank < 2:
+            return Role("one-dimensional", f"{rank} dimensions")
+        if rank > 2:
+            return Role("not 2-D", f"{rank} dimensions", "expert" in template)
+        if not is_weight:
+            return Role("not a weight", "name does not end in `.weight`")
+        if ".N." not in template:
+            return Role("head", "not inside a numbered layer")
+        where = f"family {self.family.name} has no rule" if self.family else "unknown family"
+        return Role(None, f"{where}: a 2-D `.weight` in a numbered layer", is_expert)

@@ -1,0 +1,32 @@
+"""What names mean in every family: the second source of evidence, after config and family table."""
+
+from __future__ import annotations
+
+from quantconvert.families.model import FusedSet, Reason
+
+# Searched in the module name, first match wins. Sources: the weight names in transformers' model files and the
+# keep lists of vLLM's and SGLang's loaders (collected in ../shared/formats.md sections 5.1 and 5.3).
+KEEP_BY_NAME: tuple[tuple[str, Reason], ...] = (
+    (r"(^|\.)(mtp|nextn|mtp_block|eh_proj)(\.|$)", "mtp"),
+    (r"(^|\.)(visual|vision_\w+|vision|image_encoder|img_\w+|vit|sam_model|multi_modal_projector|mm_projector"
+     r"|mm_input_projection_weight|mm_soft_emb_norm|embed_vision|patch_embed\w*|patch_merger|image_newline|aligner"
+     r"|resampler|siglip\w*)(\.|$)", "vision"),
+    (r"(^|\.)(audio_\w+|audio|speech_encoder|embed_audio)(\.|$)", "audio"),
+    (r"(^|\.)(lm_head|embed_out|output_layer)$", "lm_head"),
+    (r"(?i:norm\d*|layer_?norm\w*|(^|[._])ln_\w+|(^|[._])ln\d*)$", "norm"),
+    (r"(^|\.)(\w*embed\w*|wte|wpe|relative_attention_bias|pos_emb\w*|rotary_emb\w*"
+     r"|position_\w+|cls_token|mask_token)(\.|$)|^shared$", "embedding"),
+    (r"(^|\.)(conv\w*|\w*_conv|\w*_conv1d|dwconv)(\.|$)", "conv"),
+    (r"(^|\.)(A_log|D|dt_bias|dt_proj|x_proj|in_proj_a|in_proj_b|in_proj_ba|ssm_\w+)$", "state-space"),
+    (r"(^|\.)(router|wg|gate_inp|shared_expert_gate|e_score_correction_bias|expert_bias)(\.|$)", "router"),
+    (r"(^|\.)(mlp|block_sparse_moe|moe|feed_forward|ffn)\.gate(\.|$)", "router"),
+)  # fmt: skip
+
+FUSED_COMMON: tuple[FusedSet, ...] = (
+    FusedSet("qkv_proj", ("q_proj", "k_proj", "v_proj")),
+    FusedSet("gate_up_proj", ("gate_proj", "up_proj")),
+)
+
+LINEAR_ATTENTION = r"\.(self_attn|attention|attn)\.(q_proj|k_proj|v_proj|o_proj)$"
+LINEAR_MLP = r"\.mlp\.(gate_proj|up_proj|down_proj)$"
+EXPERT_NAMES = r"\.experts\.N\."

@@ -1,0 +1,67 @@
+"""What a family table can say, and the vocabulary of reasons."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+# Why a weight is left alone: a closed list, so that reports and tests can count on it.
+Reason = Literal[
+    "embedding", "lm_head", "norm", "bias", "router", "vision", "audio", "conv", "state-space", "mtp", "head",
+    "one-dimensional", "not 2-D", "not a weight", "family", "ignored", "indivisible", "non-finite",
+]  # fmt: skip
+REASONS: tuple[str, ...] = get_args(Reason)
+
+REASON_TEXT: dict[str, str] = {
+    "embedding": "embeddings are looked up, not multiplied",
+    "lm_head": "output head; engines expect it in high precision",
+    "norm": "normalisation",
+    "bias": "bias",
+    "router": "decides which expert runs; small and sensitive",
+    "vision": "vision tower or projector",
+    "audio": "audio tower",
+    "conv": "convolution",
+    "state-space": "state-space or linear-attention parameter",
+    "mtp": "multi-token-prediction layer",
+    "head": "outside the repeated layers (head, pooler or projection)",
+    "one-dimensional": "one-dimensional",
+    "not 2-D": "not a two-dimensional weight",
+    "not a weight": "a buffer or table, not the weight of a linear layer",
+    "family": "kept by the family's table",
+    "ignored": "matches --ignore",
+    "indivisible": "group size does not divide in_features",
+    "non-finite": "holds NaN or Inf (--nan-policy keep)",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class FusedSet:
+    """Layers that engines load as one (`name`), so that all members must share a scheme."""
+
+    name: str
+    members: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """One model family: tables only.
+
+    `linear` and `keep` hold regular expressions that are searched in the *module* name (layer and expert numbers
+    replaced by `N`); `keep` comes first. `experts` matches the modules inside routed experts.
+    """
+
+    name: str
+    model_types: tuple[str, ...]
+    linear: tuple[str, ...]
+    keep: tuple[tuple[str, Reason], ...] = ()
+    fused: tuple[FusedSet, ...] = ()
+    experts: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Role:
+    """What a tensor is: quantizable (`reason` None) or kept for a reason, and where that was learned."""
+
+    reason: Reason | None
+    evidence: str
+    is_expert: bool = False

@@ -1,0 +1,97 @@
+"""AWQ, the GEMM layout: int4 packed along the output dimension.
+
+For a module `M` with weight [O, I], group size S, G = I / S:
+    M.qweight int32 [I, O/8]    M.qzeros int32 [G, O/8]    M.scales float16 [G, O]
+Nibble k (least significant first) of a word holds output column `ORDER[k]` of its eight; zero points are unsigned
+0..15 without offset; `w = (u - z) * s`. Sources: GPTQModel `gptqmodel/quantization/awq/utils/packing_utils.py`, vLLM
+`vllm/model_executor/layers/quantization/auto_awq.py`; ../shared/formats.md section 3.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from quantconvert.formats.base import Format, Selection, TensorSpec
+from quantconvert.job import Scheme
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from quantconvert.methods.base import Quantized
+
+ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
+ENGINE_GROUPS = (32, 64, 128)
+
+
+class Awq(Format):
+    name = "awq"
+    summary = "int4 packed along the output dimension (GEMM)"
+    symmetric_by_default = False
+    mixed_schemes = False
+
+    def problems(self, scheme: Scheme, shape: tuple[int, ...]) -> list[str]:
+        found = []
+        if scheme.num_bits != 4:
+            found.append(f"awq holds 4 bits only, got {scheme.num_bits}")
+        if scheme.strategy == "tensor":
+            found.append("awq has no per-tensor scales")
+        if shape[0] % 8:
+            found.append(f"awq packs 8 output features in a word: expected out_features % 8 == 0, got {shape[0]}")
+        return found
+
+    def caveats(self, scheme: Scheme, has_experts: bool) -> list[str]:
+        found = []
+        if has_experts:
+            found.append("transformers 5 loads AWQ experts as random numbers without an error: use vLLM or GPTQModel")
+        if scheme.strategy == "channel":
+            found.append("AWQ per channel fails in vLLM with experts or tensor parallelism")
+        elif scheme.group_size not in ENGINE_GROUPS:
+            found.append(f"vLLM's and SGLang's AWQ kernels read group sizes {ENGINE_GROUPS}, not {scheme.group_size}")
+        return found
+
+    def row_multiple(self, scheme: Scheme) -> int:
+        return 8
+
+    def scale_dtype(self, weight_dtype: str) -> str:
+        return "F16"
+
+    def outputs(self, shape: tuple[int, ...], weight_dtype: str, scheme: Scheme) -> tuple[TensorSpec, ...]:
+        rows, columns = shape
+        groups = scheme.num_groups(columns)
+        return (
+            TensorSpec("qweight", "I32", (columns, rows // 8), 8, transposed=True),
+            TensorSpec("qzeros", "I32", (groups, rows // 8), 8, transposed=True),
+            TensorSpec("scales", self.scale_dtype(weight_dtype), (groups, rows), 1, transposed=True),
+        )
+
+    def encode(self, quantized: Quantized, scheme: Scheme, shape: tuple[int, ...]) -> dict[str, Tensor]:
+        from quantconvert.kernels.packing import pack_rows_int4
+
+        return {
+            "qweight": pack_rows_int4(quantized.codes, ORDER),
+            "qzeros": pack_rows_int4(quantized.zero_points(scheme), ORDER),
+            "scales": quantized.scale,
+        }
+
+    def config(self, selection: Selection) -> dict[str, Any]:
+        """`modules_to_not_convert` is matched as a substring, so a kept name inside a quantized one cannot be said.
+
+        Then (a router `mlp.gate` beside `mlp.gate_proj`) the key is left out: vLLM reads which modules are quantized
+        from the tensors' dtypes.
+        """
+        (scheme,) = selection.schemes
+        config: dict[str, Any] = {
+            "quant_method": "awq",
+            "bits": 4,
+            "group_size": scheme.group_size or -1,
+            "zero_point": True,
+            "version": "gemm",
+        }
+        kept = sorted({"lm_head", *selection.kept})
+        text = "\n".join(selection.quantized)
+        if not any(name in text for name in kept):
+            config["modules_to_not_convert"] = kept
+        return config
+
+    def load_hint(self, out: str, scheme: Scheme) -> list[str]:
+        return [f"vllm serve {out}", f'AutoModelForCausalLM.from_pretrained("{out}")  # transformers + gptqmodel']

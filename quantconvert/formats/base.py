@@ -1,0 +1,101 @@
+"""What every output layout must say: which tensors it promises, how codes become bytes, and the config block.
+
+Planning imports this package, so nothing here imports torch until `encode` runs.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from quantconvert.dtypes import nbytes_of
+from quantconvert.families import FusedSet
+from quantconvert.job import Scheme
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from quantconvert.methods.base import Quantized
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """Bytes a format promises for one module.
+
+    A weight is processed in blocks of rows (output features), so each tensor says how a block lands in it:
+    `rows_per_element` source rows make one element along the row axis (8 for int4 words packed along the output
+    dimension, 0 when the tensor does not depend on rows), and `transposed` means that the row axis is the last one
+    in the file. `encode` always returns blocks with the row axis first.
+    """
+
+    suffix: str
+    dtype: str
+    shape: tuple[int, ...]
+    rows_per_element: int = 1
+    transposed: bool = False
+
+    @property
+    def nbytes(self) -> int:
+        return nbytes_of(self.dtype, prod(self.shape))
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """What the config block has to tell an engine: which modules have which scheme, and which were left alone."""
+
+    schemes: Mapping[Scheme, tuple[str, ...]]
+    kept: tuple[str, ...]
+    fused: tuple[FusedSet, ...]
+    has_experts: bool
+
+    @property
+    def fused_pairs(self) -> tuple[tuple[str, tuple[str, ...]], ...]:
+        return tuple((fused.name, fused.members) for fused in self.fused)
+
+    @property
+    def quantized(self) -> tuple[str, ...]:
+        return tuple(name for names in self.schemes.values() for name in names)
+
+
+class Format(ABC):
+    """One on-disk layout. Sources for each layout stand in its own file."""
+
+    name: ClassVar[str]
+    summary: ClassVar[str]
+    symmetric_by_default: ClassVar[bool]
+    mixed_schemes: ClassVar[bool]
+
+    @abstractmethod
+    def problems(self, scheme: Scheme, shape: tuple[int, ...]) -> list[str]:
+        """Why a weight of `shape` [O, I] cannot be written under `scheme`; empty when it can."""
+
+    @abstractmethod
+    def caveats(self, scheme: Scheme, has_experts: bool) -> list[str]:
+        """Which engines will refuse, or load wrongly, what this format writes for `scheme`."""
+
+    @abstractmethod
+    def row_multiple(self, scheme: Scheme) -> int:
+        """Blocks of rows must start at a multiple of this."""
+
+    def scale_dtype(self, weight_dtype: str) -> str:
+        """The stored dtype of scales for a weight of `weight_dtype`: the weight's own unless a layout fixes it."""
+        return weight_dtype
+
+    @abstractmethod
+    def outputs(self, shape: tuple[int, ...], weight_dtype: str, scheme: Scheme) -> tuple[TensorSpec, ...]:
+        """The tensors that replace `M.weight` of `shape` [O, I]."""
+
+    @abstractmethod
+    def encode(self, quantized: Quantized, scheme: Scheme, shape: tuple[int, ...]) -> dict[str, Tensor]:
+        """Blocks for the tensors of `outputs`, by suffix, row axis first. `shape` is the whole weight's [O, I]."""
+
+    @abstractmethod
+    def config(self, selection: Selection) -> dict[str, Any]:
+        """The `quantization_config` block of config.json."""
+
+    @abstractmethod
+    def load_hint(self, out: str, scheme: Scheme) -> list[str]:
+        """Commands that load the result."""

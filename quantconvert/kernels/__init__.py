@@ -1,0 +1,1 @@
+"""Pure tensor functions: rounding and packing. Torch only."""

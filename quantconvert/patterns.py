@@ -1,0 +1,104 @@
+"""Name patterns: the user's (`--ignore`) and the ones that go into a config for engines to match.
+
+A user's pattern is an exact module name, a glob (`*.down_proj`), or a regular expression after `re:`, matched at
+the start of the name only, as compressed-tensors does (`compressed_tensors/utils/match.py`).
+"""
+
+from __future__ import annotations
+
+import difflib
+import fnmatch
+import re
+from collections.abc import Callable, Iterable, Sequence
+
+from quantconvert.errors import UsageError
+
+_NUMBER = re.compile(r"(?<=\.)\d+(?=\.)|^\d+(?=\.)|(?<=\.)\d+$")
+WEIGHT_SUFFIX = ".weight"
+
+
+def module_of(name: str) -> str:
+    """The module a tensor belongs to: the name without its last part when that is `weight` or `bias`."""
+    stem, _, last = name.rpartition(".")
+    return stem if stem and last in ("weight", "bias") else name
+
+
+def template_of(name: str) -> str:
+    """The name with every numeric part replaced by `N`: tensors of all layers share one template."""
+    return _NUMBER.sub("N", name)
+
+
+def compile_pattern(pattern: str) -> Callable[[str], bool]:
+    """A predicate on names for one user pattern; raises `UsageError` for a regular expression that does not parse."""
+    if pattern.startswith("re:"):
+        try:
+            regex = re.compile(pattern[3:])
+        except re.error as error:
+            raise UsageError(f"pattern `{pattern}` is not a regular expression: {error}") from None
+        return lambda name: regex.match(name) is not None
+    if any(c in pattern for c in "*?["):
+        regex = re.compile(fnmatch.translate(pattern))
+        return lambda name: regex.match(name) is not None
+    return lambda name: name == pattern
+
+
+def nearest(pattern: str, names: Iterable[str], count: int = 3) -> list[str]:
+    """The names most like `pattern`, one a template, for the message that it matched nothing."""
+    unique = {template_of(name): name for name in reversed(list(names))}
+    bare = template_of(pattern.removeprefix("re:").replace("\\", "").replace("*", ""))
+    return [unique[t] for t in difflib.get_close_matches(bare, list(unique), n=count, cutoff=0.1)]
+
+
+def cover(selected: Sequence[str], others: Sequence[str], fused: Sequence[tuple[str, tuple[str, ...]]]) -> list[str]:
+    """Regular expressions (with the `re:` prefix) that match all of `selected` and none of `others`.
+
+    Engines give the same layer different roots (`model.layers` / `language_model.model.layers`) and do not rename
+    regular expressions, so each starts with `.*` and the shortest tail of the name that excludes all of `others`;
+    numbers become `\\d+` when every layer agrees. Where all members of a fused set are selected, the engine's
+    fused name is matched too.
+    """
+    other_templates = {template_of(name) for name in others}
+    by_template: dict[str, list[str]] = {}
+    for name in selected:
+        by_template.setdefault(template_of(name), []).append(name)
+    clean = [t for t in by_template if t not in other_templates]
+    mixed = [t for t in by_template if t in other_templates]
+    patterns = [_tail_regex(t, other_templates) for t in _merge_fused(clean, fused)]
+    other_set = set(others)
+    for template in mixed:
+        for name in _merge_fused(by_template[template], ()):
+            patterns.append(_tail_regex(name, other_set))
+    return sorted(set(patterns))
+
+
+def _merge_fused(templates: Sequence[str], fused: Sequence[tuple[str, tuple[str, ...]]]) -> list[str]:
+    """Replace the members of each complete fused set by one name whose last part is `(a|b|fused)`."""
+    left = dict.fromkeys(templates)
+    for fused_name, members in fused:
+        for template in list(left):
+            stem, dot, last = template.rpartition(".")
+            siblings = [f"{stem}{dot}{member}" for member in members]
+            if last == members[0] and all(sibling in left for sibling in siblings):
+                for sibling in siblings:
+                    del left[sibling]
+                left[f"{stem}{dot}({'|'.join((*members, fused_name))})"] = None
+    return list(left)
+
+
+def _tail_regex(name: str, others: Iterable[str]) -> str:
+    """`re:.*tail$` for the shortest dotted tail of `name`, from its last word before a number on, that is unique."""
+    parts = name.split(".")
+    numbers = [i for i, part in enumerate(parts) if part == "N" or part.isdigit()]
+    start = max((numbers[0] if numbers else len(parts)) - 1, 0)
+    for first in range(start, -1, -1):
+        regex = r"\.".join(_part_regex(part) for part in parts[first:]) + "$"
+        matches = re.compile(".*" + regex).match
+        if not any(matches(other.replace(".N", ".0")) for other in others):
+            return "re:.*" + regex
+    return "re:" + regex
+
+
+def _part_regex(part: str) -> str:
+    if part == "N":
+        return r"\d+"
+    return part if part.startswith("(") else re.escape(part)

@@ -1,0 +1,150 @@
+"""`build_plan`: a checkpoint and a job, nothing else, decide every byte's place."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from quantconvert.checkpoint import Checkpoint
+from quantconvert.errors import QuantConvertError, UnsupportedError, raise_all
+from quantconvert.families import Classifier
+from quantconvert.formats import Selection
+from quantconvert.job import Job, Scheme
+from quantconvert.planning.choose import Choice, choose_format
+from quantconvert.planning.decide import Decision, decide, scheme_of
+from quantconvert.planning.layout import Promise, place
+from quantconvert.planning.memory import COPY_CHUNK_NBYTES, cut, execution_for
+from quantconvert.planning.model import Execution, Output, Plan, Task
+
+
+def build_plan(checkpoint: Checkpoint, job: Job, nonfinite: Mapping[str, str] | None = None) -> Plan:
+    """Decide everything, or raise every refusal at once.
+
+    nonfinite: weights that hold NaN or Inf, name to description, when `--nan-policy keep` has looked for them.
+    """
+    errors: list[QuantConvertError] = []
+    _check_unquantized(checkpoint, errors)
+    classifier = Classifier(checkpoint)
+    decisions = decide(checkpoint, job, classifier, nonfinite or {}, errors)
+    quantized = [d for d in decisions if d.reason is None]
+    if not quantized:
+        errors.append(_nothing_to_do(checkpoint, decisions))
+    choice = choose_format(job, quantized, errors)
+    raise_all(errors)
+    execution = execution_for(job.limits)
+    units = [_promises(decision, choice) for decision in decisions]
+    outputs, shards = place(units, job.max_shard_nbytes)
+    tasks = tuple(_task(d, o, choice, execution) for d, o in zip(decisions, outputs, strict=True))
+    _check_memory(tasks, execution)
+    selection = _selection(decisions, choice, classifier)
+    family = classifier.family.name if classifier.family else None
+    return Plan(
+        job=job,
+        checkpoint=checkpoint,
+        family=family,
+        format=choice.format.name,
+        format_reason=choice.reason,
+        scheme=choice.scheme,
+        tasks=tasks,
+        shards=shards,
+        quantization_config=choice.format.config(selection),
+        notes=_notes(checkpoint, decisions, choice, selection, family),
+        execution=execution,
+    )
+
+
+QUANTIZED_SUFFIXES = (".weight_packed", ".qweight", ".weight_scale_inv", ".weight_scale", "_blocks", ".scales", ".SCB")
+
+
+def _check_unquantized(checkpoint: Checkpoint, errors: list[QuantConvertError]) -> None:
+    """A quantized source would be quantized twice, or half of it copied as if it were plain."""
+    block = next(
+        (c[key] for c in (checkpoint.config, checkpoint.text_config)
+         for key in ("quantization_config", "compression_config") if isinstance(c.get(key), dict)),
+        None,
+    )  # fmt: skip
+    method = block.get("quant_method", "unknown method") if block else None
+    sidecar = next((ref.name for ref in checkpoint.tensors if ref.name.endswith(QUANTIZED_SUFFIXES)), None)
+    if method or sidecar:
+        where = f"config.json says `{method}`" if method else f"it holds `{sidecar}`"
+        errors.append(
+            UnsupportedError(
+                f"source `{checkpoint.location}` is already quantized: {where}",
+                hint="give the original checkpoint in bfloat16, float16 or float32",
+            )
+        )
+
+
+def _nothing_to_do(checkpoint: Checkpoint, decisions: Sequence[Decision]) -> UnsupportedError:
+    reasons = ", ".join(sorted({str(d.reason) for d in decisions}))
+    return UnsupportedError(
+        f"`{checkpoint.location}` has no weight to quantize: all {len(decisions)} tensors are kept ({reasons})",
+        hint="`quantconvert plan` lists the reason for each tensor",
+    )
+
+
+def _promises(decision: Decision, choice: Choice) -> tuple[Promise, ...]:
+    ref = decision.ref
+    if decision.reason is not None:
+        return (Promise(ref.name, ref.dtype, ref.shape, 0, False, ref.nbytes),)
+    specs = choice.format.outputs(ref.shape, ref.dtype, scheme_of(decision, choice.scheme))
+    return tuple(
+        Promise(f"{decision.module}.{s.suffix}", s.dtype, s.shape, s.rows_per_element, s.transposed, s.nbytes)
+        for s in specs
+    )
+
+
+def _task(decision: Decision, outputs: tuple[Output, ...], choice: Choice, execution: Execution) -> Task:
+    ref = decision.ref
+    if decision.reason is not None:
+        peak = min(ref.nbytes, COPY_CHUNK_NBYTES)
+        return Task(ref, "copy", decision.reason, decision.evidence, None, outputs, peak)
+    scheme = scheme_of(decision, choice.scheme)
+    turned = sum(o.nbytes for o in outputs if o.transposed)
+    parts = cut(ref.shape, ref.dtype, turned, choice.format.row_multiple(scheme), execution.slab_nbytes)
+    return Task(ref, "quantize", None, decision.evidence, scheme, outputs, parts.peak_nbytes)
+
+
+def _check_memory(tasks: Sequence[Task], execution: Execution) -> None:
+    worst = max(tasks, key=lambda task: task.peak_nbytes)
+    if worst.peak_nbytes > execution.memory_limit:
+        raise UnsupportedError(
+            f"tensor `{worst.source.name}` in `{worst.source.file}` needs {worst.peak_nbytes} bytes at its peak: "
+            f"expected at most --memory-limit {execution.memory_limit}",
+            hint=f"--memory-limit {-(-worst.peak_nbytes // 10**6)}MB",
+        )
+
+
+def _selection(decisions: Sequence[Decision], choice: Choice, classifier: Classifier) -> Selection:
+    schemes: dict[Scheme, list[str]] = {}
+    for d in decisions:
+        if d.reason is None:
+            schemes.setdefault(scheme_of(d, choice.scheme), []).append(d.module)
+    return Selection(
+        schemes={scheme: tuple(modules) for scheme, modules in schemes.items()},
+        kept=tuple(d.module for d in decisions if d.is_kept_linear),
+        fused=classifier.fused,
+        has_experts=any(d.is_expert and d.reason is None for d in decisions),
+    )
+
+
+def _notes(
+    checkpoint: Checkpoint, decisions: Sequence[Decision], choice: Choice, selection: Selection, family: str | None
+) -> tuple[str, ...]:
+    """What the user should know before it runs."""
+    notes = list(dict.fromkeys(c for s in selection.schemes for c in choice.format.caveats(s, selection.has_experts)))
+    if family is None:
+        kind = checkpoint.model_type or "no model_type"
+        notes.append(f"unknown family ({kind}): which weights are linear was decided from names; check the plan")
+    stray = [d for d in decisions if d.reason == "not 2-D" and d.is_expert]
+    if stray:
+        notes.append(
+            f"{len(stray)} fused expert tensors such as `{stray[0].ref.name}` are kept: only 2-D experts are read"
+        )
+    skipped = sum(1 for d in decisions if d.reason == "indivisible")
+    if skipped:
+        notes.append(f"{skipped} weights are kept because the group size does not divide them (--on-indivisible skip)")
+    if checkpoint.dropped_files:
+        names = ", ".join(file.path for file in checkpoint.dropped_files[:4])
+        more = " and more" if len(checkpoint.dropped_files) > 4 else ""
+        notes.append(f"left behind as duplicate weights or stale configs: {names}{more}")
+    return tuple(notes)

@@ -1,0 +1,78 @@
+"""Where every output tensor goes: shards by size, and the exact bytes of each shard's header.
+
+The order inside a file is that of `safetensors.serialize` (dtype rank descending, then name), so that our files equal
+those of safetensors' own writer byte for byte (huggingface/safetensors `safetensors/src/tensor.rs`, `prepare`).
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from quantconvert.checkpoint.files import SINGLE_NAME
+from quantconvert.dtypes import DTYPES
+from quantconvert.planning.model import Output, Shard
+
+
+@dataclass(frozen=True, slots=True)
+class Promise:
+    """An output tensor that has no place yet."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    rows_per_element: int
+    transposed: bool
+    nbytes: int
+
+
+def split_shards(sizes: Iterable[int], max_nbytes: int) -> list[int]:
+    """The shard number of each unit, in order: a new shard begins when the next unit would not fit.
+
+    A unit is all that comes from one source tensor, so a weight and its scales share a file; one larger than
+    `max_nbytes` gets a file of its own.
+    """
+    numbers, number, used = [], 0, 0
+    for size in sizes:
+        if used and used + size > max_nbytes:
+            number, used = number + 1, 0
+        numbers.append(number)
+        used += size
+    return numbers
+
+
+def place(units: Sequence[Sequence[Promise]], max_nbytes: int) -> tuple[list[tuple[Output, ...]], tuple[Shard, ...]]:
+    """Outputs with shard and offset, unit by unit, and the shards."""
+    numbers = split_shards((sum(p.nbytes for p in unit) for unit in units), max_nbytes)
+    count = (numbers[-1] + 1) if numbers else 0
+    members: list[list[Promise]] = [[] for _ in range(count)]
+    for unit, number in zip(units, numbers, strict=True):
+        members[number] += unit
+    placed: dict[str, Output] = {}
+    shards = []
+    for number, promises in enumerate(members):
+        promises.sort(key=lambda p: (-DTYPES[p.dtype].rank, p.name))
+        header = header_bytes(promises)
+        offset = len(header)
+        for p in promises:
+            placed[p.name] = Output(
+                p.name, p.dtype, p.shape, p.rows_per_element, p.transposed, number, offset, p.nbytes
+            )
+            offset += p.nbytes
+        name = SINGLE_NAME if count == 1 else f"model-{number + 1:05d}-of-{count:05d}.safetensors"
+        shards.append(Shard(name, offset, header))
+    return [tuple(placed[p.name] for p in unit) for unit in units], tuple(shards)
+
+
+def header_bytes(promises: Sequence[Promise]) -> bytes:
+    """The file's first bytes: length, JSON, and spaces up to a multiple of 8."""
+    entries: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    offset = 0
+    for p in promises:
+        entries[p.name] = {"dtype": p.dtype, "shape": p.shape, "data_offsets": (offset, offset + p.nbytes)}
+        offset += p.nbytes
+    raw = json.dumps(entries, ensure_ascii=False, separators=(",", ":")).encode("utf-8")
+    raw += b" " * (-len(raw) % 8)
+    return struct.pack("<Q", len(raw)) + raw

@@ -1,0 +1,67 @@
+"""What a task costs in memory, and how rows are cut so that it stays within the budget. Pure arithmetic.
+
+A weight is processed tile by tile, sized to stay in a core's cache. What a layout stores transposed is gathered over
+several tiles, a slab, before it is turned and written. Both are whole rows, aligned to what the format packs together.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from quantconvert.dtypes import DTYPES
+from quantconvert.job import Limits
+from quantconvert.planning.model import Execution
+
+TILE_ELEMENTS = 1 << 19
+# Bytes a tile element needs beside its raw bytes: float32, int32 and uint8 copies, packed words, and torch's scratch.
+TILE_BYTES_PER_ELEMENT = 18
+MAX_SLAB_NBYTES = 32_000_000
+COPY_CHUNK_NBYTES = 4_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """How one weight is cut: rows of a tile and of a slab, and the bytes that this needs at its peak."""
+
+    tile_rows: int
+    slab_rows: int
+    peak_nbytes: int
+
+
+def execution_for(limits: Limits) -> Execution:
+    """Workers (one a core unless told) and the slab size that their number and the memory limit allow."""
+    workers = limits.workers or len(os.sched_getaffinity(0))
+    slab = max(1, min(MAX_SLAB_NBYTES, limits.memory_limit // (4 * workers)))
+    return Execution(workers, slab, limits.memory_limit)
+
+
+def cut(shape: tuple[int, ...], dtype: str, turned_nbytes: int, multiple: int, slab: int) -> Cut:
+    """Cut a weight of `shape` [O, I] into tiles, and into slabs of at most `slab` bytes of turned output.
+
+    turned_nbytes: bytes of all outputs that are stored transposed; they are gathered slab by slab and held twice while
+    they are turned. Other outputs are written tile by tile. One `multiple` of rows is the least there can be, so the
+    peak may exceed what `slab` asks for; the plan refuses when it exceeds the whole budget.
+    """
+    rows, columns = shape
+    tile_rows = _aligned(TILE_ELEMENTS // max(1, columns), multiple, rows)
+    tile = tile_rows * columns * (TILE_BYTES_PER_ELEMENT + DTYPES[dtype].bits // 8)
+    if not turned_nbytes:
+        return Cut(tile_rows, rows, tile)
+    per_row = turned_nbytes / rows
+    slab_rows = max(_aligned(int(slab / per_row), multiple, rows), tile_rows)
+    if slab_rows < rows:
+        slab_rows = slab_rows // tile_rows * tile_rows
+    return Cut(tile_rows, slab_rows, tile + 2 * int(slab_rows * per_row))
+
+
+def _aligned(wanted: int, multiple: int, rows: int) -> int:
+    """The largest multiple of `multiple` up to `wanted`, at least one multiple, at most all rows."""
+    return max(1, min(rows, max(multiple, wanted // multiple * multiple)))
+
+
+def spans(start: int, stop: int, step: int) -> Iterator[tuple[int, int]]:
+    """Half-open ranges of at most `step` that cover start..stop."""
+    for begin in range(start, stop, step):
+        yield begin, min(begin + step, stop)

@@ -1,0 +1,212 @@
+"""A conversion, decided: values only."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from quantconvert.checkpoint import Checkpoint, TensorRef
+from quantconvert.checkpoint.files import INDEX_NAME
+from quantconvert.families import Reason
+from quantconvert.job import Job, Scheme
+
+Operation = Literal["quantize", "copy"]
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """One tensor of the result and its place: `nbytes` at `offset` (from the start of the file) of shard `shard`.
+
+    `rows_per_element` and `transposed` say how a block of source rows lands in it, as in `formats.TensorSpec`.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    rows_per_element: int
+    transposed: bool
+    shard: int
+    offset: int
+    nbytes: int
+
+    @property
+    def suffix(self) -> str:
+        """The part of the name after the module's: what the format calls this tensor."""
+        return self.name.rpartition(".")[2]
+
+    def offset_of_row(self, row: int) -> int:
+        """Bytes from the tensor's start to row `row` of its first axis."""
+        return row * (self.nbytes // self.shape[0]) if row else 0
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """The unit of execution: one source tensor, what is done with it and why, and where the result goes."""
+
+    source: TensorRef
+    operation: Operation
+    reason: Reason | None
+    evidence: str
+    scheme: Scheme | None
+    outputs: tuple[Output, ...]
+    peak_nbytes: int
+
+    @property
+    def output_nbytes(self) -> int:
+        return sum(output.nbytes for output in self.outputs)
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """One output file: its name, whole size, and the bytes before the first tensor."""
+
+    file: str
+    nbytes: int
+    header: bytes = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Execution:
+    """How many workers, and how many output bytes each buffers; derived from the limits, never changes bytes."""
+
+    workers: int
+    slab_nbytes: int
+    memory_limit: int
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Everything about a conversion that is known before one weight is read.
+
+    `tasks` account for every source tensor exactly once, in the order of the source's bytes.
+    """
+
+    job: Job
+    checkpoint: Checkpoint
+    family: str | None
+    format: str
+    format_reason: str
+    scheme: Scheme
+    tasks: tuple[Task, ...] = field(repr=False)
+    shards: tuple[Shard, ...]
+    quantization_config: Mapping[str, Any] = field(repr=False)
+    notes: tuple[str, ...]
+    execution: Execution
+
+    @property
+    def quantized(self) -> tuple[Task, ...]:
+        return tuple(task for task in self.tasks if task.operation == "quantize")
+
+    @property
+    def kept(self) -> tuple[Task, ...]:
+        return tuple(task for task in self.tasks if task.operation == "copy")
+
+    @property
+    def total_size(self) -> int:
+        """Bytes of all output tensors: the index's `total_size`."""
+        return sum(task.output_nbytes for task in self.tasks)
+
+    @property
+    def output_nbytes(self) -> int:
+        """Bytes that the result takes on disk: shards and side files (index, config and card come on top)."""
+        return sum(shard.nbytes for shard in self.shards) + sum(file.nbytes for file in self.checkpoint.side_files)
+
+    @property
+    def weight_map(self) -> dict[str, str]:
+        """Tensor name to file, sorted by name."""
+        pairs = [(output.name, self.shards[output.shard].file) for task in self.tasks for output in task.outputs]
+        return dict(sorted(pairs))
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Output bits for each source element, everything counted."""
+        return 8 * self.total_size / max(1, sum(task.source.num_elements for task in self.tasks))
+
+    @property
+    def bits_per_quantized_weight(self) -> float:
+        """Output bits, scales and zero points included, for each weight of a quantized layer."""
+        quantized = self.quantized
+        elements = sum(task.source.num_elements for task in quantized)
+        return 8 * sum(task.output_nbytes for task in quantized) / max(1, elements)
+
+    @property
+    def peak_nbytes(self) -> int:
+        """The most memory that tasks hold at once, on top of the interpreter with torch."""
+        largest = sorted((task.peak_nbytes for task in self.tasks), reverse=True)
+        return min(sum(largest[: self.execution.workers]), self.execution.memory_limit)
+
+    @property
+    def schemes(self) -> dict[Scheme, int]:
+        """How many weights each scheme has."""
+        return dict(Counter(task.scheme for task in self.quantized if task.scheme))
+
+    @property
+    def index(self) -> dict[str, Any] | None:
+        """The content of model.safetensors.index.json; None when one file holds everything."""
+        if len(self.shards) == 1:
+            return None
+        return {"metadata": {"total_size": self.total_size}, "weight_map": self.weight_map}
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The content of the result's config.json."""
+        config = dict(self.checkpoint.config)
+        if isinstance(config.get("text_config"), dict):
+            config["text_config"] = {k: v for k, v in config["text_config"].items() if k != "quantization_config"}
+        config["quantization_config"] = dict(self.quantization_config)
+        return config
+
+    @property
+    def digest(self) -> str:
+        """sha256 over everything that decides the output's bytes, the source's layout included."""
+        source = [(t.source.name, t.source.dtype, t.source.shape, t.source.file, t.source.offset) for t in self.tasks]
+        headers = [hashlib.sha256(shard.header).hexdigest() for shard in self.shards]
+        value = [self.job.to_json(), source, headers, self.config]
+        return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+    def to_json(self) -> dict[str, Any]:
+        """The plan as plain JSON values: totals first, then one entry a source tensor."""
+        return {
+            "source": self.checkpoint.location,
+            "revision": self.checkpoint.revision,
+            "model_type": self.checkpoint.model_type,
+            "family": self.family,
+            "format": self.format,
+            "format_reason": self.format_reason,
+            "scheme": self.scheme.label,
+            "num_tensors": len(self.tasks),
+            "num_quantized": len(self.quantized),
+            "source_nbytes": self.checkpoint.nbytes,
+            "total_size": self.total_size,
+            "output_nbytes": self.output_nbytes,
+            "bits_per_weight": round(self.bits_per_weight, 4),
+            "bits_per_quantized_weight": round(self.bits_per_quantized_weight, 4),
+            "peak_nbytes": self.peak_nbytes,
+            "workers": self.execution.workers,
+            "notes": list(self.notes),
+            "digest": self.digest,
+            "quantization_config": dict(self.quantization_config),
+            "files": {shard.file: shard.nbytes for shard in self.shards},
+            "side_files": [file.path for file in self.checkpoint.side_files],
+            "dropped_files": [file.path for file in self.checkpoint.dropped_files],
+            "index": INDEX_NAME if self.index else None,
+            "tensors": [_task_json(task) for task in self.tasks],
+        }
+
+
+def _task_json(task: Task) -> dict[str, Any]:
+    return {
+        "name": task.source.name,
+        "dtype": task.source.dtype,
+        "shape": list(task.source.shape),
+        "operation": task.operation,
+        "scheme": task.scheme.label if task.scheme else None,
+        "reason": task.reason,
+        "evidence": task.evidence,
+        "outputs": [output.name for output in task.outputs],
+        "output_nbytes": task.output_nbytes,
+    }

@@ -1,0 +1,167 @@
+"""Carrying out one task: read, quantize, encode, write, slab by slab."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from quantconvert.checkpoint import TensorRef
+from quantconvert.errors import CheckpointError, OutputError, UnsupportedError
+from quantconvert.formats import get_format
+from quantconvert.job import Scheme
+from quantconvert.methods import rtn
+from quantconvert.planning import Execution, Task
+from quantconvert.planning.memory import COPY_CHUNK_NBYTES, Cut, cut, spans
+from quantconvert.run.io import Files, Workspace, bytes_of, torch_dtype, write_all
+from quantconvert.run.writer import ShardWriter
+
+
+@dataclass(frozen=True, slots=True)
+class Bench:
+    """What a worker needs to carry out tasks: the source, the writer, its own buffers, and whom to tell of progress."""
+
+    files: Files
+    writer: ShardWriter
+    work: Workspace
+    execution: Execution
+    format: str
+    advance: Callable[[str, int], None]
+
+    def carry_out(self, task: Task) -> None:
+        """Do the whole task; its bytes are in the shard afterwards."""
+        if task.operation == "copy":
+            self._copy(task)
+        else:
+            self._quantize(task)
+        self.writer.task_done(task.outputs[0].shard)
+
+    def _copy(self, task: Task) -> None:
+        """Bytes as they are, without passing through this process where the file systems can do it."""
+        (output,) = task.outputs
+        source, target = self.files.fd(task.source.file), self.writer.fd(output.shard)
+        for begin, end in spans(0, task.source.nbytes, 16 * COPY_CHUNK_NBYTES):
+            done = begin
+            while done < end:
+                count = _copy_range(source, target, end - done, task.source.offset + done, output.offset + done)
+                if count == 0:
+                    size = min(end - done, COPY_CHUNK_NBYTES)
+                    chunk = bytes_of(self.work.tensor("raw", torch.uint8, (size,)))
+                    self.files.read_into(task.source.file, chunk, task.source.offset + done)
+                    try:
+                        write_all(target, chunk, output.offset + done)
+                    except OSError as error:
+                        raise OutputError(f"cannot write tensor `{output.name}`: {error.strerror}") from error
+                    count = len(chunk)
+                done += count
+            self.advance(task.source.name, end - begin)
+
+    def _quantize(self, task: Task) -> None:
+        ref, scheme, fmt = task.source, task.scheme, get_format(self.format)
+        assert scheme is not None
+        turned = sum(output.nbytes for output in task.outputs if output.transposed)
+        parts = cut(ref.shape, ref.dtype, turned, fmt.row_multiple(scheme), self.execution.slab_nbytes)
+        dtype, scale_dtype = torch_dtype(ref.dtype), torch_dtype(fmt.scale_dtype(ref.dtype))
+        span = self._whole_range(ref, scheme, parts) if scheme.strategy == "tensor" else None
+        for begin, end in spans(0, ref.shape[0], parts.slab_rows):
+            slabs = self._slabs(task, end - begin)
+            for first, w_OI in tiles(self.files, self.work, ref, begin, end, parts.tile_rows):
+                try:
+                    quantized = rtn.quantize(w_OI, scheme, dtype, scale_dtype, span)
+                except rtn.NonFinite:
+                    raise nonfinite_error(ref, count_nonfinite(self.files, ref, self.work)) from None
+                except rtn.ScaleOverflow:
+                    raise _overflow_error(ref, fmt.name) from None
+                blocks = fmt.encode(quantized, scheme, ref.shape)
+                for output in task.outputs:
+                    block = blocks[output.suffix]
+                    if output.transposed:
+                        at = (first - begin) // output.rows_per_element
+                        slabs[output.suffix][at : at + block.shape[0]] = block
+                    else:
+                        self.writer.write_rows(output, block, first)
+                self.advance(ref.name, w_OI.shape[0] * (ref.nbytes // ref.shape[0]))
+            for output in task.outputs:
+                if output.transposed:
+                    self.writer.write_turned(output, slabs[output.suffix], begin, self.work)
+        self.work.trim(self.execution.memory_limit // self.execution.workers)
+
+    def _slabs(self, task: Task, num_rows: int) -> dict[str, Tensor]:
+        """Where the blocks of transposed outputs are gathered, by suffix, row axis first."""
+        return {
+            o.suffix: self.work.tensor(o.suffix, torch_dtype(o.dtype), (-(-num_rows // o.rows_per_element), o.shape[0]))
+            for o in task.outputs
+            if o.transposed
+        }
+
+    def _whole_range(self, ref: TensorRef, scheme: Scheme, parts: Cut) -> rtn.Range:
+        """A first pass over the tensor, for the one scale that all of it shares."""
+        span: rtn.Range | None = None
+        for _, w_OI in tiles(self.files, self.work, ref, 0, ref.shape[0], parts.tile_rows):
+            try:
+                found = rtn.measure(w_OI, scheme)
+            except rtn.NonFinite:
+                raise nonfinite_error(ref, count_nonfinite(self.files, ref, self.work)) from None
+            span = span.joined(found) if span else found
+        assert span is not None
+        return span
+
+
+def tiles(
+    files: Files, work: Workspace, ref: TensorRef, begin: int, end: int, tile_rows: int
+) -> Iterator[tuple[int, Tensor]]:
+    """Rows begin..end of `ref`, a tile at a time: (first row, float32 [O, I]). Each tile overwrites the one before."""
+    row_nbytes = ref.nbytes // ref.shape[0]
+    for first, last in spans(begin, end, tile_rows):
+        shape = (last - first, ref.shape[1])
+        raw = work.tensor("raw", torch_dtype(ref.dtype), shape)
+        files.read_into(ref.file, bytes_of(raw), ref.offset + first * row_nbytes)
+        yield first, work.tensor("float", torch.float32, shape).copy_(raw)
+
+
+def _copy_range(source: int, target: int, count: int, source_offset: int, target_offset: int) -> int:
+    """Bytes copied inside the kernel; 0 where it cannot."""
+    try:
+        return os.copy_file_range(source, target, count, source_offset, target_offset)
+    except OSError:
+        return 0
+
+
+def count_nonfinite(files: Files, ref: TensorRef, work: Workspace) -> tuple[int, int, tuple[int, ...]]:
+    """How many NaN and Inf a tensor holds, and the index of the first of them."""
+    nan = inf = 0
+    first: tuple[int, ...] = ()
+    rows = max(1, (1 << 18) // max(1, ref.shape[1]))
+    for begin, w_OI in tiles(files, work, ref, 0, ref.shape[0], rows):
+        bad = ~torch.isfinite(w_OI)
+        if bool(bad.any()):
+            if not first:
+                row, column = bad.nonzero()[0].tolist()
+                first = (begin + row, column)
+            nan += int(w_OI.isnan().sum())
+            inf += int(w_OI.isinf().sum())
+    return nan, inf, first
+
+
+def nonfinite_text(found: tuple[int, int, tuple[int, ...]]) -> str:
+    """`3 NaN, 1 Inf, first at [0, 17]`."""
+    nan, inf, first = found
+    counts = ", ".join(f"{count} {kind}" for count, kind in ((nan, "NaN"), (inf, "Inf")) if count)
+    return f"{counts}, first at {list(first)}"
+
+
+def nonfinite_error(ref: TensorRef, found: tuple[int, int, tuple[int, ...]]) -> CheckpointError:
+    return CheckpointError(
+        f"tensor `{ref.name}` in `{ref.file}` holds {nonfinite_text(found)}: expected finite weights",
+        hint="--nan-policy keep leaves such tensors (and what is fused with them) unquantized",
+    )
+
+
+def _overflow_error(ref: TensorRef, fmt: str) -> UnsupportedError:
+    return UnsupportedError(
+        f"tensor `{ref.name}` in `{ref.file}` has a scale above 65504, the largest of float16, which {fmt} stores",
+        hint="--format compressed-tensors stores scales in the weight's own dtype, or --ignore this tensor",
+    )
