@@ -83,7 +83,9 @@ class HubRepo:
         if end <= offset:
             return b""
         try:
-            with self._fs.open(f"{self.location}@{self._sha}/{path}", "rb", block_size=end - offset) as file:
+            with self._fs.open(
+                f"{self.location}@{self._sha}/{path}", "rb", block_size=end - offset, cache_type="none"
+            ) as file:
                 file.seek(offset)
                 data: bytes = file.read(end - offset)
         except OSError as error:

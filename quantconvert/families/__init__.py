@@ -11,13 +11,14 @@ from functools import cache
 
 from quantconvert.checkpoint import Checkpoint, TensorRef
 from quantconvert.dtypes import DTYPES
-from quantconvert.families.common import EXPERT_NAMES, FUSED_COMMON, KEEP_BY_NAME
+from quantconvert.families.common import EXPERT_NAMES, FUSED_COMMON, KEEP_BY_NAME, TOWERS
 from quantconvert.families.model import REASON_TEXT, REASONS, Family, FusedSet, Reason, Role
 from quantconvert.families.tables import FAMILIES
 from quantconvert.patterns import WEIGHT_SUFFIX, template_of
 
 __all__ = ["FAMILIES", "REASONS", "REASON_TEXT", "Classifier", "Family", "FusedSet", "Reason", "Role", "find_family"]
 
+NO_TABLE = Family("unknown", (), (), fused=FUSED_COMMON)
 _LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.")
 
 
@@ -38,7 +39,7 @@ class Classifier:
 
     @property
     def fused(self) -> tuple[FusedSet, ...]:
-        return self.family.fused if self.family else FUSED_COMMON
+        return (self.family or NO_TABLE).fused
 
     def role(self, ref: TensorRef) -> Role:
         """What `ref` is. Shapes only rule out (a linear weight is 2-D); they never rule in."""
@@ -54,15 +55,17 @@ class Classifier:
     def _classify(self, template: str, rank: int) -> Role:
         is_weight = template.endswith(WEIGHT_SUFFIX)
         module = template.removesuffix(WEIGHT_SUFFIX)
-        family = self.family
-        if family:
-            for pattern, reason in family.keep:
-                if re.search(pattern, module):
-                    return Role(reason, f"family {family.name}: `{pattern}`")
-            for pattern in family.linear if is_weight and rank == 2 else ():
-                if re.search(pattern, module):
-                    is_expert = bool(family.experts and re.search(family.experts, module))
-                    return Role(None, f"family {family.name}: `{pattern}`", is_expert)
+        family = self.family or NO_TABLE
+        for pattern, reason in family.keep:
+            if re.search(pattern, module):
+                return Role(reason, f"family {family.name}: `{pattern}`")
+        for pattern, reason in TOWERS:
+            if re.search(pattern, module):
+                return Role(reason, f"name rule `{pattern}`")
+        for pattern in family.linear if is_weight and rank == 2 else ():
+            if re.search(pattern, module):
+                is_expert = bool(family.experts and re.search(family.experts, module))
+                return Role(None, f"family {family.name}: `{pattern}`", is_expert)
         if template.endswith(".bias"):
             return Role("bias", "name ends in `.bias`")
         for pattern, reason in KEEP_BY_NAME:

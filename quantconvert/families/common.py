@@ -6,12 +6,17 @@ from quantconvert.families.model import FusedSet, Reason
 
 # Searched in the module name, first match wins. Sources: the weight names in transformers' model files and the
 # keep lists of vLLM's and SGLang's loaders (collected in ../shared/formats.md sections 5.1 and 5.3).
-KEEP_BY_NAME: tuple[tuple[str, Reason], ...] = (
+
+# Other models inside the checkpoint: their layers bear the same names as the language model's, so this comes first.
+TOWERS: tuple[tuple[str, Reason], ...] = (
     (r"(^|\.)(mtp|nextn|mtp_block|eh_proj)(\.|$)", "mtp"),
     (r"(^|\.)(visual|vision_\w+|vision|image_encoder|img_\w+|vit|sam_model|multi_modal_projector|mm_projector"
      r"|mm_input_projection_weight|mm_soft_emb_norm|embed_vision|patch_embed\w*|patch_merger|image_newline|aligner"
      r"|resampler|siglip\w*)(\.|$)", "vision"),
     (r"(^|\.)(audio_\w+|audio|speech_encoder|embed_audio)(\.|$)", "audio"),
+)  # fmt: skip
+
+KEEP_BY_NAME: tuple[tuple[str, Reason], ...] = (
     (r"(^|\.)(lm_head|embed_out|output_layer)$", "lm_head"),
     (r"(?i:norm\d*|layer_?norm\w*|(^|[._])ln_\w+|(^|[._])ln\d*)$", "norm"),
     (r"(^|\.)(\w*embed\w*|wte|wpe|relative_attention_bias|pos_emb\w*|rotary_emb\w*"

@@ -20,11 +20,12 @@ def pack_columns(codes_OI: Tensor, num_bits: int) -> Tensor:
     per_word = 32 // num_bits
     if codes_OI.shape[1] % per_word:
         codes_OI = pad(codes_OI, (0, -codes_OI.shape[1] % per_word))
-    codes_OI = codes_OI.contiguous()
-    if num_bits == 8:
-        return codes_OI.view(torch.int32)
-    pairs = codes_OI.view(torch.int16)  # a byte each; the second code's byte moves down beside the first
-    return (pairs >> 4).bitwise_or_(pairs).to(torch.uint8).view(torch.int32)
+    rows = codes_OI.shape[0]
+    flat = codes_OI.reshape(-1)  # a column vector is its own transpose in memory, with strides that `view` refuses
+    if num_bits == 4:
+        pairs = flat.view(torch.int16)  # a byte each; the second code's byte moves down beside the first
+        flat = (pairs >> 4).bitwise_or_(pairs).to(torch.uint8)
+    return flat.view(torch.int32).view(rows, -1)
 
 
 def pack_rows(codes_OI: Tensor, num_bits: int) -> Tensor:

@@ -1,0 +1,86 @@
+"""What the engine tests share: held-out loss, logits, loading that complains, and the dense reference.
+
+The reference is the original checkpoint in float32 with each quantized weight replaced by what the independent decoders
+of `tests/builders.py` read from the converted files. It is written to a folder under the original's own names, so
+nothing but transformers' loading of plain checkpoints (which merges experts) stands between it and the comparison.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tests.builders import decode_awq, decode_compressed_tensors, read_tensors, write_checkpoint
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+TINY_LLAMA = EXAMPLES / "tiny-llama"
+CONTEXT, WINDOWS = 256, 64  # the windows that the example was trained and judged on; 16 KiB of the held-out text
+
+
+def heldout_windows() -> Tensor:
+    """Token ids [WINDOWS, CONTEXT]: the start of the held-out text. A token of the example is a byte."""
+    text = (EXAMPLES / "heldout.txt").read_bytes()[: WINDOWS * CONTEXT]
+    return torch.tensor(list(text)).view(WINDOWS, CONTEXT)
+
+
+def logits(model: Any, ids: Tensor) -> Tensor:
+    """Logits in float32, without gradients."""
+    with torch.no_grad():
+        return model(input_ids=ids).logits.float()
+
+
+def heldout_loss(model: Any) -> float:
+    """Mean cross-entropy in nats per byte over the held-out windows."""
+    total = 0.0
+    for ids in heldout_windows().split(16):
+        predicted, seen = logits(model, ids)[:, :-1].flatten(0, 1), ids[:, 1:].flatten()
+        total += torch.nn.functional.cross_entropy(predicted, seen, reduction="sum").item()
+    return total / (WINDOWS * (CONTEXT - 1))
+
+
+def load(folder: Path, auto_class: str = "AutoModelForCausalLM", **options: Any) -> Any:
+    """A model by transformers, in float32 unless `dtype` says otherwise; every tensor must have found its place."""
+    import transformers
+
+    options = {"dtype": torch.float32, **options}
+    model, info = getattr(transformers, auto_class).from_pretrained(folder, output_loading_info=True, **options)
+    problems = {key: found for key, found in info.items() if found}
+    assert not problems, problems
+    return model.eval()
+
+
+def decode(folder: Path, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
+    """Every quantized weight of a converted folder by module name.
+
+    dtype: what scales are cast to first, hence the dtype of the products; the stored one unless given.
+    """
+    config = json.loads((folder / "config.json").read_text())["quantization_config"]
+    tensors = read_tensors(folder)
+    for name in [name for name in tensors if dtype and name.endswith("scale")]:
+        tensors[name] = tensors[name].to(dtype)
+    if config["quant_method"] == "awq":
+        modules = [name.removesuffix(".qweight") for name in tensors if name.endswith(".qweight")]
+        return {module: decode_awq(tensors, module) for module in modules}
+    num_bits = config["config_groups"]["group_0"]["weights"]["num_bits"]
+    modules = [name.removesuffix(".weight_packed") for name in tensors if name.endswith(".weight_packed")]
+    return {module: decode_compressed_tensors(tensors, module, num_bits) for module in modules}
+
+
+def write_reference(original: Path, converted: Path, folder: Path, dtype: torch.dtype | None = None) -> Path:
+    """The original in float32 with the decoded weights; checks that all other tensors were left as they are."""
+    decoded, kept, tensors = decode(converted, dtype), read_tensors(converted), read_tensors(original)
+    assert decoded
+    for name, tensor in tensors.items():
+        weight = decoded.pop(name.removesuffix(".weight"), None)
+        if weight is None:
+            assert torch.equal(kept[name], tensor), name
+        else:
+            assert weight.shape == tensor.shape, name
+            tensors[name] = weight
+    assert not decoded, f"not in the original: {list(decoded)}"
+    floats = {name: t.float().contiguous() if t.is_floating_point() else t for name, t in tensors.items()}
+    return write_checkpoint(folder, floats, json.loads((original / "config.json").read_text()))
