@@ -13,15 +13,20 @@ from quantconvert.job import PRESETS
 _SCHEME, _RULES, _LIMITS = "Scheme", "What stays in high precision", "Limits"
 
 Source = Annotated[
-    str, typer.Argument(help="Local folder, or a Hub repository id such as org/model.", show_default=False)
+    str,
+    typer.Argument(metavar="SRC", help="Local folder, or a Hub repository id such as org/model.", show_default=False),
 ]
 Out = Annotated[
-    Path, typer.Argument(help="Folder for the result; must not exist yet, or be empty.", show_default=False)
+    Path,
+    typer.Argument(metavar="OUT", help="Folder for the result; must not exist yet, or be empty.", show_default=False),
 ]
 MaybeOut = Annotated[
-    Path | None, typer.Argument(help="Where the result would go: checked too when given.", show_default=False)
+    Path | None,
+    typer.Argument(metavar="[OUT]", help="Where the result would go: checked too when given.", show_default=False),
 ]
-Folder = Annotated[str, typer.Argument(help="A checkpoint: local folder or Hub repository id.", show_default=False)]
+Folder = Annotated[
+    str, typer.Argument(metavar="DIR", help="A checkpoint: local folder or Hub repository id.", show_default=False)
+]
 
 Bits = Annotated[
     int | None, typer.Option("--bits", metavar="4|8", help="Bits a weight. [default: 4]", rich_help_panel=_SCHEME)

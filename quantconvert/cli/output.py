@@ -17,8 +17,8 @@ from quantconvert.inventory import Inventory
 from quantconvert.planning import Plan
 
 LOG_WIDTH = 160  # where there is no terminal to ask
-stdout = Console(soft_wrap=True, width=None if sys.stdout.isatty() else LOG_WIDTH)
-stderr = Console(stderr=True, soft_wrap=True, width=None if sys.stderr.isatty() else LOG_WIDTH)
+stdout = Console(soft_wrap=True, highlight=False, width=None if sys.stdout.isatty() else LOG_WIDTH)
+stderr = Console(stderr=True, soft_wrap=True, highlight=False, width=None if sys.stderr.isatty() else LOG_WIDTH)
 
 
 def print_json(value: object) -> None:
@@ -33,6 +33,11 @@ def size(nbytes: float) -> str:
         if nbytes >= factor:
             return f"{nbytes / factor:.3g} {unit}" if nbytes < 999.5 * factor else f"{nbytes / factor:.0f} {unit}"
     return f"{nbytes:.0f} B"
+
+
+def counted(count: int, noun: str) -> str:
+    """`1 tensor`, `2 tensors`."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
 def duration(seconds: float) -> str:
@@ -57,7 +62,7 @@ def _kept_rows(plan: Plan) -> list[tuple[str, str]]:
     for task in plan.kept:
         groups[str(task.reason)].append(task.source.nbytes)
     return [
-        (f"  {reason}", f"{len(sizes)} tensors, {size(sum(sizes))}: {REASON_TEXT[reason]}")
+        (f"  {reason}", f"{counted(len(sizes), 'tensor')}, {size(sum(sizes))}: {REASON_TEXT[reason]}")
         for reason, sizes in sorted(groups.items(), key=lambda item: -sum(item[1]))
     ]
 
@@ -76,7 +81,7 @@ def _size_rows(plan: Plan) -> list[tuple[str, str]]:
     saved = plan.total_size / max(1, plan.checkpoint.nbytes)
     return [
         ("size", f"{size(plan.checkpoint.nbytes)} -> {size(plan.total_size)} ({saved:.1%}), "
-                 f"{len(plan.shards)} file{'s' if len(plan.shards) > 1 else ''}"),
+                 f"{counted(len(plan.shards), 'file')}"),
         ("bits per weight", f"{plan.bits_per_quantized_weight:.3f} in quantized layers, "
                             f"{plan.bits_per_weight:.3f} overall"),
     ]  # fmt: skip
@@ -142,8 +147,8 @@ def print_inventory(inventory: Inventory, verbose: bool) -> None:
         ("quantized", f"{inventory.quant_method or 'no'}"
                       + (f", {inventory.num_quantized_modules} modules" if inventory.num_quantized_modules else "")),
         *(("  scheme", line) for line in inventory.schemes),
-        ("tensors", f"{inventory.num_tensors} in {inventory.num_files} files, {size(inventory.nbytes)}"),
-        *((f"  {row.dtype}", f"{row.num_tensors} tensors, {size(row.nbytes)}") for row in inventory.dtypes),
+        ("tensors", f"{inventory.num_tensors} in {counted(inventory.num_files, 'file')}, {size(inventory.nbytes)}"),
+        *((f"  {row.dtype}", f"{counted(row.num_tensors, 'tensor')}, {size(row.nbytes)}") for row in inventory.dtypes),
     ]  # fmt: skip
     stdout.print(_facts(rows))
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
