@@ -18,8 +18,9 @@ from quantconvert.errors import (
     VerificationError,
 )
 from quantconvert.inventory import Inventory
-from quantconvert.job import Job, JobOptions, Scheme
+from quantconvert.job import Job, JobOptions
 from quantconvert.planning import Plan
+from quantconvert.schemes import Scheme
 from quantconvert.version import __version__
 
 __all__ = [

@@ -11,42 +11,36 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, TypedDict, get_args
 
 from quantconvert.errors import UsageError
+from quantconvert.schemes import (
+    DEFAULT_GROUP_SIZE,
+    DEFAULT_REQUEST,
+    NUM_BITS,
+    SCHEME_HINT,
+    Request,
+    parse_scheme,
+    width_of,
+)
 
-Strategy = Literal["tensor", "channel", "group"]
 OnIndivisible = Literal["error", "skip", "channel"]
 NanPolicy = Literal["error", "keep"]
 
-NUM_BITS = (4, 8)
-DEFAULT_GROUP_SIZE = 128
 DEFAULT_SHARD_NBYTES = 5_000_000_000
 
 
 @dataclass(frozen=True, slots=True)
-class Scheme:
-    """How one weight is quantized, in compressed-tensors' words.
+class Rule:
+    """Modules that match `pattern` get the scheme that `scheme` names, or stay as they are when it is `skip`."""
 
-    `group_size` counts consecutive input columns that share a scale; None unless `strategy` is `group`.
-    """
+    pattern: str
+    scheme: str
 
-    num_bits: int
-    symmetric: bool
-    strategy: Strategy
-    group_size: int | None = None
-
-    @property
-    def label(self) -> str:
-        """For people: `int4 g128 asymmetric`."""
-        width = f"g{self.group_size}" if self.strategy == "group" else f"per {self.strategy}"
-        return f"int{self.num_bits} {width} {'symmetric' if self.symmetric else 'asymmetric'}"
-
-    @property
-    def preset(self) -> str:
-        """The field's name for weight-only schemes: `W4A16`, `W4A16_ASYM`."""
-        return f"W{self.num_bits}A16" + ("" if self.symmetric else "_ASYM")
-
-    def num_groups(self, in_features: int) -> int:
-        """Scales a row: 1 per channel and per tensor."""
-        return in_features // self.group_size if self.group_size else 1
+    @classmethod
+    def parse(cls, text: str) -> Rule:
+        """From `PATTERN=SCHEME`; raises `UsageError`."""
+        pattern, equals, scheme = text.rpartition("=")
+        if not equals or not pattern or not scheme:
+            raise UsageError(f"--rule: expected PATTERN=SCHEME, got `{text}`", hint=f"{SCHEME_HINT}, or skip")
+        return cls(pattern, scheme)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,11 +55,11 @@ class JobOptions(TypedDict, total=False):
     """The keyword arguments of `quantconvert.plan` and `quantconvert.convert`; each is optional.
 
     bits: 4 (default) or 8. group_size: 128 (default), -1 per channel, 0 per tensor. symmetric: None (default) means
-    what the format does best. scheme: a preset that sets the three at once (`W4A16`, `W4A16_ASYM`, `W8A16`, ...).
-    format: `auto` (default) or a registered format. ignore: patterns of modules to leave alone. on_indivisible: what
-    to do where the group size does not divide in_features. nan_policy: `error` (default) or `keep`. max_shard_size,
-    memory_limit: bytes or text such as `5GB`. workers: threads, 0 = one a core. base_model: the id for the model
-    card where it cannot be told from the source.
+    what the format does best. scheme: a name that sets the three at once (`W4A16`, `W4A16_ASYM`, `W8A16`, `W8A8` ...).
+    format: `auto` (default) or a registered format. ignore: patterns of modules to leave alone. rules:
+    `PATTERN=SCHEME`, later ones win. preset: a named set of rules. on_indivisible: what to do where the group size does
+    not divide in_features. nan_policy: `error` (default) or `keep`. max_shard_size, memory_limit: bytes or text such as
+    `5GB`. workers: threads, 0 = one a core. base_model: the id for the model card where the source does not tell it.
     """
 
     bits: int | None
@@ -74,6 +68,8 @@ class JobOptions(TypedDict, total=False):
     scheme: str | None
     format: str
     ignore: tuple[str, ...]
+    rules: tuple[Rule | str, ...]
+    preset: str | None
     on_indivisible: OnIndivisible
     nan_policy: NanPolicy
     max_shard_size: int | str
@@ -86,11 +82,11 @@ class JobOptions(TypedDict, total=False):
 class Job:
     """A conversion as asked for; `symmetric` None and `format` `auto` are settled by the plan."""
 
-    num_bits: int = 4
-    group_size: int = DEFAULT_GROUP_SIZE
-    symmetric: bool | None = None
+    base: Request = DEFAULT_REQUEST
     format: str = "auto"
     ignore: tuple[str, ...] = ()
+    rules: tuple[Rule, ...] = ()
+    preset: str | None = None
     on_indivisible: OnIndivisible = "error"
     nan_policy: NanPolicy = "error"
     max_shard_nbytes: int = DEFAULT_SHARD_NBYTES
@@ -108,11 +104,13 @@ class Job:
         """sha256 of `to_json`: equal for jobs that write the same bytes from the same source."""
         return hashlib.sha256(json.dumps(self.to_json(), sort_keys=True).encode()).hexdigest()
 
-    def scheme(self, symmetric: bool) -> Scheme:
-        """The scheme of an ordinary linear layer, once the symmetry is settled."""
-        if self.group_size > 0:
-            return Scheme(self.num_bits, symmetric, "group", self.group_size)
-        return Scheme(self.num_bits, symmetric, "channel" if self.group_size == -1 else "tensor")
+    def request(self, name: str) -> Request | None:
+        """What the scheme `name` of a rule asks for; None for `skip`. An open width is the job's own group size."""
+        if name == "skip":
+            return None
+        if self.base.activations:
+            return parse_scheme(name, DEFAULT_GROUP_SIZE)
+        return parse_scheme(name, {"channel": -1, "tensor": 0}.get(self.base.strategy, self.base.group_size or 0))
 
     @classmethod
     def from_options(cls, options: Mapping[str, Any]) -> Job:
@@ -120,13 +118,12 @@ class Job:
         unknown = set(options) - set(JobOptions.__annotations__)
         if unknown:
             raise UsageError(f"unknown option `{sorted(unknown)[0]}`")
-        bits, group_size, symmetric = _precision(options)
         job = cls(
-            num_bits=bits,
-            group_size=group_size,
-            symmetric=symmetric,
+            base=_base(options),
             format=options.get("format") or "auto",
             ignore=tuple(options.get("ignore") or ()),
+            rules=tuple(r if isinstance(r, Rule) else Rule.parse(r) for r in options.get("rules") or ()),
+            preset=options.get("preset"),
             on_indivisible=_choice("on-indivisible", options.get("on_indivisible") or "error", get_args(OnIndivisible)),
             nan_policy=_choice("nan-policy", options.get("nan_policy") or "error", get_args(NanPolicy)),
             max_shard_nbytes=parse_size(options.get("max_shard_size") or DEFAULT_SHARD_NBYTES, "max-shard-size"),
@@ -136,46 +133,27 @@ class Job:
                 memory_limit=parse_size(options.get("memory_limit") or Limits().memory_limit, "memory-limit"),
             ),
         )
+        for rule in job.rules:
+            job.request(rule.scheme)
         if job.limits.workers < 0:
             raise UsageError(f"--workers: expected 0 (one a core) or more, got {job.limits.workers}")
         return job
 
 
-_PRESET = re.compile(r"W(4|8)A16(_ASYM)?(?::g(\d+)|:channel|:tensor)?")
-PRESETS = ("W4A16", "W4A16_ASYM", "W8A16", "W8A16_ASYM")
-
-
-def _precision(options: Mapping[str, Any]) -> tuple[int, int, bool | None]:
-    """bits, group_size and symmetric from a preset and the single options, which may refine but not contradict it."""
-    bits, group_size, symmetric = (options.get(key) for key in ("bits", "group_size", "symmetric"))
-    preset = options.get("scheme")
-    if preset:
-        match = _PRESET.fullmatch(preset)
-        if match is None:
-            raise UsageError(
-                f"--scheme: unknown preset `{preset}`",
-                hint=f"known presets: {', '.join(PRESETS)}; `:g64`, `:channel` or `:tensor` may follow",
-            )
-        preset_symmetric = match[2] is None
-        if bits not in (None, int(match[1])) or symmetric not in (None, preset_symmetric):
-            raise UsageError(
-                f"--scheme {preset} contradicts --bits or --symmetric/--asymmetric", hint="give one of them"
-            )
-        bits, symmetric = int(match[1]), preset_symmetric
-        width = int(match[3]) if match[3] else {"channel": -1, "tensor": 0}.get(preset.partition(":")[2])
-        if width is not None and group_size not in (None, width):
-            raise UsageError(f"--scheme {preset} contradicts --group-size {group_size}", hint="give one of them")
-        group_size = width if width is not None else group_size
-    bits = 4 if bits is None else bits
-    group_size = DEFAULT_GROUP_SIZE if group_size is None else group_size
-    if bits not in NUM_BITS:
+def _base(options: Mapping[str, Any]) -> Request:
+    """The scheme of every layer without a rule; a scheme's name may be refined by single options, not contradicted."""
+    bits, size, symmetric, name = (options.get(key) for key in ("bits", "group_size", "symmetric", "scheme"))
+    if bits not in (None, *NUM_BITS):
         raise UsageError(f"--bits: expected 4 or 8, got {bits}")
-    if group_size < -1 or (group_size % 8 and group_size > 0):
-        raise UsageError(
-            f"--group-size: expected a multiple of 8, -1 (per channel) or 0 (per tensor), got {group_size}",
-            hint="engines read 32, 64 and 128",
-        )
-    return bits, group_size, symmetric
+    if not name:
+        strategy, group = width_of(DEFAULT_GROUP_SIZE if size is None else size)
+        return Request(bits or 4, strategy, group, symmetric)
+    request = parse_scheme(name, DEFAULT_GROUP_SIZE if size is None else size, "scheme")
+    if bits not in (None, request.num_bits) or symmetric not in (None, request.symmetric):
+        raise UsageError(f"--scheme {name} contradicts --bits or --symmetric/--asymmetric", hint="give one of them")
+    if size is not None and (request.strategy, request.group_size) != width_of(size):
+        raise UsageError(f"--scheme {name} contradicts --group-size {size}", hint="give one of them")
+    return request
 
 
 def _choice(option: str, value: str, allowed: tuple[str, ...]) -> Any:

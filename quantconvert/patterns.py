@@ -61,14 +61,30 @@ def cover(selected: Sequence[str], others: Sequence[str], fused: Sequence[tuple[
     by_template: dict[str, list[str]] = {}
     for name in selected:
         by_template.setdefault(template_of(name), []).append(name)
-    clean = [t for t in by_template if t not in other_templates]
-    mixed = [t for t in by_template if t in other_templates]
-    patterns = [_tail_regex(t, other_templates) for t in _merge_fused(clean, fused)]
-    other_set = set(others)
-    for template in mixed:
-        for name in _merge_fused(by_template[template], ()):
-            patterns.append(_tail_regex(name, other_set))
-    return sorted(set(patterns))
+    names: list[str] = []
+    for template, members in by_template.items():
+        names += [template] if template not in other_templates else _numbered(template, members, others)
+    return sorted({_tail_regex(name, other_templates) for name in _merge_fused(names, fused)})
+
+
+def _numbered(template: str, members: Sequence[str], others: Sequence[str]) -> list[str]:
+    """Names for members of a template that others have too: `layers.(0|31).mlp...`, by their first number.
+
+    Where a layer is split between both (experts of one layer), its members stand one by one.
+    """
+
+    def first_number(name: str) -> str:
+        return next(part for part in name.split(".") if part.isdigit())
+
+    theirs = {first_number(name) for name in others if template_of(name) == template}
+    mine = dict.fromkeys(first_number(name) for name in members)
+    whole = [number for number in mine if number not in theirs]
+    names = [name for name in members if first_number(name) in theirs]
+    if whole:
+        parts = template.split(".")
+        parts[parts.index("N")] = f"({'|'.join(sorted(whole, key=int))})"
+        names.append(".".join(parts))
+    return names
 
 
 def _merge_fused(templates: Sequence[str], fused: Sequence[tuple[str, tuple[str, ...]]]) -> list[str]:
@@ -85,15 +101,24 @@ def _merge_fused(templates: Sequence[str], fused: Sequence[tuple[str, tuple[str,
     return list(left)
 
 
-def _tail_regex(name: str, others: Iterable[str]) -> str:
-    """`re:.*tail$` for the shortest dotted tail of `name`, from its last word before a number on, that is unique."""
+_NUMBERS = re.compile(r"N|\d+|\(\d+(\|\d+)*\)")
+
+
+def _tail_regex(name: str, other_templates: Iterable[str]) -> str:
+    """`re:.*tail$` for the shortest dotted tail of `name`, from its last word before a number on, that is unique.
+
+    Templates that differ from `name` in numbers alone are its own siblings, told apart by those numbers.
+    """
     parts = name.split(".")
-    numbers = [i for i, part in enumerate(parts) if part == "N" or part.isdigit()]
+    numbers = [i for i, part in enumerate(parts) if _NUMBERS.fullmatch(part)]
+    siblings = re.compile(r"\.".join(r"\w+" if i in numbers else _part_regex(part) for i, part in enumerate(parts)))
+    number = re.search(r"\d+", parts[numbers[0]]) if numbers else None
+    others = [t.replace(".N", f".{number[0] if number else 0}") for t in other_templates if not siblings.fullmatch(t)]
     start = max((numbers[0] if numbers else len(parts)) - 1, 0)
     for first in range(start, -1, -1):
         regex = r"\.".join(_part_regex(part) for part in parts[first:]) + "$"
         matches = re.compile(".*" + regex).match
-        if not any(matches(other.replace(".N", ".0")) for other in others):
+        if not any(map(matches, others)):
             return "re:.*" + regex
     return "re:" + regex
 

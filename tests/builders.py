@@ -140,3 +140,40 @@ def decode_awq(tensors: dict[str, Tensor], module: str) -> Tensor:
     size = codes.shape[0] // scales.shape[0]
     weight_IO = (codes - zeros.repeat_interleave(size, 0)).to(scales.dtype) * scales.repeat_interleave(size, 0)
     return weight_IO.t().contiguous()
+
+
+def decode_gptq(tensors: dict[str, Tensor], module: str, num_bits: int, v1: bool) -> Tensor:
+    """The weight [O, I] of a GPTQ module in float16: scales[g_idx] * (u - zero), where v1 stores zero - 1."""
+    codes = unpack_words(tensors[f"{module}.qweight"].t().contiguous(), num_bits)
+    zeros = unpack_words(tensors[f"{module}.qzeros"], num_bits)
+    zeros = (zeros + 1) % 2**num_bits if v1 else zeros
+    groups = tensors[f"{module}.g_idx"].long()
+    scales = tensors[f"{module}.scales"]
+    return (codes - zeros[groups].t()).to(scales.dtype) * scales[groups].t()
+
+
+def decode_rtn(tensors: dict[str, Tensor], module: str, num_bits: int) -> Tensor:
+    """The ten lines of `quantconvert.formats.rtn`'s docstring, as an engine's author would type them in."""
+    weight, scale = tensors[f"{module}.weight"], tensors[f"{module}.weight_scale"]
+    zero_point = tensors.get(f"{module}.weight_zero_point")
+    if num_bits == 4:
+        weight = torch.stack((weight & 15, weight >> 4), dim=1).flatten(0, 1)
+        weight = weight[: scale.shape[0]] if scale.dim() == 2 else weight
+    scale = scale.view(-1, 1) if scale.dim() == 1 else scale
+    zero = torch.full_like(scale, 8 if num_bits == 4 else 0) if zero_point is None else zero_point.view(scale.shape)
+    size = weight.shape[1] // scale.shape[1]
+    scale, zero = (x.repeat_interleave(size, dim=1) for x in (scale, zero))
+    return (weight.int() - zero.int()).to(scale.dtype) * scale
+
+
+def decode(tensors: dict[str, Tensor], module: str, layout: str, num_bits: int, symmetric: bool) -> Tensor:
+    """The weight of one module in any layout, by the decoders above."""
+    if layout == "awq":
+        return decode_awq(tensors, module)
+    if layout == "gptq":
+        return decode_gptq(tensors, module, num_bits, v1=symmetric)
+    if layout == "rtn":
+        return decode_rtn(tensors, module, num_bits)
+    if f"{module}.weight" in tensors:  # int-quantized
+        return decode_rtn(tensors, module, 8)
+    return decode_compressed_tensors(tensors, module, num_bits)

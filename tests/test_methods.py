@@ -7,9 +7,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from quantconvert.job import Scheme
 from quantconvert.methods import rtn
 from quantconvert.methods.base import Quantized
+from quantconvert.schemes import Scheme
 from tests.builders import weight
 
 SCHEMES = [

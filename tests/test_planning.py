@@ -31,7 +31,7 @@ def test_planning_imports_no_torch(tmp_path: Path):
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-ROOMS = ["version", "errors", "events", "dtypes", "patterns", "checkpoint", "job", "families", "methods", "formats",
+ROOMS = ["version", "errors", "events", "dtypes", "patterns", "checkpoint", "schemes", "job", "families", "methods", "formats",
          "kernels", "planning", "hub", "inventory", "run", "card", "api", "__init__", "cli", "__main__"]  # fmt: skip
 
 

@@ -8,7 +8,8 @@ from typing import Annotated
 import typer
 
 from quantconvert.formats import FORMATS
-from quantconvert.job import PRESETS
+from quantconvert.planning.rules import PRESETS
+from quantconvert.schemes import SCHEMES
 
 _SCHEME, _RULES, _LIMITS = "Scheme", "What stays in high precision", "Limits"
 
@@ -53,7 +54,7 @@ SchemeName = Annotated[
     typer.Option(
         "--scheme",
         metavar="PRESET",
-        help=f"Bits, width and symmetry at once: {', '.join(PRESETS)}; `:g64`, `:channel` or `:tensor` may follow.",
+        help=f"Bits, width and symmetry at once: {', '.join(SCHEMES)}; `:g64`, `:channel` or `:tensor` may follow.",
         rich_help_panel=_SCHEME,
     ),
 ]
@@ -67,6 +68,26 @@ Ignore = Annotated[
         "--ignore",
         metavar="PATTERN",
         help="Module to leave alone: exact name, glob, or re:REGEX. Repeatable.",
+        show_default=False,
+        rich_help_panel=_RULES,
+    ),
+]
+Rules = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--rule",
+        metavar="PATTERN=SCHEME",
+        help="A scheme (or skip) for the modules that match; repeatable, later ones win.",
+        show_default=False,
+        rich_help_panel=_RULES,
+    ),
+]
+Preset = Annotated[
+    str | None,
+    typer.Option(
+        "--preset",
+        metavar="|".join(PRESETS),
+        help="; ".join(f"{name}: {text}" for name, (text, _) in PRESETS.items()) + ".",
         show_default=False,
         rich_help_panel=_RULES,
     ),

@@ -6,10 +6,12 @@ from quantconvert.errors import UsageError
 from quantconvert.formats.awq import Awq
 from quantconvert.formats.base import Format, Selection, TensorSpec
 from quantconvert.formats.compressed_tensors import CompressedTensors
+from quantconvert.formats.gptq import Gptq
+from quantconvert.formats.rtn import Rtn
 
 __all__ = ["FORMATS", "Format", "Selection", "TensorSpec", "get_format"]
 
-FORMATS: dict[str, Format] = {fmt.name: fmt for fmt in (Awq(), CompressedTensors())}
+FORMATS: dict[str, Format] = {fmt.name: fmt for fmt in (Awq(), CompressedTensors(), Gptq(), Rtn())}
 
 
 def get_format(name: str) -> Format:

@@ -9,10 +9,11 @@ Nibble k (least significant first) of a word holds output column `ORDER[k]` of i
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from quantconvert.formats.base import Format, Selection, TensorSpec
-from quantconvert.job import Scheme
+from quantconvert.schemes import Scheme
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -27,10 +28,13 @@ class Awq(Format):
     name = "awq"
     summary = "int4 packed along the output dimension (GEMM)"
     symmetric_by_default = False
-    mixed_schemes = False
 
-    def problems(self, scheme: Scheme, shape: tuple[int, ...]) -> list[str]:
+    def problems(self, scheme: Scheme, shape: tuple[int, ...], module: str) -> list[str]:
         found = []
+        if scheme.activations:
+            found.append("awq is weight-only")
+        if module.endswith("lm_head"):
+            found.append("AWQ engines read lm_head in high precision only")
         if scheme.num_bits != 4:
             found.append(f"awq holds 4 bits only, got {scheme.num_bits}")
         if scheme.strategy == "tensor":
@@ -72,6 +76,13 @@ class Awq(Format):
             "qzeros": pack_rows_int4(quantized.zero_points(scheme), ORDER),
             "scales": quantized.scale,
         }
+
+    def decode(self, blocks: Mapping[str, Tensor], scheme: Scheme, shape: tuple[int, int]) -> Quantized:
+        from quantconvert.kernels.packing import unpack_rows_int4
+        from quantconvert.methods.base import Quantized
+
+        codes, zeros = (unpack_rows_int4(blocks[name], ORDER) for name in ("qweight", "qzeros"))
+        return Quantized.of(codes, blocks["scales"], zeros, scheme)
 
     def config(self, selection: Selection) -> dict[str, Any]:
         """`modules_to_not_convert` is matched as a substring, so a kept name inside a quantized one cannot be said.

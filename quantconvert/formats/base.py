@@ -6,14 +6,14 @@ Planning imports this package, so nothing here imports torch until `encode` runs
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from quantconvert.dtypes import nbytes_of
 from quantconvert.families import FusedSet
-from quantconvert.job import Scheme
+from quantconvert.schemes import Scheme
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -66,11 +66,14 @@ class Format(ABC):
     name: ClassVar[str]
     summary: ClassVar[str]
     symmetric_by_default: ClassVar[bool]
-    mixed_schemes: ClassVar[bool]
 
     @abstractmethod
-    def problems(self, scheme: Scheme, shape: tuple[int, ...]) -> list[str]:
-        """Why a weight of `shape` [O, I] cannot be written under `scheme`; empty when it can."""
+    def problems(self, scheme: Scheme, shape: tuple[int, ...], module: str) -> list[str]:
+        """Why the weight of `module`, of `shape` [O, I], cannot be written under `scheme`; empty when it can."""
+
+    def mix_problem(self, schemes: Sequence[Scheme]) -> str | None:
+        """Why one model cannot hold all of `schemes`; None when it can."""
+        return f"{self.name} holds one scheme for the whole model"
 
     @abstractmethod
     def caveats(self, scheme: Scheme, has_experts: bool) -> list[str]:
@@ -91,6 +94,10 @@ class Format(ABC):
     @abstractmethod
     def encode(self, quantized: Quantized, scheme: Scheme, shape: tuple[int, ...]) -> dict[str, Tensor]:
         """Blocks for the tensors of `outputs`, by suffix, row axis first. `shape` is the whole weight's [O, I]."""
+
+    @abstractmethod
+    def decode(self, blocks: Mapping[str, Tensor], scheme: Scheme, shape: tuple[int, int]) -> Quantized:
+        """The inverse of `encode` for a block of `shape` [rows of the block, I], row axis first."""
 
     @abstractmethod
     def config(self, selection: Selection) -> dict[str, Any]:

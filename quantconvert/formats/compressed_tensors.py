@@ -1,41 +1,51 @@
-"""compressed-tensors `pack-quantized`: weight-only int4 and int8, packed along the input dimension.
+"""compressed-tensors: `pack-quantized` (weight-only int4, int8) and `int-quantized` (int8 with int8 activations).
 
-For a module `M` with weight [O, I], b bits, G groups:
+For a module `M` with weight [O, I], b bits, G groups, `pack-quantized` is
     M.weight_packed int32 [O, ceil(I*b/32)]     codes stored unsigned (q + 2^(b-1)), first value in the lowest bits
     M.weight_scale  weight's dtype [O, G]       [O, 1] per channel, [1] per tensor
     M.weight_shape  int64 [2] = [O, I]          always: transformers fails without it
     M.weight_zero_point int32 [ceil(O*b/32), G] only asymmetric, packed along the output; int8 [1] per tensor
-Sources: compressed-tensors 0.20 `compressors/pack_quantized/base.py` and `helpers.py`, `quantization/quant_config.py`;
-../shared/formats.md section 1. The config uses only keys that versions 0.17 to 0.20 know.
+and `int-quantized` is
+    M.weight int8 [O, I]    M.weight_scale as above    M.weight_zero_point int8 [O, G], only asymmetric
+Sources: compressed-tensors 0.20 `compressors/pack_quantized/base.py` and `helpers.py`,
+`compressors/naive_quantized/base.py`, `quantization/quant_config.py`; ../shared/formats.md section 1. The config uses
+only keys that versions 0.17 to 0.20 know.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from quantconvert.formats.base import Format, Selection, TensorSpec
-from quantconvert.job import Scheme
 from quantconvert.patterns import cover
+from quantconvert.schemes import Scheme
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from quantconvert.methods.base import Quantized
 
-PACKED = "pack-quantized"
+PACKED, INT = "pack-quantized", "int-quantized"
 
 
 class CompressedTensors(Format):
     name = "compressed-tensors"
-    summary = "int4 and int8 weight-only, packed along the input dimension (pack-quantized)"
+    summary = "int4 and int8, packed along the input dimension; W8A8 as plain int8"
     symmetric_by_default = True
-    mixed_schemes = True
 
-    def problems(self, scheme: Scheme, shape: tuple[int, ...]) -> list[str]:
+    def problems(self, scheme: Scheme, shape: tuple[int, ...], module: str) -> list[str]:
         return []
+
+    def mix_problem(self, schemes: Sequence[Scheme]) -> str | None:
+        return None
 
     def caveats(self, scheme: Scheme, has_experts: bool) -> list[str]:
         found = []
+        if scheme.activations:
+            if has_experts:
+                found.append("transformers and SGLang do not load W8A8 experts; vLLM does, on a GPU")
+            return found
         if scheme.strategy == "tensor":
             found.append("vLLM rejects weight-only per-tensor scales (it requires group or channel)")
         if scheme.strategy == "group" and scheme.group_size not in (32, 64, 128):
@@ -51,13 +61,18 @@ class CompressedTensors(Format):
         return found
 
     def row_multiple(self, scheme: Scheme) -> int:
-        return 1 if scheme.symmetric else 32 // scheme.num_bits
+        return 1 if scheme.symmetric or scheme.activations else 32 // scheme.num_bits
 
     def outputs(self, shape: tuple[int, ...], weight_dtype: str, scheme: Scheme) -> tuple[TensorSpec, ...]:
         rows, columns = shape
         pack = 32 // scheme.num_bits
         groups = scheme.num_groups(columns)
         whole = scheme.strategy == "tensor"
+        if scheme.activations:
+            return (
+                TensorSpec("weight", "I8", (rows, columns)),
+                TensorSpec("weight_scale", weight_dtype, (1,) if whole else (rows, groups), 0 if whole else 1),
+            )
         specs = [
             TensorSpec("weight_packed", "I32", (rows, -(-columns // pack))),
             TensorSpec("weight_scale", weight_dtype, (1,) if whole else (rows, groups), 0 if whole else 1),
@@ -75,9 +90,12 @@ class CompressedTensors(Format):
         from quantconvert.kernels.packing import pack_columns, pack_rows
 
         whole = scheme.strategy == "tensor"
+        scale = quantized.scale.reshape(1) if whole else quantized.scale
+        if scheme.activations:
+            return {"weight": quantized.codes.bitwise_xor(128).view(torch.int8), "weight_scale": scale}
         blocks = {
             "weight_packed": pack_columns(quantized.codes, scheme.num_bits),
-            "weight_scale": quantized.scale.reshape(1) if whole else quantized.scale,
+            "weight_scale": scale,
             "weight_shape": torch.tensor(shape, dtype=torch.int64),
         }
         if not scheme.symmetric:
@@ -87,26 +105,49 @@ class CompressedTensors(Format):
             blocks["weight_zero_point"] = pack_rows(zero_point, scheme.num_bits) if signed is None else signed
         return blocks
 
+    def decode(self, blocks: Mapping[str, Tensor], scheme: Scheme, shape: tuple[int, int]) -> Quantized:
+        import torch
+
+        from quantconvert.kernels.packing import unpack_columns, unpack_rows
+        from quantconvert.methods.base import Quantized
+
+        scale = blocks["weight_scale"]
+        scale = scale.reshape(1, 1) if scheme.strategy == "tensor" else scale
+        half = 1 << (scheme.num_bits - 1)
+        zero_point = None if scheme.symmetric else blocks["weight_zero_point"]
+        if zero_point is not None and zero_point.dtype == torch.int8:
+            zero_point = (zero_point.to(torch.int16) + half).to(torch.uint8).view(scale.shape)
+        elif zero_point is not None:
+            zero_point = unpack_rows(zero_point, scheme.num_bits, shape[0])
+        if "weight" in blocks:
+            return Quantized(blocks["weight"].view(torch.uint8).bitwise_xor(128), scale, zero_point)
+        return Quantized(unpack_columns(blocks["weight_packed"], scheme.num_bits, shape[1]), scale, zero_point)
+
     def config(self, selection: Selection) -> dict[str, Any]:
-        several = len(selection.schemes) > 1
+        quantized = selection.quantized
+        head = [name for name in quantized if name.endswith("lm_head")]
         groups = {}
         for i, (scheme, modules) in enumerate(selection.schemes.items()):
             others = [name for s, names in selection.schemes.items() if s != scheme for name in names]
-            targets = cover(modules, [*others, *selection.kept], selection.fused_pairs) if several else ["Linear"]
+            if others:
+                targets = cover(modules, [*others, *selection.kept], selection.fused_pairs)
+            else:  # vLLM's output head is no `Linear`
+                targets = ["Linear", *cover(head, [], ())]
             groups[f"group_{i}"] = {
                 "targets": targets,
-                "weights": _weights(scheme),
-                "input_activations": None,
+                "weights": _arguments(scheme.num_bits, scheme.symmetric, scheme.strategy, scheme.group_size),
+                "input_activations": _arguments(8, True, "token", None, dynamic=True) if scheme.activations else None,
                 "output_activations": None,
-                "format": PACKED,
+                "format": INT if scheme.activations else PACKED,
             }
-        ignore = cover([n for n in selection.kept if n != "lm_head"], selection.quantized, selection.fused_pairs)
+        ignore = cover([n for n in selection.kept if n != "lm_head"], quantized, selection.fused_pairs)
+        formats = {str(group["format"]) for group in groups.values()}
         return {
             "quant_method": "compressed-tensors",
-            "format": PACKED,
+            "format": formats.pop() if len(formats) == 1 else "mixed-precision",
             "quantization_status": "compressed",
             "config_groups": groups,
-            "ignore": ["lm_head", *ignore],
+            "ignore": ignore if head else ["lm_head", *ignore],
             "kv_cache_scheme": None,
             "global_compression_ratio": None,
         }
@@ -118,13 +159,15 @@ class CompressedTensors(Format):
         return [f"vllm serve {out}", model + ")  # transformers + compressed-tensors"]
 
 
-def _weights(scheme: Scheme) -> dict[str, Any]:
+def _arguments(
+    num_bits: int, symmetric: bool, strategy: str, group_size: int | None, dynamic: bool = False
+) -> dict[str, Any]:
     """compressed-tensors `QuantizationArgs`; unknown keys are forbidden there."""
     return {
-        "num_bits": scheme.num_bits,
+        "num_bits": num_bits,
         "type": "int",
-        "symmetric": scheme.symmetric,
-        "strategy": scheme.strategy,
-        "group_size": scheme.group_size,
-        "dynamic": False,
+        "symmetric": symmetric,
+        "strategy": strategy,
+        "group_size": group_size,
+        "dynamic": dynamic,
     }

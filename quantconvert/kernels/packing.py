@@ -50,3 +50,36 @@ def pack_rows_int4(codes_OI: Tensor, order: Sequence[int]) -> Tensor:
         words = plane.to(torch.int32) if words is None else words.bitwise_left_shift_(8).bitwise_or_(plane)
     assert words is not None
     return words
+
+
+def unpack_columns(words_OP: Tensor, num_bits: int, columns: int) -> Tensor:
+    """The inverse of `pack_columns`: uint8 [O, columns]."""
+    flat = words_OP.contiguous().view(-1).view(torch.uint8)
+    if num_bits == 4:
+        flat = torch.stack((flat & 15, flat >> 4), dim=-1).view(-1)
+    return flat.view(words_OP.shape[0], -1)[:, :columns]
+
+
+def unpack_rows(words_PI: Tensor, num_bits: int, rows: int) -> Tensor:
+    """The inverse of `pack_rows`: uint8 [rows, I]."""
+    return unpack_columns(words_PI.t(), num_bits, rows).t()
+
+
+def unpack_rows_int4(words_PI: Tensor, order: Sequence[int]) -> Tensor:
+    """The inverse of `pack_rows_int4`: uint8 [8 * P, I]."""
+    blocks = torch.empty(words_PI.shape[0], 8, words_PI.shape[1], dtype=torch.uint8)
+    for nibble, row in enumerate(order):
+        blocks[:, row] = (words_PI >> (4 * nibble)).bitwise_and_(15)
+    return blocks.view(-1, words_PI.shape[1])
+
+
+def pack_row_pairs(codes_OI: Tensor) -> Tensor:
+    """uint8 [ceil(O/2), I]: byte row r holds row 2r in the low nibble and row 2r+1 in the high one (0 past the end)."""
+    if codes_OI.shape[0] % 2:
+        codes_OI = pad(codes_OI, (0, 0, 0, 1))
+    return (codes_OI[1::2] * 16).bitwise_or_(codes_OI[::2])
+
+
+def unpack_row_pairs(bytes_PI: Tensor, rows: int) -> Tensor:
+    """The inverse of `pack_row_pairs`: uint8 [rows, I]."""
+    return torch.stack((bytes_PI & 15, bytes_PI >> 4), dim=1).view(-1, bytes_PI.shape[1])[:rows]

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from quantconvert.job import Scheme
+from quantconvert.schemes import Scheme
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,3 +30,8 @@ class Quantized:
         if self.zero_point is not None:
             return self.zero_point
         return torch.full(self.scale.shape, 1 << (scheme.num_bits - 1), dtype=torch.uint8)
+
+    @classmethod
+    def of(cls, codes: Tensor, scale: Tensor, zero_point: Tensor, scheme: Scheme) -> Quantized:
+        """With a zero point that a layout stores even when it is symmetric."""
+        return cls(codes, scale, None if scheme.symmetric else zero_point)

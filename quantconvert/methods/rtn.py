@@ -23,8 +23,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from quantconvert.job import Scheme
 from quantconvert.methods.base import Quantized
+from quantconvert.schemes import Scheme
 
 # Adding 1.5 * 2^23 leaves float32 no bits for a fraction: the sum is rounded half to even, which is `rint`, and its low
 # mantissa bits are the integer. Twice as fast as `round_` and a cast.

@@ -8,12 +8,13 @@ from quantconvert.checkpoint import Checkpoint
 from quantconvert.errors import QuantConvertError, UnsupportedError, raise_all
 from quantconvert.families import Classifier
 from quantconvert.formats import Selection
-from quantconvert.job import Job, Scheme
+from quantconvert.job import Job
 from quantconvert.planning.choose import Choice, choose_format
-from quantconvert.planning.decide import Decision, decide, scheme_of
+from quantconvert.planning.decide import Decision, decide
 from quantconvert.planning.layout import Promise, place
 from quantconvert.planning.memory import COPY_CHUNK_NBYTES, cut, execution_for
 from quantconvert.planning.model import Execution, Output, Plan, Task
+from quantconvert.schemes import Scheme
 
 
 def build_plan(checkpoint: Checkpoint, job: Job, nonfinite: Mapping[str, str] | None = None) -> Plan:
@@ -25,7 +26,7 @@ def build_plan(checkpoint: Checkpoint, job: Job, nonfinite: Mapping[str, str] | 
     _check_unquantized(checkpoint, errors)
     classifier = Classifier(checkpoint)
     decisions = decide(checkpoint, job, classifier, nonfinite or {}, errors)
-    quantized = [d for d in decisions if d.reason is None]
+    quantized = [d for d in decisions if d.request]
     if not quantized:
         errors.append(_nothing_to_do(checkpoint, decisions))
     choice = choose_format(job, quantized, errors)
@@ -43,7 +44,6 @@ def build_plan(checkpoint: Checkpoint, job: Job, nonfinite: Mapping[str, str] | 
         family=family,
         format=choice.format.name,
         format_reason=choice.reason,
-        scheme=choice.scheme,
         tasks=tasks,
         shards=shards,
         quantization_config=choice.format.config(selection),
@@ -84,9 +84,9 @@ def _nothing_to_do(checkpoint: Checkpoint, decisions: Sequence[Decision]) -> Uns
 
 def _promises(decision: Decision, choice: Choice) -> tuple[Promise, ...]:
     ref = decision.ref
-    if decision.reason is not None:
+    if decision.request is None:
         return (Promise(ref.name, ref.dtype, ref.shape, 0, False, ref.nbytes),)
-    specs = choice.format.outputs(ref.shape, ref.dtype, scheme_of(decision, choice.scheme))
+    specs = choice.format.outputs(ref.shape, ref.dtype, choice.scheme(decision.request))
     return tuple(
         Promise(f"{decision.module}.{s.suffix}", s.dtype, s.shape, s.rows_per_element, s.transposed, s.nbytes)
         for s in specs
@@ -95,10 +95,10 @@ def _promises(decision: Decision, choice: Choice) -> tuple[Promise, ...]:
 
 def _task(decision: Decision, outputs: tuple[Output, ...], choice: Choice, execution: Execution) -> Task:
     ref = decision.ref
-    if decision.reason is not None:
+    if decision.request is None:
         peak = min(ref.nbytes, COPY_CHUNK_NBYTES)
         return Task(ref, "copy", decision.reason, decision.evidence, None, outputs, peak)
-    scheme = scheme_of(decision, choice.scheme)
+    scheme = choice.scheme(decision.request)
     turned = sum(o.nbytes for o in outputs if o.transposed)
     parts = cut(ref.shape, ref.dtype, turned, choice.format.row_multiple(scheme), execution.slab_nbytes)
     return Task(ref, "quantize", None, decision.evidence, scheme, outputs, parts.peak_nbytes)
@@ -117,13 +117,13 @@ def _check_memory(tasks: Sequence[Task], execution: Execution) -> None:
 def _selection(decisions: Sequence[Decision], choice: Choice, classifier: Classifier) -> Selection:
     schemes: dict[Scheme, list[str]] = {}
     for d in decisions:
-        if d.reason is None:
-            schemes.setdefault(scheme_of(d, choice.scheme), []).append(d.module)
+        if d.request:
+            schemes.setdefault(choice.scheme(d.request), []).append(d.module)
     return Selection(
         schemes={scheme: tuple(modules) for scheme, modules in schemes.items()},
         kept=tuple(d.module for d in decisions if d.is_kept_linear),
         fused=classifier.fused,
-        has_experts=any(d.is_expert and d.reason is None for d in decisions),
+        has_experts=any(d.is_expert and d.request for d in decisions),
     )
 
 

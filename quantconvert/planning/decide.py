@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from quantconvert.checkpoint import Checkpoint, TensorRef
-from quantconvert.errors import QuantConvertError, UnsupportedError, UsageError
-from quantconvert.families import Classifier, FusedSet, Reason
-from quantconvert.job import Job, Scheme
-from quantconvert.patterns import WEIGHT_SUFFIX, compile_pattern, module_of, nearest
+from quantconvert.errors import QuantConvertError, UnsupportedError
+from quantconvert.families import Classifier, FusedSet, Reason, Role
+from quantconvert.job import Job
+from quantconvert.patterns import WEIGHT_SUFFIX, template_of
+from quantconvert.planning.rules import Verdict, verdicts
+from quantconvert.schemes import Request, scheme_name
 
 # Kept weights that engines hold as ordinary linear layers: the config block must name them.
 LINEAR_REASONS: frozenset[Reason] = frozenset(
@@ -20,13 +23,13 @@ LINEAR_REASONS: frozenset[Reason] = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """One source tensor: kept (`reason` set) or to be quantized."""
+    """One source tensor: to be quantized as `request` asks, or kept (`reason` set, `request` None)."""
 
     ref: TensorRef
     reason: Reason | None
     evidence: str
     is_expert: bool = False
-    strategy_override: bool = False
+    request: Request | None = None
 
     @property
     def module(self) -> str:
@@ -37,6 +40,9 @@ class Decision:
         """Kept, but an engine would take it for a linear layer unless told."""
         return self.reason in LINEAR_REASONS and len(self.ref.shape) == 2 and self.ref.name.endswith(WEIGHT_SUFFIX)
 
+    def kept(self, reason: Reason, evidence: str) -> Decision:
+        return replace(self, reason=reason, evidence=evidence, request=None)
+
 
 def decide(
     checkpoint: Checkpoint,
@@ -46,45 +52,44 @@ def decide(
     errors: list[QuantConvertError],
 ) -> list[Decision]:
     """One decision a tensor, in the checkpoint's order; refusals are appended to `errors`."""
-    ignored = _ignored(checkpoint, job.ignore, errors)
+    rules = verdicts(checkpoint, job, errors)
     decisions = []
     for ref in checkpoint.tensors:
-        role = classifier.role(ref)
-        reason, evidence = role.reason, role.evidence
-        if reason is None and ref.name in nonfinite:
-            reason, evidence = "non-finite", nonfinite[ref.name]
-        if reason is None and ref.name in ignored:
-            reason, evidence = "ignored", f"--ignore {ignored[ref.name]}"
-        decisions.append(Decision(ref, reason, evidence, role.is_expert))
+        decision = _by_rule(ref, classifier.role(ref), rules.get(ref.name), job.base)
+        if decision.request and ref.name in nonfinite:
+            decision = decision.kept("non-finite", nonfinite[ref.name])
+        decisions.append(decision)
+    _check_head(checkpoint, decisions, errors)
     decisions = _widen_nonfinite(decisions, classifier.fused)
     decisions = _indivisible(decisions, job, errors)
     _check_fused(decisions, classifier.fused, errors)
+    _check_experts(decisions, errors)
     return decisions
 
 
-def scheme_of(decision: Decision, base: Scheme) -> Scheme:
-    """The scheme of one quantized weight: the job's, or per channel where its group size does not divide."""
-    return replace(base, strategy="channel", group_size=None) if decision.strategy_override else base
+def _by_rule(ref: TensorRef, role: Role, verdict: Verdict | None, base: Request) -> Decision:
+    """A rule changes the scheme of what is quantized anyway; what is kept by default it must name exactly."""
+    forced = verdict is not None and verdict.forced and role.reason in ("lm_head", "head", "family", "router")
+    if role.reason is not None and not (forced and verdict and verdict.request):
+        return Decision(ref, role.reason, role.evidence, role.is_expert)
+    if verdict is None:
+        return Decision(ref, None, role.evidence, role.is_expert, base)
+    if verdict.request is None:
+        return Decision(ref, "ignored", verdict.evidence, role.is_expert)
+    return Decision(ref, None, f"{role.evidence}; {verdict.evidence}", role.is_expert, verdict.request)
 
 
-def _ignored(checkpoint: Checkpoint, patterns: Sequence[str], errors: list[QuantConvertError]) -> dict[str, str]:
-    """Tensor name to the pattern that ignores it; a pattern without a match is a mistake worth stopping for."""
-    found: dict[str, str] = {}
-    names = [ref.name for ref in checkpoint.tensors]
-    for pattern in patterns:
-        try:
-            matches = compile_pattern(pattern)
-        except UsageError as error:
-            errors.append(error)
-            continue
-        hits = [name for name in names if matches(module_of(name)) or matches(name)]
-        if not hits:
-            close = nearest(pattern, [module_of(name) for name in names])
-            hint = f"names like it: {', '.join(f'`{name}`' for name in close)}" if close else None
-            errors.append(UsageError(f"--ignore `{pattern}` matches no tensor", hint=hint))
-        for name in hits:
-            found.setdefault(name, pattern)
-    return found
+def _check_head(checkpoint: Checkpoint, decisions: Sequence[Decision], errors: list[QuantConvertError]) -> None:
+    """A tied output head is the embedding: quantizing it would leave the embedding without its table."""
+    tied = checkpoint.config.get("tie_word_embeddings", checkpoint.text_config.get("tie_word_embeddings", False))
+    for d in decisions:
+        if d.request and tied and d.module.endswith("lm_head"):
+            errors.append(
+                UnsupportedError(
+                    f"`{d.module}` is tied to the embeddings (tie_word_embeddings): engines read the embedding instead",
+                    hint="drop the rule for it, or untie the model first",
+                )
+            )
 
 
 def _fused_groups(decisions: Sequence[Decision], fused: Sequence[FusedSet]) -> list[tuple[FusedSet, list[int]]]:
@@ -108,54 +113,92 @@ def _widen_nonfinite(decisions: list[Decision], fused: Sequence[FusedSet]) -> li
     for fused_set, members in _fused_groups(decisions, fused):
         if any(decisions[i].reason == "non-finite" for i in members):
             for i in members:
-                if decisions[i].reason is None:
+                if decisions[i].request:
                     evidence = f"fused with a non-finite weight as {fused_set.name}"
-                    decisions[i] = replace(decisions[i], reason="non-finite", evidence=evidence)
+                    decisions[i] = decisions[i].kept("non-finite", evidence)
     return decisions
 
 
+def _says(decision: Decision) -> str:
+    return decision.request.label if decision.request else f"kept ({decision.reason})"
+
+
 def _check_fused(decisions: Sequence[Decision], fused: Sequence[FusedSet], errors: list[QuantConvertError]) -> None:
-    """vLLM and SGLang refuse a fused layer of which only some parts are quantized."""
+    """vLLM and SGLang refuse a fused layer whose parts do not share one scheme; one refusal a kind of layer."""
+    seen: set[tuple[str, tuple[str, ...]]] = set()
     for fused_set, members in _fused_groups(decisions, fused):
-        kept = [i for i in members if decisions[i].reason is not None]
-        if not kept or len(kept) == len(members):
-            continue
+        parts = {decisions[i].module.rpartition(".")[2]: _says(decisions[i]) for i in members}
         stem = decisions[members[0]].module.rpartition(".")[0]
-        left = [decisions[i].module.rpartition(".")[2] for i in members if i not in kept]
-        why = ", ".join(f"{decisions[i].module.rpartition('.')[2]} ({decisions[i].reason})" for i in kept)
-        names = "|".join(fused_set.members)
+        key = (template_of(stem), tuple(parts.values()))
+        if len(set(parts.values())) < 2 or key in seen:
+            continue
+        seen.add(key)
+        tail = re.escape(stem.rpartition(".")[2])
+        widest = max((decisions[i] for i in members), key=_width_rank)
+        scheme = scheme_name(widest.request) if widest.request else "skip"
         errors.append(
             UnsupportedError(
-                f"`{stem}`: engines load {', '.join(fused_set.members)} as one {fused_set.name}, "
-                f"but {why} stays in high precision and {', '.join(left)} does not",
-                hint=f"keep all of them: --ignore 're:.*({names})$'",
+                f"`{stem}`: engines load {', '.join(fused_set.members)} as one {fused_set.name}, so that they need one "
+                f"scheme, got {', '.join(f'{name}: {said}' for name, said in parts.items())}",
+                hint=f"give all of them the widest: --rule 're:.*{tail}\\.({'|'.join(fused_set.members)})$={scheme}'",
             )
         )
 
 
+def _width_rank(decision: Decision) -> int:
+    return decision.request.num_bits if decision.request else 16
+
+
+_EXPERT = re.compile(r"^(.*\.experts)\.\d+\.")
+
+
+def _check_experts(decisions: Sequence[Decision], errors: list[QuantConvertError]) -> None:
+    """vLLM and SGLang read one scheme for all routed experts of a layer (that of expert 0's first projection)."""
+    layers: dict[str, dict[str, Decision]] = {}
+    for d in decisions:
+        match = _EXPERT.match(d.module) if d.is_expert else None
+        if match:
+            layers.setdefault(match[1], {}).setdefault(_says(d), d)
+    for stem, kinds in layers.items():
+        if len(kinds) > 1:
+            found = ", ".join(f"`{d.module}`: {said}" for said, d in list(kinds.items())[:3])
+            errors.append(
+                UnsupportedError(
+                    f"`{stem}`: engines read one scheme for all experts of a layer, got {found}",
+                    hint=f"one rule for all of them: --rule '{stem}.*=SCHEME'",
+                )
+            )
+
+
 def _indivisible(decisions: list[Decision], job: Job, errors: list[QuantConvertError]) -> list[Decision]:
-    """Apply --on-indivisible to weights whose in_features the group size does not divide."""
-    size = job.group_size
-    bad = [i for i, d in enumerate(decisions) if size > 0 and d.reason is None and d.ref.shape[1] % size]
-    if not bad:
-        return decisions
-    if job.on_indivisible == "error":
-        errors.append(_indivisible_error(decisions, bad, size))
+    """Apply --on-indivisible to weights whose in_features their group size does not divide."""
+    bad = [i for i, d in enumerate(decisions) if d.request and d.ref.shape[1] % (d.request.group_size or 1)]
+    if bad and job.on_indivisible == "error":
+        errors.extend(_indivisible_errors([decisions[i] for i in bad], decisions))
     for i in bad:
+        d = decisions[i]
+        assert d.request
         if job.on_indivisible == "skip":
-            evidence = f"in_features {decisions[i].ref.shape[1]} % group_size {size} != 0"
-            decisions[i] = replace(decisions[i], reason="indivisible", evidence=evidence)
+            why = f"in_features {d.ref.shape[1]} % group_size {d.request.group_size} != 0"
+            decisions[i] = d.kept("indivisible", why)
         elif job.on_indivisible == "channel":
-            decisions[i] = replace(decisions[i], strategy_override=True)
+            decisions[i] = replace(d, request=replace(d.request, strategy="channel", group_size=None))
     return decisions
 
 
-def _indivisible_error(decisions: Sequence[Decision], bad: Sequence[int], size: int) -> UnsupportedError:
-    lines = [f"\n  `{decisions[i].ref.name}`: in_features {decisions[i].ref.shape[1]}" for i in bad]
-    widths = {d.ref.shape[1] for d in decisions if d.reason is None}
-    fitting = next((g for g in (512, 256, 128, 64, 32, 16, 8) if g < size and not any(w % g for w in widths)), None)
-    best = f"--group-size {fitting} divides every layer; or " if fitting else ""
-    return UnsupportedError(
-        f"--group-size {size} does not divide in_features of {len(bad)} weights:{''.join(lines)}",
-        hint=f"{best}--on-indivisible skip (keep them in high precision) or channel (one scale a row)",
-    )
+def _indivisible_errors(bad: Sequence[Decision], decisions: Sequence[Decision]) -> list[QuantConvertError]:
+    """One refusal a group size, naming every weight; the hint names the largest size that divides them all."""
+    errors: list[QuantConvertError] = []
+    for size in dict.fromkeys(d.request.group_size for d in bad if d.request and d.request.group_size):
+        mine = [d for d in bad if d.request and d.request.group_size == size]
+        widths = {d.ref.shape[1] for d in decisions if d.request and d.request.group_size == size}
+        fitting = next((g for g in (512, 256, 128, 64, 32, 16, 8) if g < size and not any(w % g for w in widths)), None)
+        best = f"--group-size {fitting} divides every layer; or " if fitting else ""
+        lines = "".join(f"\n  `{d.ref.name}`: in_features {d.ref.shape[1]}" for d in mine)
+        errors.append(
+            UnsupportedError(
+                f"--group-size {size} does not divide in_features of {len(mine)} weights:{lines}",
+                hint=f"{best}--on-indivisible skip (keep them in high precision) or channel (one scale a row)",
+            )
+        )
+    return errors

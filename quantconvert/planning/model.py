@@ -12,7 +12,8 @@ from typing import Any, Literal
 from quantconvert.checkpoint import Checkpoint, TensorRef
 from quantconvert.checkpoint.files import INDEX_NAME
 from quantconvert.families import Reason
-from quantconvert.job import Job, Scheme
+from quantconvert.job import Job
+from quantconvert.schemes import Scheme
 
 Operation = Literal["quantize", "copy"]
 
@@ -90,7 +91,6 @@ class Plan:
     family: str | None
     format: str
     format_reason: str
-    scheme: Scheme
     tasks: tuple[Task, ...] = field(repr=False)
     shards: tuple[Shard, ...]
     quantization_config: Mapping[str, Any] = field(repr=False)
@@ -138,6 +138,11 @@ class Plan:
         """The most memory that tasks hold at once, on top of the interpreter with torch."""
         largest = sorted((task.peak_nbytes for task in self.tasks), reverse=True)
         return min(sum(largest[: self.execution.workers]), self.execution.memory_limit)
+
+    @property
+    def scheme(self) -> Scheme:
+        """The scheme of most weights."""
+        return max(self.schemes.items(), key=lambda item: item[1])[0]
 
     @property
     def schemes(self) -> dict[Scheme, int]:

@@ -12,12 +12,12 @@ from torch import Tensor
 from quantconvert.checkpoint import TensorRef
 from quantconvert.errors import CheckpointError, OutputError, UnsupportedError
 from quantconvert.formats import get_format
-from quantconvert.job import Scheme
 from quantconvert.methods import rtn
 from quantconvert.planning import Execution, Task
 from quantconvert.planning.memory import COPY_CHUNK_NBYTES, Cut, cut, spans
 from quantconvert.run.io import Files, Workspace, bytes_of, torch_dtype, write_all
 from quantconvert.run.writer import ShardWriter
+from quantconvert.schemes import Scheme
 
 
 @dataclass(frozen=True, slots=True)

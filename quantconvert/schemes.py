@@ -1,0 +1,101 @@
+"""Schemes: how one weight is quantized, and the names that people give to that."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+from quantconvert.errors import UsageError
+
+Strategy = Literal["tensor", "channel", "group"]
+
+NUM_BITS = (4, 8)
+DEFAULT_GROUP_SIZE = 128
+
+
+@dataclass(frozen=True, slots=True)
+class Scheme:
+    """How one weight is quantized, in compressed-tensors' words.
+
+    `group_size` counts consecutive input columns that share a scale; None unless `strategy` is `group`.
+    `activations`: inputs are quantized too, to int8, per token, while the model runs (W8A8); nothing is stored for it.
+    """
+
+    num_bits: int
+    symmetric: bool
+    strategy: Strategy
+    group_size: int | None = None
+    activations: bool = False
+
+    @property
+    def label(self) -> str:
+        """For people: `int4 g128 asymmetric`."""
+        width = f"g{self.group_size}" if self.strategy == "group" else f"per {self.strategy}"
+        acts = ", int8 activations" if self.activations else ""
+        return f"int{self.num_bits} {width} {'symmetric' if self.symmetric else 'asymmetric'}{acts}"
+
+    def num_groups(self, in_features: int) -> int:
+        """Scales a row: 1 per channel and per tensor."""
+        return in_features // self.group_size if self.group_size else 1
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A scheme as asked for: `symmetric` None means what the format does best."""
+
+    num_bits: int
+    strategy: Strategy
+    group_size: int | None
+    symmetric: bool | None = None
+    activations: bool = False
+
+    @property
+    def label(self) -> str:
+        """As `Scheme.label`, without a word on symmetry that is still open."""
+        label = self.settled(True).label
+        return label.replace(" symmetric", "") if self.symmetric is None else label
+
+    def settled(self, default: bool) -> Scheme:
+        """The scheme, with `default` where the symmetry was left open."""
+        symmetric = default if self.symmetric is None else self.symmetric
+        return Scheme(self.num_bits, symmetric, self.strategy, self.group_size, self.activations)
+
+
+DEFAULT_REQUEST = Request(4, "group", DEFAULT_GROUP_SIZE)
+SCHEMES = ("W4A16", "W4A16_ASYM", "W8A16", "W8A16_ASYM", "W8A8")
+SCHEME_HINT = f"known schemes: {', '.join(SCHEMES)}; `:g64`, `:channel` or `:tensor` may follow"
+_SCHEME = re.compile(r"W([48])A16(_ASYM)?(?::(g\d+|channel|tensor))?|W8A8(?::(channel|tensor))?")
+
+
+def parse_scheme(name: str, group_size: int, option: str = "rule") -> Request:
+    """A request from a scheme's name; `group_size` (-1 channel, 0 tensor) where the name leaves the width open."""
+    match = _SCHEME.fullmatch(name)
+    if match is None:
+        raise UsageError(f"--{option}: unknown scheme `{name}`", hint=SCHEME_HINT)
+    if match[1] is None:
+        return Request(8, "tensor" if match[4] == "tensor" else "channel", None, True, True)
+    width = match[3]
+    size = {"channel": -1, "tensor": 0}.get(width, int(width[1:]) if width and width[0] == "g" else group_size)
+    strategy, group = width_of(size)
+    return Request(int(match[1]), strategy, group, match[2] is None)
+
+
+def width_of(group_size: int) -> tuple[Strategy, int | None]:
+    """Strategy and group size of `--group-size`; raises `UsageError`."""
+    if group_size < -1 or (group_size > 0 and group_size % 8):
+        raise UsageError(
+            f"--group-size: expected a multiple of 8, -1 (per channel) or 0 (per tensor), got {group_size}",
+            hint="engines read 32, 64 and 128",
+        )
+    if group_size > 0:
+        return "group", group_size
+    return ("channel" if group_size == -1 else "tensor"), None
+
+
+def scheme_name(request: Request) -> str:
+    """The name that `parse_scheme` reads back: `W8A16:g128`."""
+    width = f"g{request.group_size}" if request.strategy == "group" else request.strategy
+    if request.activations:
+        return f"W8A8:{width}"
+    return f"W{request.num_bits}A16{'_ASYM' if request.symmetric is False else ''}:{width}"
