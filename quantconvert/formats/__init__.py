@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from quantconvert.errors import UsageError
 from quantconvert.formats.awq import Awq
-from quantconvert.formats.base import Format, Selection, TensorSpec
+from quantconvert.formats.base import Format, Selection, Stored, TensorSpec
 from quantconvert.formats.compressed_tensors import CompressedTensors
 from quantconvert.formats.gptq import Gptq
 from quantconvert.formats.rtn import Rtn
 
-__all__ = ["FORMATS", "Format", "Selection", "TensorSpec", "get_format"]
+__all__ = ["FORMATS", "Format", "Selection", "Stored", "TensorSpec", "get_format"]
 
 FORMATS: dict[str, Format] = {fmt.name: fmt for fmt in (Awq(), CompressedTensors(), Gptq(), Rtn())}
 

@@ -9,10 +9,12 @@ Nibble k (least significant first) of a word holds output column `ORDER[k]` of i
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from quantconvert.formats.base import Format, Selection, TensorSpec
+from quantconvert.checkpoint import TensorRef
+from quantconvert.errors import UnsupportedError
+from quantconvert.formats.base import Format, Selection, Stored, StoredReader, TensorSpec, grouped_scheme
 from quantconvert.schemes import Scheme
 
 if TYPE_CHECKING:
@@ -27,6 +29,7 @@ ENGINE_GROUPS = (32, 64, 128)
 class Awq(Format):
     name = "awq"
     summary = "int4 packed along the output dimension (GEMM)"
+    suffixes = frozenset({"qweight", "qzeros", "scales"})
     symmetric_by_default = False
 
     def problems(self, scheme: Scheme, shape: tuple[int, ...], module: str) -> list[str]:
@@ -77,12 +80,27 @@ class Awq(Format):
             "scales": quantized.scale,
         }
 
-    def decode(self, blocks: Mapping[str, Tensor], scheme: Scheme, shape: tuple[int, int]) -> Quantized:
+    def decode(self, blocks: Mapping[str, Tensor], stored: Stored, rows: int) -> Quantized:
         from quantconvert.kernels.packing import unpack_rows_int4
         from quantconvert.methods.base import Quantized
 
         codes, zeros = (unpack_rows_int4(blocks[name], ORDER) for name in ("qweight", "qzeros"))
-        return Quantized.of(codes, blocks["scales"], zeros, scheme)
+        return Quantized.of(codes, blocks["scales"], zeros, stored.scheme)
+
+    def reader(self, block: Mapping[str, Any], read: Callable[[TensorRef], bytes]) -> StoredReader:
+        """AWQ always stores zero points; weights whose zeros are all 8 are symmetric."""
+        if block.get("version", block.get("format", "gemm")) not in ("gemm", "GEMM"):
+            raise UnsupportedError(f"AWQ of version `{block.get('version')}`: expected `gemm`")
+
+        def stored(module: str, refs: Mapping[str, TensorRef]) -> Stored | None:
+            if not {"qweight", "qzeros", "scales"} <= set(refs):
+                return None
+            columns, words = refs["qweight"].shape
+            symmetric = set(read(refs["qzeros"])) <= {0x88}
+            scheme = grouped_scheme(4, symmetric, columns, refs["scales"].shape[0])
+            return Stored(module, scheme, (words * 8, columns), refs)
+
+        return stored
 
     def config(self, selection: Selection) -> dict[str, Any]:
         """`modules_to_not_convert` is matched as a substring, so a kept name inside a quantized one cannot be said.

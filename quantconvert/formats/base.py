@@ -6,11 +6,12 @@ Planning imports this package, so nothing here imports torch until `encode` runs
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from quantconvert.checkpoint import TensorRef
 from quantconvert.dtypes import nbytes_of
 from quantconvert.families import FusedSet
 from quantconvert.schemes import Scheme
@@ -43,6 +44,26 @@ class TensorSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class Stored:
+    """A quantized module that exists: its scheme, the weight's shape [O, I], and its tensors by suffix.
+
+    `zero_offset` is added to stored zero points (GPTQ v1 stores them minus one); `reordered` means that columns belong
+    to groups by GPTQ's `g_idx` and not in order.
+    """
+
+    module: str
+    scheme: Scheme
+    shape: tuple[int, int]
+    refs: Mapping[str, TensorRef]
+    zero_offset: int = 0
+    reordered: bool = False
+
+
+# Reads what a config block says of one module, given its tensors by suffix; None where it is not quantized.
+StoredReader = Callable[[str, Mapping[str, TensorRef]], Stored | None]
+
+
+@dataclass(frozen=True, slots=True)
 class Selection:
     """What the config block has to tell an engine: which modules have which scheme, and which were left alone."""
 
@@ -60,11 +81,19 @@ class Selection:
         return tuple(name for names in self.schemes.values() for name in names)
 
 
+def grouped_scheme(num_bits: int, symmetric: bool, columns: int, groups: int) -> Scheme:
+    """The scheme of a module whose scale has `groups` columns."""
+    if groups == 1:
+        return Scheme(num_bits, symmetric, "channel")
+    return Scheme(num_bits, symmetric, "group", columns // groups)
+
+
 class Format(ABC):
     """One on-disk layout. Sources for each layout stand in its own file."""
 
     name: ClassVar[str]
     summary: ClassVar[str]
+    suffixes: ClassVar[frozenset[str]]
     symmetric_by_default: ClassVar[bool]
 
     @abstractmethod
@@ -96,8 +125,16 @@ class Format(ABC):
         """Blocks for the tensors of `outputs`, by suffix, row axis first. `shape` is the whole weight's [O, I]."""
 
     @abstractmethod
-    def decode(self, blocks: Mapping[str, Tensor], scheme: Scheme, shape: tuple[int, int]) -> Quantized:
-        """The inverse of `encode` for a block of `shape` [rows of the block, I], row axis first."""
+    def decode(self, blocks: Mapping[str, Tensor], stored: Stored, rows: int) -> Quantized:
+        """The inverse of `encode` for a block of `rows` rows, row axis first."""
+
+    @abstractmethod
+    def reader(self, block: Mapping[str, Any], read: Callable[[TensorRef], bytes]) -> StoredReader:
+        """How to recognise this format's modules in a checkpoint whose `quantization_config` is `block`.
+
+        `read` returns the bytes of a small tensor. The reader raises `CheckpointError` for a module that contradicts
+        the config, `UnsupportedError` for one that is legal but not integer codes of 4 or 8 bits.
+        """
 
     @abstractmethod
     def config(self, selection: Selection) -> dict[str, Any]:

@@ -14,12 +14,16 @@ only keys that versions 0.17 to 0.20 know.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import struct
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from quantconvert.formats.base import Format, Selection, TensorSpec
-from quantconvert.patterns import cover
-from quantconvert.schemes import Scheme
+from quantconvert.checkpoint import TensorRef
+from quantconvert.errors import UnsupportedError
+from quantconvert.formats.base import Format, Selection, Stored, StoredReader, TensorSpec
+from quantconvert.patterns import compile_pattern, cover
+from quantconvert.schemes import NUM_BITS, Scheme
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -32,6 +36,7 @@ PACKED, INT = "pack-quantized", "int-quantized"
 class CompressedTensors(Format):
     name = "compressed-tensors"
     summary = "int4 and int8, packed along the input dimension; W8A8 as plain int8"
+    suffixes = frozenset({"weight", "weight_packed", "weight_scale", "weight_shape", "weight_zero_point"})
     symmetric_by_default = True
 
     def problems(self, scheme: Scheme, shape: tuple[int, ...], module: str) -> list[str]:
@@ -105,23 +110,46 @@ class CompressedTensors(Format):
             blocks["weight_zero_point"] = pack_rows(zero_point, scheme.num_bits) if signed is None else signed
         return blocks
 
-    def decode(self, blocks: Mapping[str, Tensor], scheme: Scheme, shape: tuple[int, int]) -> Quantized:
+    def reader(self, block: Mapping[str, Any], read: Callable[[TensorRef], bytes]) -> StoredReader:
+        groups = [_read_group(group) for group in (block.get("config_groups") or {}).values()]
+
+        def stored(module: str, refs: Mapping[str, TensorRef]) -> Stored | None:
+            if "weight_packed" not in refs and (refs["weight"].dtype != "I8" or "weight_scale" not in refs):
+                return None
+            scheme = next((s for matches, s in groups if any(m(module) for m in matches)), None)
+            scheme = scheme or next((s for matches, s in groups if any(m("Linear") for m in matches)), None)
+            if scheme is None:
+                raise UnsupportedError(
+                    f"`{module}` is quantized, but no integer config group of 4 or 8 bits targets it"
+                )
+            if "weight_packed" not in refs:
+                rows, columns = refs["weight"].shape
+                return Stored(module, replace(scheme, activations=True), (rows, columns), refs)
+            rows, words = refs["weight_packed"].shape
+            columns = words * (32 // scheme.num_bits)
+            if "weight_shape" in refs:
+                rows, columns = struct.unpack("<2q", read(refs["weight_shape"]))
+            return Stored(module, replace(scheme, activations=False), (rows, columns), refs)
+
+        return stored
+
+    def decode(self, blocks: Mapping[str, Tensor], stored: Stored, rows: int) -> Quantized:
         import torch
 
         from quantconvert.kernels.packing import unpack_columns, unpack_rows
         from quantconvert.methods.base import Quantized
 
-        scale = blocks["weight_scale"]
+        scheme, scale = stored.scheme, blocks["weight_scale"]
         scale = scale.reshape(1, 1) if scheme.strategy == "tensor" else scale
         half = 1 << (scheme.num_bits - 1)
         zero_point = None if scheme.symmetric else blocks["weight_zero_point"]
         if zero_point is not None and zero_point.dtype == torch.int8:
             zero_point = (zero_point.to(torch.int16) + half).to(torch.uint8).view(scale.shape)
         elif zero_point is not None:
-            zero_point = unpack_rows(zero_point, scheme.num_bits, shape[0])
+            zero_point = unpack_rows(zero_point, scheme.num_bits, rows)
         if "weight" in blocks:
             return Quantized(blocks["weight"].view(torch.uint8).bitwise_xor(128), scale, zero_point)
-        return Quantized(unpack_columns(blocks["weight_packed"], scheme.num_bits, shape[1]), scale, zero_point)
+        return Quantized(unpack_columns(blocks["weight_packed"], scheme.num_bits, stored.shape[1]), scale, zero_point)
 
     def config(self, selection: Selection) -> dict[str, Any]:
         quantized = selection.quantized
@@ -157,6 +185,25 @@ class CompressedTensors(Format):
         if not scheme.symmetric:
             model += ", quantization_config=CompressedTensorsConfig(dequantize=True)"
         return [f"vllm serve {out}", model + ")  # transformers + compressed-tensors"]
+
+
+def _read_group(group: Mapping[str, Any]) -> tuple[list[Callable[[str], bool]], Scheme | None]:
+    """What a config group targets, and its scheme; None where that is not integer codes of 4 or 8 bits."""
+    weights = group.get("weights") or {}
+    matches = [compile_pattern(str(target)) for target in group.get("targets") or ()]
+    if (
+        weights.get("type", "int") != "int"
+        or weights.get("num_bits") not in NUM_BITS
+        or weights.get("actorder") == "group"
+    ):
+        return matches, None
+    size = weights.get("group_size")
+    default = "tensor" if size is None else "group" if size > 0 else "channel"
+    strategy = weights.get("strategy") or default
+    if strategy not in ("tensor", "channel", "group"):
+        return matches, None
+    symmetric = bool(weights.get("symmetric", True))
+    return matches, Scheme(int(weights["num_bits"]), symmetric, strategy, size if strategy == "group" else None)
 
 
 def _arguments(

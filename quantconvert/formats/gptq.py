@@ -15,10 +15,12 @@ neighbour. Sources: GPTQModel 7.7 `gptqmodel/nn_modules/qlinear/__init__.py` (`p
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from quantconvert.formats.base import Format, Selection, TensorSpec
+from quantconvert.checkpoint import TensorRef
+from quantconvert.errors import UnsupportedError
+from quantconvert.formats.base import Format, Selection, Stored, StoredReader, TensorSpec, grouped_scheme
 from quantconvert.patterns import cover
 from quantconvert.schemes import Scheme
 from quantconvert.version import __version__
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
 class Gptq(Format):
     name = "gptq"
     summary = "int4 and int8, packed along the input dimension (v1 symmetric, v2 asymmetric)"
+    suffixes = frozenset({"qweight", "qzeros", "scales", "g_idx"})
     symmetric_by_default = True
 
     def problems(self, scheme: Scheme, shape: tuple[int, ...], module: str) -> list[str]:
@@ -94,13 +97,34 @@ class Gptq(Format):
             "g_idx": torch.arange(shape[1], dtype=torch.int32) // (scheme.group_size or shape[1]),
         }
 
-    def decode(self, blocks: Mapping[str, Tensor], scheme: Scheme, shape: tuple[int, int]) -> Quantized:
+    def decode(self, blocks: Mapping[str, Tensor], stored: Stored, rows: int) -> Quantized:
         from quantconvert.kernels.packing import unpack_columns, unpack_rows
         from quantconvert.methods.base import Quantized
 
-        codes = unpack_columns(blocks["qweight"], scheme.num_bits, shape[1])
-        zeros = unpack_rows(blocks["qzeros"], scheme.num_bits, shape[0])
-        return Quantized.of(codes, blocks["scales"], zeros, scheme)
+        bits = stored.scheme.num_bits
+        codes = unpack_columns(blocks["qweight"], bits, stored.shape[1])
+        zeros = unpack_rows(blocks["qzeros"], bits, rows) + stored.zero_offset
+        return Quantized.of(codes, blocks["scales"], zeros & (2**bits - 1), stored.scheme)
+
+    def reader(self, block: Mapping[str, Any], read: Callable[[TensorRef], bytes]) -> StoredReader:
+        """Bits follow from shapes (qweight has I*b/32 rows, g_idx has I), so `dynamic` overrides need no reading."""
+        version = block.get("checkpoint_format", block.get("format", "gptq"))
+        if version not in ("gptq", "gptq_v2"):
+            raise UnsupportedError(f"GPTQ of checkpoint_format `{version}`: expected `gptq` or `gptq_v2`")
+        offset = 1 if version == "gptq" else 0
+
+        def stored(module: str, refs: Mapping[str, TensorRef]) -> Stored | None:
+            if not {"qweight", "qzeros", "scales"} <= set(refs):
+                return None
+            words, rows = refs["qweight"].shape
+            columns = refs["g_idx"].shape[0] if "g_idx" in refs else words * 32 // int(block.get("bits") or 4)
+            bits = words * 32 // columns
+            if bits not in (4, 8) or columns * bits != words * 32:
+                raise UnsupportedError(f"`{module}` is GPTQ with {bits} bits: expected 4 or 8")
+            scheme = grouped_scheme(bits, bool(block.get("sym", True)), columns, refs["scales"].shape[0])
+            return Stored(module, scheme, (rows, columns), refs, offset, bool(block.get("desc_act")))
+
+        return stored
 
     def config(self, selection: Selection) -> dict[str, Any]:
         """`dynamic` serves GPTQModel, vLLM and SGLang (fused names included); the list of lists serves transformers."""

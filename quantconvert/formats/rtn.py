@@ -23,12 +23,14 @@ In the spirit of vLLM's removed `rtn.py` (vllm PRs 18768, 20766, 26051); ../shar
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from quantconvert.formats.base import Format, Selection, TensorSpec
+from quantconvert.checkpoint import TensorRef
+from quantconvert.formats.base import Format, Selection, Stored, StoredReader, TensorSpec
 from quantconvert.patterns import cover
-from quantconvert.schemes import Scheme
+from quantconvert.schemes import Scheme, width_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -39,6 +41,7 @@ if TYPE_CHECKING:
 class Rtn(Format):
     name = "rtn"
     summary = "plain int8, or int4 with two rows a byte, for small engines and transformers through our integration"
+    suffixes = frozenset({"weight", "weight_scale", "weight_zero_point"})
     symmetric_by_default = True
 
     def problems(self, scheme: Scheme, shape: tuple[int, ...], module: str) -> list[str]:
@@ -89,20 +92,37 @@ class Rtn(Format):
             blocks["weight_zero_point"] = quantized.zero_point.reshape(1) if whole else quantized.zero_point
         return blocks
 
-    def decode(self, blocks: Mapping[str, Tensor], scheme: Scheme, shape: tuple[int, int]) -> Quantized:
+    def decode(self, blocks: Mapping[str, Tensor], stored: Stored, rows: int) -> Quantized:
         import torch
 
         from quantconvert.kernels.packing import unpack_row_pairs
         from quantconvert.methods.base import Quantized
 
+        scheme = stored.scheme
         codes, scale = blocks["weight"], blocks["weight_scale"]
         if scheme.num_bits == 4:
-            codes = unpack_row_pairs(codes, shape[0])
+            codes = unpack_row_pairs(codes, rows)
         elif scheme.symmetric:
             codes = codes.view(torch.uint8).bitwise_xor(128)
         scale = scale.view(1, 1) if scheme.strategy == "tensor" else scale
         zero_point = None if scheme.symmetric else blocks["weight_zero_point"].view(scale.shape)
         return Quantized(codes, scale, zero_point)
+
+    def reader(self, block: Mapping[str, Any], read: Callable[[TensorRef], bytes]) -> StoredReader:
+        overrides = [(re.compile(pattern), dict(fields)) for pattern, fields in (block.get("overrides") or {}).items()]
+
+        def stored(module: str, refs: Mapping[str, TensorRef]) -> Stored | None:
+            if not {"weight", "weight_scale"} <= set(refs):
+                return None
+            fields = dict(block) | next((f for pattern, f in overrides if pattern.match(module)), {})
+            (rows, columns), scales = refs["weight"].shape, refs["weight_scale"].shape
+            strategy, group = width_of(int(fields["group_size"]))
+            scheme = Scheme(int(fields["bits"]), bool(fields["symmetric"]), strategy, group)
+            if scheme.num_bits == 4:
+                rows = scales[0] if strategy != "tensor" else 2 * rows
+            return Stored(module, scheme, (rows, columns), refs)
+
+        return stored
 
     def config(self, selection: Selection) -> dict[str, Any]:
         """`overrides`: regular expression on the module name to the fields that differ; the first match counts."""

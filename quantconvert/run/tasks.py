@@ -16,8 +16,13 @@ from quantconvert.methods import rtn
 from quantconvert.planning import Execution, Task
 from quantconvert.planning.memory import COPY_CHUNK_NBYTES, Cut, cut, spans
 from quantconvert.run.io import Files, Workspace, bytes_of, torch_dtype, write_all
+from quantconvert.run.stored import StoredReader, dequantize, recast
 from quantconvert.run.writer import ShardWriter
 from quantconvert.schemes import Scheme
+
+
+# First row, number of rows, and blocks by suffix, row axis first.
+Tile = tuple[int, int, dict[str, Tensor]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,14 +34,17 @@ class Bench:
     work: Workspace
     execution: Execution
     format: str
+    source_format: str
     advance: Callable[[str, int], None]
 
     def carry_out(self, task: Task) -> None:
         """Do the whole task; its bytes are in the shard afterwards."""
         if task.operation == "copy":
             self._copy(task)
-        else:
+        elif task.operation == "quantize":
             self._quantize(task)
+        else:
+            self._transcode(task)
         self.writer.task_done(task.outputs[0].shard)
 
     def _copy(self, task: Task) -> None:
@@ -59,23 +67,14 @@ class Bench:
                 done += count
             self.advance(task.source.name, end - begin)
 
-    def _quantize(self, task: Task) -> None:
-        ref, scheme, fmt = task.source, task.scheme, get_format(self.format)
-        assert scheme is not None
-        turned = sum(output.nbytes for output in task.outputs if output.transposed)
-        parts = cut(ref.shape, ref.dtype, turned, fmt.row_multiple(scheme), self.execution.slab_nbytes)
-        dtype, scale_dtype = torch_dtype(ref.dtype), torch_dtype(fmt.scale_dtype(ref.dtype))
-        span = self._whole_range(ref, scheme, parts) if scheme.strategy == "tensor" else None
-        for begin, end in spans(0, ref.shape[0], parts.slab_rows):
+    def _stream(self, task: Task, parts: Cut, make: Callable[[int, int], Iterator[Tile]]) -> None:
+        """Write what `make(begin, end)` yields for each slab of rows: straight away, or turned once a slab is full."""
+        rows = task.stored.shape[0] if task.stored else task.source.shape[0]
+        nbytes = sum(ref.nbytes for ref in task.inputs)
+        told = 0
+        for begin, end in spans(0, rows, parts.slab_rows):
             slabs = self._slabs(task, end - begin)
-            for first, w_OI in tiles(self.files, self.work, ref, begin, end, parts.tile_rows):
-                try:
-                    quantized = rtn.quantize(w_OI, scheme, dtype, scale_dtype, span)
-                except rtn.NonFinite:
-                    raise nonfinite_error(ref, count_nonfinite(self.files, ref, self.work)) from None
-                except rtn.ScaleOverflow:
-                    raise _overflow_error(ref, fmt.name) from None
-                blocks = fmt.encode(quantized, scheme, ref.shape)
+            for first, count, blocks in make(begin, end):
                 for output in task.outputs:
                     block = blocks[output.suffix]
                     if output.transposed:
@@ -83,11 +82,60 @@ class Bench:
                         slabs[output.suffix][at : at + block.shape[0]] = block
                     else:
                         self.writer.write_rows(output, block, first)
-                self.advance(ref.name, w_OI.shape[0] * (ref.nbytes // ref.shape[0]))
+                done = nbytes * (first + count) // rows
+                self.advance(task.source.name, done - told)
+                told = done
             for output in task.outputs:
                 if output.transposed:
                     self.writer.write_turned(output, slabs[output.suffix], begin, self.work)
         self.work.trim(self.execution.memory_limit // self.execution.workers)
+
+    def _cut(self, task: Task, multiple: int) -> Cut:
+        turned = sum(output.nbytes for output in task.outputs if output.transposed)
+        shape, dtype = (task.stored.shape, "F32") if task.stored else (task.source.shape, task.source.dtype)
+        return cut(shape, dtype, turned, multiple, self.execution.slab_nbytes)
+
+    def _quantize(self, task: Task) -> None:
+        ref, scheme, fmt = task.source, task.scheme, get_format(self.format)
+        assert scheme is not None
+        parts = self._cut(task, fmt.row_multiple(scheme))
+        dtype, scale_dtype = torch_dtype(ref.dtype), torch_dtype(fmt.scale_dtype(ref.dtype))
+        span = self._whole_range(ref, scheme, parts) if scheme.strategy == "tensor" else None
+
+        def make(begin: int, end: int) -> Iterator[Tile]:
+            for first, w_OI in tiles(self.files, self.work, ref, begin, end, parts.tile_rows):
+                try:
+                    quantized = rtn.quantize(w_OI, scheme, dtype, scale_dtype, span)
+                except rtn.NonFinite:
+                    raise nonfinite_error(ref, count_nonfinite(self.files, ref, self.work)) from None
+                except rtn.ScaleOverflow:
+                    raise _overflow_error(ref, fmt.name) from None
+                yield first, w_OI.shape[0], fmt.encode(quantized, scheme, ref.shape)
+
+        self._stream(task, parts, make)
+
+    def _transcode(self, task: Task) -> None:
+        """Stored codes into another layout, or into plain weights."""
+        stored, scheme = task.stored, task.scheme
+        assert stored is not None
+        target = get_format(self.format) if scheme else None
+        source = get_format(self.source_format)
+        multiple = source.row_multiple(stored.scheme)
+        parts = self._cut(task, max(multiple, target.row_multiple(scheme)) if target and scheme else multiple)
+        reader = StoredReader(source, stored, self.files, self.work)
+        dtype = torch_dtype(task.outputs[0].dtype)
+
+        def make(begin: int, end: int) -> Iterator[Tile]:
+            for first, last in spans(begin, end, parts.tile_rows):
+                quantized = reader.rows(first, last)
+                if target and scheme:
+                    scale_dtype = torch_dtype(target.scale_dtype(reader.scale_tag))
+                    yield first, last - first, target.encode(recast(quantized, scale_dtype, stored), scheme, stored.shape)
+                else:
+                    weight = dequantize(quantized, stored.scheme, reader.column_groups)
+                    yield first, last - first, {"weight": weight.to(dtype)}
+
+        self._stream(task, parts, make)
 
     def _slabs(self, task: Task, num_rows: int) -> dict[str, Tensor]:
         """Where the blocks of transposed outputs are gathered, by suffix, row axis first."""
