@@ -129,11 +129,11 @@ class Job:
             ignore=tuple(options.get("ignore") or ()),
             on_indivisible=_choice("on-indivisible", options.get("on_indivisible") or "error", get_args(OnIndivisible)),
             nan_policy=_choice("nan-policy", options.get("nan_policy") or "error", get_args(NanPolicy)),
-            max_shard_nbytes=parse_size(options.get("max_shard_size") or DEFAULT_SHARD_NBYTES, "max-shard-size"),
+            max_shard_nbytes=parse_size(_given(options, "max_shard_size", DEFAULT_SHARD_NBYTES), "max-shard-size"),
             base_model=options.get("base_model"),
             limits=Limits(
                 workers=int(options.get("workers") or 0),
-                memory_limit=parse_size(options.get("memory_limit") or Limits().memory_limit, "memory-limit"),
+                memory_limit=parse_size(_given(options, "memory_limit", Limits().memory_limit), "memory-limit"),
             ),
         )
         if job.limits.workers < 0:
@@ -176,6 +176,12 @@ def _precision(options: Mapping[str, Any]) -> tuple[int, int, bool | None]:
             hint="engines read 32, 64 and 128",
         )
     return bits, group_size, symmetric
+
+
+def _given(options: Mapping[str, Any], key: str, default: Any) -> Any:
+    """The option's value, or `default` where it is absent or None (0 is a value)."""
+    value = options.get(key)
+    return default if value is None else value
 
 
 def _choice(option: str, value: str, allowed: tuple[str, ...]) -> Any:

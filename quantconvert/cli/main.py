@@ -186,14 +186,18 @@ class _Terminated(BaseException):
     """SIGTERM, raised in the main thread so that everything is cleaned up on the way out."""
 
 
-def _on_sigterm(signum: int, frame: FrameType | None) -> None:
-    raise _Terminated
+def _on_signal(signum: int, frame: FrameType | None) -> None:
+    """Stop once; an impatient second signal must not interrupt the cleaning up."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    raise KeyboardInterrupt if signum == signal.SIGINT else _Terminated
 
 
 @contextmanager
 def _exit_codes() -> Iterator[None]:
     """Every error that has a message becomes that message and its exit code; anything else is a bug's traceback."""
-    signal.signal(signal.SIGTERM, _on_sigterm)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _on_signal)
     try:
         yield
     except QuantConvertError as error:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections import defaultdict
+from typing import TextIO
 
 from rich.console import Console
 from rich.markup import escape
@@ -17,8 +19,21 @@ from quantconvert.inventory import Inventory
 from quantconvert.planning import Plan
 
 LOG_WIDTH = 160  # where there is no terminal to ask
-stdout = Console(soft_wrap=True, highlight=False, width=None if sys.stdout.isatty() else LOG_WIDTH)
-stderr = Console(stderr=True, soft_wrap=True, highlight=False, width=None if sys.stderr.isatty() else LOG_WIDTH)
+
+
+def _console(stream: TextIO) -> Console:
+    """Plain where there is no terminal or NO_COLOR is set; text of ours is never taken for emoji or numbers."""
+    return Console(
+        stderr=stream is sys.stderr,
+        soft_wrap=True,
+        highlight=False,
+        emoji=False,
+        color_system=None if os.environ.get("NO_COLOR") else "auto",
+        width=None if stream.isatty() else LOG_WIDTH,
+    )
+
+
+stdout, stderr = _console(sys.stdout), _console(sys.stderr)
 
 
 def print_json(value: object) -> None:

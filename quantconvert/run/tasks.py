@@ -63,7 +63,7 @@ class Bench:
         ref, scheme, fmt = task.source, task.scheme, get_format(self.format)
         assert scheme is not None
         turned = sum(output.nbytes for output in task.outputs if output.transposed)
-        parts = cut(ref.shape, ref.dtype, turned, fmt.row_multiple(scheme), self.execution.slab_nbytes)
+        parts = cut(ref.shape, ref.dtype, turned, fmt.row_multiple(scheme), self.execution)
         dtype, scale_dtype = torch_dtype(ref.dtype), torch_dtype(fmt.scale_dtype(ref.dtype))
         span = self._whole_range(ref, scheme, parts) if scheme.strategy == "tensor" else None
         for begin, end in spans(0, ref.shape[0], parts.slab_rows):
