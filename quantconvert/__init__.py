@@ -7,7 +7,7 @@ result = quantconvert.convert("path/to/model", "out", bits=4)
 inventory = quantconvert.inspect("out")
 """
 
-from quantconvert.api import Result, convert, inspect, plan
+from quantconvert.api import Result, convert, dequantize, inspect, plan, repack
 from quantconvert.errors import (
     CheckpointError,
     OutputError,
@@ -39,6 +39,8 @@ __all__ = [
     "VerificationError",
     "__version__",
     "convert",
+    "dequantize",
     "inspect",
     "plan",
+    "repack",
 ]

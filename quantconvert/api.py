@@ -1,26 +1,25 @@
-"""The library: `plan`, `convert`, `inspect`. The command line is a thin shell on these three."""
+"""The library: `plan`, `convert`, `repack`, `dequantize`, `inspect`. The command line is a thin shell on these."""
 
 from __future__ import annotations
 
 import json
 import os
 import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Unpack
+from typing import Unpack
 
 from quantconvert.checkpoint import Checkpoint, LocalFolder, Repo, load_checkpoint
 from quantconvert.checkpoint.files import INDEX_NAME
-from quantconvert.errors import QuantConvertError, Refusal, raise_all
+from quantconvert.errors import QuantConvertError, Refusal, UsageError, raise_all
 from quantconvert.events import Finished, Note, Reporter, Started, silent
 from quantconvert.hub import open_repo
 from quantconvert.inventory import Inventory, take_inventory
-from quantconvert.job import Job, JobOptions
+from quantconvert.job import Job, JobOptions, StreamOptions
 from quantconvert.planning import Plan, build_plan
+from quantconvert.planning.transcode import PLAIN_TAGS, PlainDType, build_transcode
 from quantconvert.run.output import OutputFolder, check_disk, check_output
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
 
 Source = str | os.PathLike[str]
 # What a conversion writes beside shards and side files (index, config, card): an allowance for the disk check.
@@ -56,7 +55,8 @@ def plan(
     `OutputError`, or one `Refusal` with all of them.
     """
     job = Job.from_options(options)
-    return _plan(open_repo(source, revision), job, None if out is None else Path(out), overwrite)
+    repo = open_repo(source, revision)
+    return _plan(repo, None if out is None else Path(out), overwrite, _builder(repo, job))
 
 
 def convert(
@@ -75,15 +75,64 @@ def convert(
     On any error, and on KeyboardInterrupt, `out` is left as it was. Raises what `plan` raises, and the same classes
     for what shows only in the data (NaN, a file that ends early, a full disk).
     """
-    wall, cpu = time.perf_counter(), time.process_time()
     job = Job.from_options(options)
-    repo, target = open_repo(source, revision), Path(out)
-    made = _plan(repo, job, target, overwrite)
-    for message in made.notes:
-        report(Note("plan", message))
-    _execute(made, repo, target, report, command)
-    report(Finished(str(target)))
-    return Result(made, target, time.perf_counter() - wall, time.process_time() - cpu, _peak_rss())
+    repo = open_repo(source, revision)
+    return _run(repo, Path(out), overwrite, _builder(repo, job), report, command)
+
+
+def repack(
+    source: Source,
+    out: Source,
+    format: str,
+    *,
+    overwrite: bool = False,
+    report: Reporter = silent,
+    command: str | None = None,
+    **options: Unpack[StreamOptions],
+) -> Result:
+    """Write a quantized checkpoint in another layout, without touching a code, a scale or a zero point.
+
+    Reads what we write, and integer AWQ, GPTQ and compressed-tensors checkpoints made by others. Raises
+    `UnsupportedError` where the layout cannot hold them; otherwise as `convert`.
+    """
+    job = Job.from_options({**options, "format": format})
+    return _transcode(source, Path(out), job, None, overwrite, report, command)
+
+
+def dequantize(
+    source: Source,
+    out: Source,
+    dtype: PlainDType = "bfloat16",
+    *,
+    overwrite: bool = False,
+    report: Reporter = silent,
+    command: str | None = None,
+    **options: Unpack[StreamOptions],
+) -> Result:
+    """Turn a quantized checkpoint back into a plain one: `(code - zero_point) * scale`, rounded once to `dtype`.
+
+    Reads the same checkpoints as `repack`, GPTQ with `desc_act` too. Raises as `convert`.
+    """
+    if dtype not in PLAIN_TAGS:
+        raise UsageError(f"--dtype: expected {', '.join(PLAIN_TAGS)}, got `{dtype}`")
+    return _transcode(source, Path(out), Job.from_options(options), dtype, overwrite, report, command)
+
+
+def _transcode(
+    source: Source,
+    out: Path,
+    job: Job,
+    dtype: PlainDType | None,
+    overwrite: bool,
+    report: Reporter,
+    command: str | None,
+) -> Result:
+    repo = open_repo(source, None)
+
+    def build(checkpoint: Checkpoint) -> Plan:
+        return build_transcode(checkpoint, job, lambda ref: repo.read(ref.file, ref.offset, ref.nbytes), dtype)
+
+    return _run(repo, out, overwrite, build, report, command)
 
 
 def inspect(folder: Source, *, revision: str | None = None) -> Inventory:
@@ -91,14 +140,30 @@ def inspect(folder: Source, *, revision: str | None = None) -> Inventory:
     return take_inventory(load_checkpoint(open_repo(folder, revision)))
 
 
-def _plan(repo: Repo, job: Job, out: Path | None, overwrite: bool) -> Plan:
+Builder = Callable[[Checkpoint], Plan]
+
+
+def _builder(repo: Repo, job: Job) -> Builder:
+    return lambda checkpoint: build_plan(checkpoint, job, _find_nonfinite(checkpoint, repo, job))
+
+
+def _run(repo: Repo, out: Path, overwrite: bool, build: Builder, report: Reporter, command: str | None) -> Result:
+    wall, cpu = time.perf_counter(), time.process_time()
+    made = _plan(repo, out, overwrite, build)
+    for message in made.notes:
+        report(Note("plan", message))
+    _execute(made, repo, out, report, command)
+    report(Finished(str(out)))
+    return Result(made, out, time.perf_counter() - wall, time.process_time() - cpu, _peak_rss())
+
+
+def _plan(repo: Repo, out: Path | None, overwrite: bool, build: Builder) -> Plan:
     errors: list[QuantConvertError] = []
     if out is not None:
         errors += check_output(out, repo.path if isinstance(repo, LocalFolder) else None, overwrite)
     made = None
     try:
-        checkpoint = load_checkpoint(repo)
-        made = build_plan(checkpoint, job, _find_nonfinite(checkpoint, repo, job))
+        made = build(load_checkpoint(repo))
     except Refusal as refusal:
         errors += refusal.errors
     except QuantConvertError as error:

@@ -29,30 +29,45 @@ def base_model(plan: Plan) -> str:
     return PurePath(location).name or "unknown"
 
 
+# By whether the source was quantized, and whether the result is.
+_METHOD = {
+    (False, True): "round to nearest (RTN), no calibration data",
+    (True, True): "codes, scales and zero points of the source in another layout",
+    (True, False): "(code - zero point) * scale, rounded once",
+}
+
+
+def load_hint(plan: Plan, out: str) -> list[str]:
+    """Commands that load the result."""
+    if plan.scheme is None:
+        return [f"vllm serve {out}", f'AutoModelForCausalLM.from_pretrained("{out}")']
+    return get_format(plan.format).load_hint(out, plan.scheme)
+
+
 def render_card(plan: Plan, command: str | None) -> str:
     """README.md of the result; the source card's own text follows under a heading of its own."""
     old_metadata, old_text = card_metadata(plan.checkpoint.card)
     base = base_model(plan)
-    fmt = get_format(plan.format)
-    tags = [*old_metadata.get("tags", []), plan.format, f"{plan.scheme.num_bits}-bit", "quantconvert"]
+    relation = "quantized" if plan.scheme else None  # the Hub has no word for going back
+    kind = [plan.format, f"{plan.scheme.num_bits}-bit"] if plan.scheme else []
+    tags = [*old_metadata.get("tags", []), *kind, "quantconvert"]
     metadata = {k: v for k, v in old_metadata.items() if k not in ("model-index", "base_model_relation")}
-    metadata |= {"base_model": base, "base_model_relation": "quantized", "tags": list(dict.fromkeys(tags))}
+    metadata |= {"base_model": base, "tags": list(dict.fromkeys(tags))}
+    metadata |= {"base_model_relation": relation} if relation else {}
     name = base.rpartition("/")[2]
     rows = [
         ("base model", base + (f" at revision `{plan.checkpoint.revision}`" if plan.checkpoint.revision else "")),
-        ("scheme", ", ".join(f"{s.label} ({n} weights)" for s, n in plan.schemes.items())),
-        ("format", f"{plan.format}: {fmt.summary}"),
-        ("method", "round to nearest (RTN), no calibration data"),
+        ("scheme", ", ".join(f"{s.label} ({n} weights)" for s, n in plan.schemes.items()) or "none"),
+        ("format", plan.format + (f": {get_format(plan.format).summary}" if plan.scheme else "")),
+        ("method", _METHOD[plan.source_format is not None, plan.scheme is not None]),
         ("size", f"{plan.checkpoint.nbytes} -> {plan.total_size} bytes, {plan.bits_per_weight:.2f} bits per weight"),
         ("kept in high precision", kept_summary(plan)),
         ("made with", f"quantconvert {__version__}"),
     ]
     parts = [
-        f"---\n{metadata_block(metadata)}---\n\n# {name}, quantized\n",
+        f"---\n{metadata_block(metadata)}---\n\n# {name}, {relation or 'dequantized'}\n",
         "| | |\n|---|---|\n" + "\n".join(f"| {key} | {value} |" for key, value in rows) + "\n",
-        "Load it (replace `PATH` by this repository):\n\n```\n"
-        + "\n".join(fmt.load_hint("PATH", plan.scheme))
-        + "\n```\n",
+        "Load it (replace `PATH` by this repository):\n\n```\n" + "\n".join(load_hint(plan, "PATH")) + "\n```\n",
     ]
     if command:
         parts.append(f"Command:\n\n```\n{command}\n```\n")

@@ -51,6 +51,15 @@ class Limits:
     memory_limit: int = 2_000_000_000
 
 
+class StreamOptions(TypedDict, total=False):
+    """Keyword arguments of everything that writes a checkpoint; see `JobOptions`."""
+
+    max_shard_size: int | str
+    memory_limit: int | str
+    workers: int
+    base_model: str | None
+
+
 class JobOptions(TypedDict, total=False):
     """The keyword arguments of `quantconvert.plan` and `quantconvert.convert`; each is optional.
 
@@ -126,11 +135,11 @@ class Job:
             preset=options.get("preset"),
             on_indivisible=_choice("on-indivisible", options.get("on_indivisible") or "error", get_args(OnIndivisible)),
             nan_policy=_choice("nan-policy", options.get("nan_policy") or "error", get_args(NanPolicy)),
-            max_shard_nbytes=parse_size(options.get("max_shard_size") or DEFAULT_SHARD_NBYTES, "max-shard-size"),
+            max_shard_nbytes=parse_size(_given(options, "max_shard_size", DEFAULT_SHARD_NBYTES), "max-shard-size"),
             base_model=options.get("base_model"),
             limits=Limits(
                 workers=int(options.get("workers") or 0),
-                memory_limit=parse_size(options.get("memory_limit") or Limits().memory_limit, "memory-limit"),
+                memory_limit=parse_size(_given(options, "memory_limit", Limits().memory_limit), "memory-limit"),
             ),
         )
         for rule in job.rules:
@@ -154,6 +163,12 @@ def _base(options: Mapping[str, Any]) -> Request:
     if size is not None and (request.strategy, request.group_size) != width_of(size):
         raise UsageError(f"--scheme {name} contradicts --group-size {size}", hint="give one of them")
     return request
+
+
+def _given(options: Mapping[str, Any], key: str, default: Any) -> Any:
+    """The option's value, or `default` where it is absent or None (0 is a value)."""
+    value = options.get(key)
+    return default if value is None else value
 
 
 def _choice(option: str, value: str, allowed: tuple[str, ...]) -> Any:

@@ -36,8 +36,8 @@ class TensorRef:
         return prod(self.shape)
 
 
-class _DuplicateKey(ValueError):
-    pass
+class DuplicateKey(ValueError):
+    """A key given twice; `str` of it is the key."""
 
 
 def unique_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -45,7 +45,7 @@ def unique_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     result = dict(pairs)
     if len(result) != len(pairs):
         seen: set[str] = set()
-        raise _DuplicateKey(next(key for key, _ in pairs if key in seen or seen.add(key)))  # type: ignore[func-returns-value]
+        raise DuplicateKey(next(key for key, _ in pairs if key in seen or seen.add(key)))  # type: ignore[func-returns-value]
     return result
 
 
@@ -78,7 +78,7 @@ def read_header(read: Callable[[int, int], bytes], file: str, file_nbytes: int) 
 def _parse(raw: bytes, file: str) -> dict[str, Any]:
     try:
         entries = json.loads(raw.decode("utf-8"), object_pairs_hook=unique_object)
-    except _DuplicateKey as error:
+    except DuplicateKey as error:
         raise CheckpointError(f"header of `{file}` names `{error}` twice") from None
     except UnicodeDecodeError:
         raise CheckpointError(f"header of `{file}` is not UTF-8") from None
@@ -90,11 +90,22 @@ def _parse(raw: bytes, file: str) -> dict[str, Any]:
     return entries
 
 
+def is_utf8(text: str) -> bool:
+    """Whether `text` can be written: JSON can hold half a surrogate pair (`\\ud800`), UTF-8 cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def _is_count(value: object) -> bool:
     return type(value) is int and 0 <= value < 2**63
 
 
 def _tensor_ref(name: str, entry: object, file: str, data_start: int) -> TensorRef:
+    if not is_utf8(name):
+        raise CheckpointError(f"header of `{file}` has a name that is not UTF-8: {name!r}")
     where = f"tensor `{name}` in `{file}`"
     if not isinstance(entry, dict):
         raise CheckpointError(f"{where}: expected an object with dtype, shape and data_offsets")

@@ -33,9 +33,12 @@ class LocalFolder:
         return tuple(sorted(found, key=lambda file: file.path))
 
     def read(self, path: str, offset: int, nbytes: int) -> bytes:
-        with open(self.path / path, "rb") as file:
-            file.seek(offset)
-            return file.read(nbytes)
+        try:
+            with open(self.path / path, "rb") as file:
+                file.seek(offset)
+                return file.read(nbytes)
+        except OSError as error:
+            raise CheckpointError(f"cannot read `{path}` of `{self.location}`: {error.strerror}") from error
 
     def materialize(self, paths: tuple[str, ...]) -> Path:
         return self.path

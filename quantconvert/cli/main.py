@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import FrameType
@@ -108,15 +108,12 @@ def convert(
     if dry_run:
         _show_plan(source, out, asked, revision, overwrite, json, quiet, verbose)
         return
-    command = shlex.join(["quantconvert", *sys.argv[1:]])
-    with _exit_codes(), nullcontext(silent) if quiet else ProgressReporter(verbose=verbose) as report:
-        result = api.convert(
-            source, out, revision=revision, overwrite=overwrite, report=report, command=command, **asked
-        )
-    if json:
-        print_json(result_json(result))
-    if not quiet:
-        print_result(result)
+    _convert(
+        lambda **talk: api.convert(source, out, revision=revision, overwrite=overwrite, **talk, **asked),
+        json,
+        quiet,
+        verbose,
+    )
 
 
 @app.command()
@@ -162,6 +159,55 @@ def inspect(
         print_inventory(inventory, verbose)
 
 
+@app.command()
+def repack(
+    source: opt.Quantized,
+    out: opt.Out,
+    format: opt.Layout,
+    max_shard_size: opt.MaxShardSize = "5GB",
+    memory_limit: opt.MemoryLimit = "2GB",
+    workers: opt.Workers = 0,
+    base_model: opt.BaseModel = None,
+    overwrite: opt.Overwrite = False,
+    json: opt.Json = False,
+    quiet: opt.Quiet = False,
+    verbose: opt.Verbose = False,
+) -> None:
+    """Another layout for a quantized checkpoint: the same codes, scales and zero points."""
+    asked = _asked(locals())
+    _convert(lambda **talk: api.repack(source, out, overwrite=overwrite, **talk, **asked), json, quiet, verbose)
+
+
+@app.command()
+def dequantize(
+    source: opt.Quantized,
+    out: opt.Out,
+    dtype: opt.DType = "bfloat16",
+    max_shard_size: opt.MaxShardSize = "5GB",
+    memory_limit: opt.MemoryLimit = "2GB",
+    workers: opt.Workers = 0,
+    base_model: opt.BaseModel = None,
+    overwrite: opt.Overwrite = False,
+    json: opt.Json = False,
+    quiet: opt.Quiet = False,
+    verbose: opt.Verbose = False,
+) -> None:
+    """A quantized checkpoint back into a plain one: (code - zero point) * scale, rounded once."""
+    asked: Any = _asked(locals()) | {"dtype": dtype}
+    _convert(lambda **talk: api.dequantize(source, out, overwrite=overwrite, **talk, **asked), json, quiet, verbose)
+
+
+def _convert(work: Callable[..., api.Result], json: bool, quiet: bool, verbose: bool) -> None:
+    """Run one conversion with progress, and print what it did."""
+    command = shlex.join(["quantconvert", *sys.argv[1:]])
+    with _exit_codes(), nullcontext(silent) if quiet else ProgressReporter(verbose=verbose) as report:
+        result = work(report=report, command=command)
+    if json:
+        print_json(result_json(result))
+    if not quiet:
+        print_result(result)
+
+
 def _asked(values: dict[str, Any]) -> dict[str, Any]:
     """The library's `JobOptions` among a command's parameters."""
     return {key: value for key, value in values.items() if key in JobOptions.__annotations__}
@@ -190,14 +236,18 @@ class _Terminated(BaseException):
     """SIGTERM, raised in the main thread so that everything is cleaned up on the way out."""
 
 
-def _on_sigterm(signum: int, frame: FrameType | None) -> None:
-    raise _Terminated
+def _on_signal(signum: int, frame: FrameType | None) -> None:
+    """Stop once; an impatient second signal must not interrupt the cleaning up."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    raise KeyboardInterrupt if signum == signal.SIGINT else _Terminated
 
 
 @contextmanager
 def _exit_codes() -> Iterator[None]:
     """Every error that has a message becomes that message and its exit code; anything else is a bug's traceback."""
-    signal.signal(signal.SIGTERM, _on_sigterm)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _on_signal)
     try:
         yield
     except QuantConvertError as error:

@@ -29,6 +29,13 @@ Folder = Annotated[
     str, typer.Argument(metavar="DIR", help="A checkpoint: local folder or Hub repository id.", show_default=False)
 ]
 
+Quantized = Annotated[
+    str,
+    typer.Argument(metavar="SRC", help="A quantized checkpoint: folder or Hub id.", show_default=False),
+]
+Layout = Annotated[str, typer.Option("--format", metavar="|".join(FORMATS), help="Layout to write.")]
+DType = Annotated[str, typer.Option("--dtype", metavar="bfloat16|float16|float32", help="Element type to write.")]
+
 Bits = Annotated[
     int | None, typer.Option("--bits", metavar="4|8", help="Bits a weight. [default: 4]", rich_help_panel=_SCHEME)
 ]

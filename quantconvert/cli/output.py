@@ -3,22 +3,37 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections import defaultdict
+from typing import TextIO
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from quantconvert.api import Result
+from quantconvert.card import load_hint
 from quantconvert.families import REASON_TEXT
-from quantconvert.formats import get_format
 from quantconvert.inventory import Inventory
 from quantconvert.planning import Plan
 
 LOG_WIDTH = 160  # where there is no terminal to ask
-stdout = Console(soft_wrap=True, highlight=False, width=None if sys.stdout.isatty() else LOG_WIDTH)
-stderr = Console(stderr=True, soft_wrap=True, highlight=False, width=None if sys.stderr.isatty() else LOG_WIDTH)
+
+
+def _console(stream: TextIO) -> Console:
+    """Plain where there is no terminal or NO_COLOR is set; text of ours is never taken for emoji or numbers."""
+    return Console(
+        stderr=stream is sys.stderr,
+        soft_wrap=True,
+        highlight=False,
+        emoji=False,
+        color_system=None if os.environ.get("NO_COLOR") else "auto",
+        width=None if stream.isatty() else LOG_WIDTH,
+    )
+
+
+stdout, stderr = _console(sys.stdout), _console(sys.stderr)
 
 
 def print_json(value: object) -> None:
@@ -73,7 +88,7 @@ def _plan_rows(plan: Plan) -> list[tuple[str, str]]:
     return [
         ("source", f"{plan.checkpoint.location}: {plan.checkpoint.model_type or 'no model_type'} (family {family})"),
         ("format", f"{plan.format}: {plan.format_reason}"),
-        ("scheme", schemes),
+        ("scheme", schemes or "none"),
     ]
 
 
@@ -121,7 +136,7 @@ def print_result(result: Result) -> None:
     speed = plan.checkpoint.nbytes / max(result.seconds, 1e-9)
     rows.append(("time", f"{duration(result.seconds)} ({duration(result.cpu_seconds)} of CPU), {size(speed)}/s"))
     rows.append(("peak memory", f"{size(result.peak_rss_nbytes)}, Python and torch included"))
-    for i, hint in enumerate(get_format(plan.format).load_hint(str(result.out), plan.scheme)):
+    for i, hint in enumerate(load_hint(plan, str(result.out))):
         rows.append(("load it" if i == 0 else "", hint))
     stderr.print(_facts(rows))
     stderr.print(f"[green]done[/green] {escape(str(result.out))}")

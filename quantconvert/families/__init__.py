@@ -34,7 +34,8 @@ class Classifier:
     def __init__(self, checkpoint: Checkpoint) -> None:
         config = checkpoint.text_config
         self.family = find_family(checkpoint)
-        self.num_layers = config.get("num_hidden_layers") if config.get("num_nextn_predict_layers") else None
+        layers = config.get("num_hidden_layers") if config.get("num_nextn_predict_layers") else None
+        self.num_layers = layers if isinstance(layers, int) else None
         self._by_template = cache(self._classify)
 
     @property
@@ -45,9 +46,11 @@ class Classifier:
         """What `ref` is. Shapes only rule out (a linear weight is 2-D); they never rule in."""
         if self.num_layers is not None:
             layer = _LAYER.search(ref.name)
-            if layer and int(layer[1]) >= int(self.num_layers):
+            if layer and int(layer[1]) >= self.num_layers:
                 return Role("mtp", f"config: layer {layer[1]} of num_hidden_layers {self.num_layers}")
         role = self._by_template(template_of(ref.name), len(ref.shape))
+        if role.reason is None and not ref.nbytes:
+            return Role("not a weight", "no elements", role.is_expert)
         if role.reason is None and not DTYPES[ref.dtype].is_weight:
             return Role("not a weight", f"dtype {ref.dtype}", role.is_expert)
         return role

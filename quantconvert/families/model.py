@@ -8,7 +8,7 @@ from typing import Literal, get_args
 # Why a weight is left alone: a closed list, so that reports and tests can count on it.
 Reason = Literal[
     "embedding", "lm_head", "norm", "bias", "router", "vision", "audio", "conv", "state-space", "mtp", "head",
-    "one-dimensional", "not 2-D", "not a weight", "family", "ignored", "indivisible", "non-finite",
+    "one-dimensional", "not 2-D", "not a weight", "family", "ignored", "indivisible", "non-finite", "plain",
 ]  # fmt: skip
 REASONS: tuple[str, ...] = get_args(Reason)
 
@@ -30,6 +30,7 @@ REASON_TEXT: dict[str, str] = {
     "family": "kept by the family's table",
     "ignored": "matches --ignore",
     "indivisible": "group size does not divide in_features",
+    "plain": "not quantized in the source",
     "non-finite": "holds NaN or Inf (--nan-policy keep)",
 }
 

@@ -92,12 +92,14 @@ class Awq(Format):
         if block.get("version", block.get("format", "gemm")) not in ("gemm", "GEMM"):
             raise UnsupportedError(f"AWQ of version `{block.get('version')}`: expected `gemm`")
 
+        size = block.get("group_size", block.get("q_group_size"))
+
         def stored(module: str, refs: Mapping[str, TensorRef]) -> Stored | None:
             if not {"qweight", "qzeros", "scales"} <= set(refs):
                 return None
             columns, words = refs["qweight"].shape
             symmetric = set(read(refs["qzeros"])) <= {0x88}
-            scheme = grouped_scheme(4, symmetric, columns, refs["scales"].shape[0])
+            scheme = grouped_scheme(4, symmetric, columns, refs["scales"].shape[0], size)
             return Stored(module, scheme, (words * 8, columns), refs)
 
         return stored

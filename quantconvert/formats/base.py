@@ -81,9 +81,9 @@ class Selection:
         return tuple(name for names in self.schemes.values() for name in names)
 
 
-def grouped_scheme(num_bits: int, symmetric: bool, columns: int, groups: int) -> Scheme:
-    """The scheme of a module whose scale has `groups` columns."""
-    if groups == 1:
+def grouped_scheme(num_bits: int, symmetric: bool, columns: int, groups: int, declared: object) -> Scheme:
+    """The scheme of a module whose scale has `groups` columns, in a checkpoint that declares one group size."""
+    if groups == 1 and declared != columns:
         return Scheme(num_bits, symmetric, "channel")
     return Scheme(num_bits, symmetric, "group", columns // groups)
 
@@ -95,6 +95,7 @@ class Format(ABC):
     summary: ClassVar[str]
     suffixes: ClassVar[frozenset[str]]
     symmetric_by_default: ClassVar[bool]
+    weight_only: ClassVar[bool] = True
 
     @abstractmethod
     def problems(self, scheme: Scheme, shape: tuple[int, ...], module: str) -> list[str]:

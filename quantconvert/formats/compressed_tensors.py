@@ -23,7 +23,7 @@ from quantconvert.checkpoint import TensorRef
 from quantconvert.errors import UnsupportedError
 from quantconvert.formats.base import Format, Selection, Stored, StoredReader, TensorSpec
 from quantconvert.patterns import compile_pattern, cover
-from quantconvert.schemes import NUM_BITS, Scheme
+from quantconvert.schemes import NUM_BITS, Scheme, Strategy
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -38,6 +38,7 @@ class CompressedTensors(Format):
     summary = "int4 and int8, packed along the input dimension; W8A8 as plain int8"
     suffixes = frozenset({"weight", "weight_packed", "weight_scale", "weight_shape", "weight_zero_point"})
     symmetric_by_default = True
+    weight_only = False
 
     def problems(self, scheme: Scheme, shape: tuple[int, ...], module: str) -> list[str]:
         return []
@@ -119,9 +120,7 @@ class CompressedTensors(Format):
             scheme = next((s for matches, s in groups if any(m(module) for m in matches)), None)
             scheme = scheme or next((s for matches, s in groups if any(m("Linear") for m in matches)), None)
             if scheme is None:
-                raise UnsupportedError(
-                    f"`{module}` is quantized, but no integer config group of 4 or 8 bits targets it"
-                )
+                raise UnsupportedError(f"no config group of 4 or 8 integer bits targets `{module}`, which is quantized")
             if "weight_packed" not in refs:
                 rows, columns = refs["weight"].shape
                 return Stored(module, replace(scheme, activations=True), (rows, columns), refs)
@@ -191,16 +190,12 @@ def _read_group(group: Mapping[str, Any]) -> tuple[list[Callable[[str], bool]], 
     """What a config group targets, and its scheme; None where that is not integer codes of 4 or 8 bits."""
     weights = group.get("weights") or {}
     matches = [compile_pattern(str(target)) for target in group.get("targets") or ()]
-    if (
-        weights.get("type", "int") != "int"
-        or weights.get("num_bits") not in NUM_BITS
-        or weights.get("actorder") == "group"
-    ):
-        return matches, None
     size = weights.get("group_size")
     default = "tensor" if size is None else "group" if size > 0 else "channel"
-    strategy = weights.get("strategy") or default
-    if strategy not in ("tensor", "channel", "group"):
+    strategies: dict[str, Strategy] = {"tensor": "tensor", "channel": "channel", "group": "group"}
+    strategy = strategies.get(weights.get("strategy") or default)
+    integer = weights.get("type", "int") == "int" and weights.get("num_bits") in NUM_BITS
+    if not integer or strategy is None or weights.get("actorder") == "group":
         return matches, None
     symmetric = bool(weights.get("symmetric", True))
     return matches, Scheme(int(weights["num_bits"]), symmetric, strategy, size if strategy == "group" else None)

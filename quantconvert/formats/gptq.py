@@ -121,7 +121,8 @@ class Gptq(Format):
             bits = words * 32 // columns
             if bits not in (4, 8) or columns * bits != words * 32:
                 raise UnsupportedError(f"`{module}` is GPTQ with {bits} bits: expected 4 or 8")
-            scheme = grouped_scheme(bits, bool(block.get("sym", True)), columns, refs["scales"].shape[0])
+            groups, symmetric = refs["scales"].shape[0], bool(block.get("sym", True))
+            scheme = grouped_scheme(bits, symmetric, columns, groups, block.get("group_size"))
             return Stored(module, scheme, (rows, columns), refs, offset, bool(block.get("desc_act")))
 
         return stored

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from quantconvert.checkpoint import Checkpoint
@@ -33,6 +34,7 @@ def build_plan(checkpoint: Checkpoint, job: Job, nonfinite: Mapping[str, str] | 
     raise_all(errors)
     execution = execution_for(job.limits)
     units = [_promises(decision, choice) for decision in decisions]
+    _check_names(units)
     outputs, shards = place(units, job.max_shard_nbytes)
     tasks = tuple(_task(d, o, choice, execution) for d, o in zip(decisions, outputs, strict=True))
     _check_memory(tasks, execution)
@@ -46,6 +48,7 @@ def build_plan(checkpoint: Checkpoint, job: Job, nonfinite: Mapping[str, str] | 
         format_reason=choice.reason,
         tasks=tasks,
         shards=shards,
+        source_format=None,
         quantization_config=choice.format.config(selection),
         notes=_notes(checkpoint, decisions, choice, selection, family),
         execution=execution,
@@ -93,6 +96,14 @@ def _promises(decision: Decision, choice: Choice) -> tuple[Promise, ...]:
     )
 
 
+def _check_names(units: Sequence[Sequence[Promise]]) -> None:
+    """A source tensor may be called what a format calls one of its own."""
+    counts = Counter(promise.name for unit in units for promise in unit)
+    twice = next((name for name, count in counts.items() if count > 1), None)
+    if twice:
+        raise UnsupportedError(f"the result would hold `{twice}` twice: it is in the source, and made from a weight")
+
+
 def _task(decision: Decision, outputs: tuple[Output, ...], choice: Choice, execution: Execution) -> Task:
     ref = decision.ref
     if decision.request is None:
@@ -100,7 +111,7 @@ def _task(decision: Decision, outputs: tuple[Output, ...], choice: Choice, execu
         return Task(ref, "copy", decision.reason, decision.evidence, None, outputs, peak)
     scheme = choice.scheme(decision.request)
     turned = sum(o.nbytes for o in outputs if o.transposed)
-    parts = cut(ref.shape, ref.dtype, turned, choice.format.row_multiple(scheme), execution.slab_nbytes)
+    parts = cut(ref.shape, ref.dtype, turned, choice.format.row_multiple(scheme), execution)
     return Task(ref, "quantize", None, decision.evidence, scheme, outputs, parts.peak_nbytes)
 
 

@@ -37,12 +37,12 @@ def execution_for(limits: Limits) -> Execution:
     return Execution(workers, slab, limits.memory_limit)
 
 
-def cut(shape: tuple[int, ...], dtype: str, turned_nbytes: int, multiple: int, slab: int) -> Cut:
-    """Cut a weight of `shape` [O, I] into tiles, and into slabs of at most `slab` bytes of turned output.
+def cut(shape: tuple[int, ...], dtype: str, turned_nbytes: int, multiple: int, execution: Execution) -> Cut:
+    """Cut a weight of `shape` [O, I] into tiles, and into slabs of turned output that `execution` has room for.
 
     turned_nbytes: bytes of all outputs that are stored transposed; they are gathered slab by slab and held twice while
     they are turned. Other outputs are written tile by tile. One `multiple` of rows is the least there can be, so the
-    peak may exceed what `slab` asks for; the plan refuses when it exceeds the whole budget.
+    peak may exceed what there is room for; the plan refuses when it exceeds the whole budget.
     """
     rows, columns = shape
     tile_rows = _aligned(TILE_ELEMENTS // max(1, columns), multiple, rows)
@@ -50,6 +50,7 @@ def cut(shape: tuple[int, ...], dtype: str, turned_nbytes: int, multiple: int, s
     if not turned_nbytes:
         return Cut(tile_rows, rows, tile)
     per_row = turned_nbytes / rows
+    slab = min(execution.slab_nbytes, (execution.memory_limit - tile) // 2)
     slab_rows = max(_aligned(int(slab / per_row), multiple, rows), tile_rows)
     if slab_rows < rows:
         slab_rows = slab_rows // tile_rows * tile_rows

@@ -7,15 +7,17 @@ import json
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from math import prod
 from typing import Any, Literal
 
 from quantconvert.checkpoint import Checkpoint, TensorRef
 from quantconvert.checkpoint.files import INDEX_NAME
 from quantconvert.families import Reason
+from quantconvert.formats import Stored
 from quantconvert.job import Job
 from quantconvert.schemes import Scheme
 
-Operation = Literal["quantize", "copy"]
+Operation = Literal["quantize", "copy", "repack", "dequantize"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +48,10 @@ class Output:
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """The unit of execution: one source tensor, what is done with it and why, and where the result goes."""
+    """The unit of execution: one source tensor, what is done with it and why, and where the result goes.
+
+    `stored` holds the partner tensors too where the source is quantized; `source` is then the one with the codes.
+    """
 
     source: TensorRef
     operation: Operation
@@ -55,6 +60,17 @@ class Task:
     scheme: Scheme | None
     outputs: tuple[Output, ...]
     peak_nbytes: int
+    stored: Stored | None = None
+
+    @property
+    def inputs(self) -> tuple[TensorRef, ...]:
+        """Every source tensor that the task reads; together the tasks read each tensor exactly once."""
+        return tuple(self.stored.refs.values()) if self.stored else (self.source,)
+
+    @property
+    def num_elements(self) -> int:
+        """Weights, unpacked."""
+        return prod(self.stored.shape) if self.stored else self.source.num_elements
 
     @property
     def output_nbytes(self) -> int:
@@ -93,13 +109,15 @@ class Plan:
     format_reason: str
     tasks: tuple[Task, ...] = field(repr=False)
     shards: tuple[Shard, ...]
-    quantization_config: Mapping[str, Any] = field(repr=False)
+    source_format: str | None
+    quantization_config: Mapping[str, Any] | None = field(repr=False)
     notes: tuple[str, ...]
     execution: Execution
 
     @property
     def quantized(self) -> tuple[Task, ...]:
-        return tuple(task for task in self.tasks if task.operation == "quantize")
+        """Tasks that change a weight: quantize, repack or dequantize it."""
+        return tuple(task for task in self.tasks if task.operation != "copy")
 
     @property
     def kept(self) -> tuple[Task, ...]:
@@ -124,13 +142,13 @@ class Plan:
     @property
     def bits_per_weight(self) -> float:
         """Output bits for each source element, everything counted."""
-        return 8 * self.total_size / max(1, sum(task.source.num_elements for task in self.tasks))
+        return 8 * self.total_size / max(1, sum(task.num_elements for task in self.tasks))
 
     @property
     def bits_per_quantized_weight(self) -> float:
         """Output bits, scales and zero points included, for each weight of a quantized layer."""
         quantized = self.quantized
-        elements = sum(task.source.num_elements for task in quantized)
+        elements = sum(task.num_elements for task in quantized)
         return 8 * sum(task.output_nbytes for task in quantized) / max(1, elements)
 
     @property
@@ -140,9 +158,9 @@ class Plan:
         return min(sum(largest[: self.execution.workers]), self.execution.memory_limit)
 
     @property
-    def scheme(self) -> Scheme:
-        """The scheme of most weights."""
-        return max(self.schemes.items(), key=lambda item: item[1])[0]
+    def scheme(self) -> Scheme | None:
+        """The scheme of most weights; None where the result is not quantized."""
+        return None if not self.schemes else max(self.schemes.items(), key=lambda item: item[1])[0]
 
     @property
     def schemes(self) -> dict[Scheme, int]:
@@ -159,16 +177,19 @@ class Plan:
     @property
     def config(self) -> dict[str, Any]:
         """The content of the result's config.json."""
-        config = dict(self.checkpoint.config)
+        blocks = ("quantization_config", "compression_config")
+        config = {key: value for key, value in self.checkpoint.config.items() if key not in blocks}
         if isinstance(config.get("text_config"), dict):
             config["text_config"] = {k: v for k, v in config["text_config"].items() if k != "quantization_config"}
-        config["quantization_config"] = dict(self.quantization_config)
+        if self.quantization_config is not None:
+            config["quantization_config"] = dict(self.quantization_config)
         return config
 
     @property
     def digest(self) -> str:
         """sha256 over everything that decides the output's bytes, the source's layout included."""
-        source = [(t.source.name, t.source.dtype, t.source.shape, t.source.file, t.source.offset) for t in self.tasks]
+        refs = (ref for task in self.tasks for ref in task.inputs)
+        source = [(ref.name, ref.dtype, ref.shape, ref.file, ref.offset) for ref in refs]
         headers = [hashlib.sha256(shard.header).hexdigest() for shard in self.shards]
         value = [self.job.to_json(), source, headers, self.config]
         return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
@@ -182,8 +203,8 @@ class Plan:
             "family": self.family,
             "format": self.format,
             "format_reason": self.format_reason,
-            "scheme": self.scheme.label,
-            "num_tensors": len(self.tasks),
+            "scheme": self.scheme.label if self.scheme else None,
+            "num_tensors": sum(len(task.inputs) for task in self.tasks),
             "num_quantized": len(self.quantized),
             "source_nbytes": self.checkpoint.nbytes,
             "total_size": self.total_size,
@@ -194,7 +215,7 @@ class Plan:
             "workers": self.execution.workers,
             "notes": list(self.notes),
             "digest": self.digest,
-            "quantization_config": dict(self.quantization_config),
+            "quantization_config": self.quantization_config and dict(self.quantization_config),
             "files": {shard.file: shard.nbytes for shard in self.shards},
             "side_files": [file.path for file in self.checkpoint.side_files],
             "dropped_files": [file.path for file in self.checkpoint.dropped_files],
@@ -206,6 +227,7 @@ class Plan:
 def _task_json(task: Task) -> dict[str, Any]:
     return {
         "name": task.source.name,
+        "inputs": [ref.name for ref in task.inputs],
         "dtype": task.source.dtype,
         "shape": list(task.source.shape),
         "operation": task.operation,

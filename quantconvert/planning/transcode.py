@@ -9,7 +9,7 @@ from quantconvert.checkpoint import Checkpoint, TensorRef
 from quantconvert.dtypes import nbytes_of
 from quantconvert.errors import QuantConvertError, UnsupportedError, raise_all
 from quantconvert.families import Classifier
-from quantconvert.formats import FORMATS, Format, Selection, Stored, get_format
+from quantconvert.formats import Format, Selection, Stored, get_format
 from quantconvert.job import Job
 from quantconvert.patterns import WEIGHT_SUFFIX
 from quantconvert.planning.decide import LINEAR_REASONS
@@ -33,9 +33,17 @@ def build_transcode(
     target = None if dtype else get_format(job.format)
     for one in stored:
         if target and one.reordered:
-            errors.append(UnsupportedError(f"`{one.module}` orders columns by g_idx (desc_act): only dequantize reads it"))
-        problems = target.problems(_scheme(target, one.scheme), one.shape, one.module) if target else []
-        errors += [UnsupportedError(f"{problem}: `{one.module}`", hint="--format compressed-tensors") for problem in problems]
+            errors.append(
+                UnsupportedError(f"`{one.module}` orders columns by g_idx (desc_act): it can be dequantized only")
+            )
+        for problem in target.problems(_scheme(target, one.scheme), one.shape, one.module) if target else ():
+            errors.append(UnsupportedError(f"{problem}: `{one.module}`", hint="--format compressed-tensors"))
+    schemes = list(dict.fromkeys(_scheme(target, one.scheme) for one in stored)) if target else []
+    mixed = target.mix_problem(schemes) if target and len(schemes) > 1 else None
+    if mixed:
+        errors.append(
+            UnsupportedError(f"{mixed}: {', '.join(s.label for s in schemes)}", hint="--format compressed-tensors")
+        )
     raise_all(errors)
     by_ref = {ref.name: one for one in stored for ref in one.refs.values()}
     units = [(ref, by_ref.get(ref.name)) for ref in checkpoint.tensors if _leads(ref, by_ref.get(ref.name))]
@@ -55,6 +63,7 @@ def build_transcode(
         format_reason=f"from {source.name}, the same codes" if target else f"from {source.name}, as {dtype}",
         tasks=tuple(tasks),
         shards=shards,
+        source_format=source.name,
         quantization_config=config,
         notes=tuple(dict.fromkeys(notes)),
         execution=execution,
@@ -62,8 +71,8 @@ def build_transcode(
 
 
 def _scheme(target: Format, scheme: Scheme) -> Scheme:
-    """What the stored scheme is in another layout: only compressed-tensors knows of activations."""
-    if scheme.activations and target.name not in ("compressed-tensors",):
+    """What the stored scheme is in another layout: a weight-only one drops the activations' part."""
+    if scheme.activations and target.weight_only:
         return Scheme(scheme.num_bits, scheme.symmetric, scheme.strategy, scheme.group_size)
     return scheme
 
@@ -97,11 +106,11 @@ def _task(
     execution: Execution,
 ) -> Task:
     if stored is None:
-        return Task(ref, "copy", None, "not quantized in the source", None, outputs, min(ref.nbytes, COPY_CHUNK_NBYTES))
+        return Task(ref, "copy", "plain", "", None, outputs, min(ref.nbytes, COPY_CHUNK_NBYTES))
     scheme = _scheme(target, stored.scheme) if target else None
     turned = sum(o.nbytes for o in outputs if o.transposed)
     multiple = max(source.row_multiple(stored.scheme), target.row_multiple(scheme) if target and scheme else 1)
-    parts = cut(stored.shape, "F32", turned, multiple, execution.slab_nbytes)
+    parts = cut(stored.shape, "F32", turned, multiple, execution)
     # a tensor that is stored transposed is read whole
     held = sum(spec.nbytes for spec in specs_of(source, stored).values() if spec.transposed)
     operation: Literal["repack", "dequantize"] = "repack" if target else "dequantize"
@@ -129,6 +138,3 @@ def _selection(tasks: Sequence[Task], classifier: Classifier) -> Selection:
                 kept.append(task.source.name.removesuffix(WEIGHT_SUFFIX))
     has_experts = any(".experts." in name for names in schemes.values() for name in names)
     return Selection({s: tuple(n) for s, n in schemes.items()}, tuple(kept), classifier.fused, has_experts)
-
-
-__all__ = ["FORMATS", "PLAIN", "PLAIN_TAGS", "PlainDType", "build_transcode"]

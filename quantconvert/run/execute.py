@@ -55,13 +55,15 @@ class ThreadExecutor:
         writer = ShardWriter(self.plan, self.folder, lambda s: self._report(ShardWritten(s.file, s.nbytes)))
         count = min(self.plan.execution.workers, max(1, len(self.plan.tasks)))
         threads_before = torch.get_num_threads()
-        threads = [threading.Thread(target=self._work, args=(files, writer), daemon=True) for _ in range(count)]
+        ends = [threading.Event() for _ in range(count)]
+        threads = [threading.Thread(target=self._work, args=(files, writer, end), daemon=True) for end in ends]
         try:
             for thread in threads:
                 thread.start()
-            self._join(threads)
+            _wait(ends)
         finally:
             self._stop.set()
+            _wait([end for thread, end in zip(threads, ends, strict=True) if thread.ident is not None])
             for thread in threads:
                 thread.join()
             writer.close()
@@ -69,12 +71,6 @@ class ThreadExecutor:
             torch.set_num_threads(threads_before)
         if self._errors:
             raise self._errors[0]
-
-    def _join(self, threads: list[threading.Thread]) -> None:
-        """Wait in short steps, so that the main thread hears signals."""
-        for thread in threads:
-            while thread.is_alive():
-                thread.join(0.2)
 
     def _report(self, event: Event) -> None:
         with self._lock:
@@ -89,10 +85,10 @@ class ThreadExecutor:
         with self._lock:
             return None if self._stop.is_set() else next(self._pending, None)
 
-    def _work(self, files: Files, writer: ShardWriter) -> None:
+    def _work(self, files: Files, writer: ShardWriter, end: threading.Event) -> None:
         torch.set_num_threads(1)
         plan = self.plan
-        bench = Bench(files, writer, Workspace(), plan.execution, plan.format, self._advance)
+        bench = Bench(files, writer, Workspace(), plan.execution, plan.format, plan.source_format, self._advance)
         try:
             while (task := self._next()) is not None:
                 self._budget.acquire(task.peak_nbytes)
@@ -106,6 +102,19 @@ class ThreadExecutor:
             with self._lock:
                 self._errors.append(error)
             self._stop.set()
+        finally:
+            end.set()
+
+
+def _wait(ends: list[threading.Event]) -> None:
+    """Wait for workers, in short steps so that the main thread hears signals.
+
+    Not by `Thread.join`: when an exception interrupts it, Python before 3.13 takes a running thread for finished
+    (bpo-45274), and a worker that is inside torch when the process ends aborts it.
+    """
+    for end in ends:
+        while not end.wait(0.2):
+            pass
 
 
 class _Stopped(Exception):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from contextlib import suppress
 from pathlib import Path
 
 from quantconvert.checkpoint import LocalFolder
@@ -15,6 +16,7 @@ from quantconvert.checkpoint.files import INDEX_NAME, STATE_FOLDER, kind_of
 from quantconvert.errors import OutputError, QuantConvertError
 
 CONFIG = "config.json"
+OLD = ".old"
 
 
 def fsync_folder(folder: Path) -> None:
@@ -52,7 +54,10 @@ def check_output(out: Path, source: Path | None, overwrite: bool) -> list[QuantC
                 OutputError(f"output `{out}` is not empty and no checkpoint: --overwrite replaces only those")
             )
     parent = existing_parent(out)
-    if not os.access(parent, os.W_OK):
+    blocked = next((path for path in resolved.parents if path.exists() and not path.is_dir()), None)
+    if blocked:
+        errors.append(OutputError(f"output `{out}` is inside `{blocked}`, which is not a folder"))
+    elif not os.access(parent, os.W_OK):
         errors.append(OutputError(f"cannot write in `{parent}`: permission denied"))
     return errors
 
@@ -128,27 +133,37 @@ class OutputFolder:
         """Move everything into place: old config and weights out, weights in, other files, config.json last."""
         new = sorted(file.path for file in LocalFolder(self.state).files())
         new.sort(key=lambda path: (path == CONFIG, path == INDEX_NAME, not path.endswith(".safetensors")))
+        old = [file.path for file in LocalFolder(self.out).files()]
+        old = [path for path in old if path in new or path == INDEX_NAME or kind_of(path) == "duplicate"]
+        old.sort(key=lambda path: path != CONFIG)
+        moves = [(self.out / path, self.state / OLD / path) for path in old]
+        moves += [(self.state / path, self.out / path) for path in new]
+        made = sorted({p for _, t in moves for p in t.parents if not p.exists()}, reverse=True)
         try:
-            self._remove_old(set(new))
-            for path in new:
-                target = self.out / path
+            for source, target in moves:
                 target.parent.mkdir(parents=True, exist_ok=True)
-                if path == CONFIG:
+                if target == self.out / CONFIG:
                     fsync_folder(self.out)
-                (self.state / path).replace(target)
-            shutil.rmtree(self.state)
+                source.replace(target)
+                if source == self.out / CONFIG:
+                    fsync_folder(self.out)
             fsync_folder(self.out)
-        except OSError as error:
-            raise OutputError(f"cannot move the result into `{self.out}`: {error.strerror}") from error
+        except BaseException as error:
+            self._undo(moves, made)
+            if isinstance(error, OSError):
+                raise OutputError(f"cannot move the result into `{self.out}`: {error.strerror}") from error
+            raise
+        shutil.rmtree(self.state, ignore_errors=True)
 
-    def _remove_old(self, new: set[str]) -> None:
-        """With --overwrite: the old config first, then old weights and the configs of other quantizers."""
-        (self.out / CONFIG).unlink(missing_ok=True)
-        fsync_folder(self.out)
-        for file in LocalFolder(self.out).files():
-            stale = kind_of(file.path) == "duplicate" or file.path == INDEX_NAME
-            if stale and file.path not in new:
-                (self.out / file.path).unlink()
+    def _undo(self, moves: list[tuple[Path, Path]], made: list[Path]) -> None:
+        """Take back what was moved, in reverse, and the folders made for it."""
+        for source, target in reversed(moves):
+            if not source.exists() and target.exists():
+                target.replace(source)
+        for folder in made:
+            if self.state not in folder.parents:
+                with suppress(OSError):
+                    folder.rmdir()
 
     def abandon(self) -> None:
         """Remove what this run built, and the folders it created."""

@@ -20,7 +20,6 @@ from quantconvert.run.stored import StoredReader, dequantize, recast
 from quantconvert.run.writer import ShardWriter
 from quantconvert.schemes import Scheme
 
-
 # First row, number of rows, and blocks by suffix, row axis first.
 Tile = tuple[int, int, dict[str, Tensor]]
 
@@ -34,7 +33,7 @@ class Bench:
     work: Workspace
     execution: Execution
     format: str
-    source_format: str
+    source_format: str | None
     advance: Callable[[str, int], None]
 
     def carry_out(self, task: Task) -> None:
@@ -93,7 +92,7 @@ class Bench:
     def _cut(self, task: Task, multiple: int) -> Cut:
         turned = sum(output.nbytes for output in task.outputs if output.transposed)
         shape, dtype = (task.stored.shape, "F32") if task.stored else (task.source.shape, task.source.dtype)
-        return cut(shape, dtype, turned, multiple, self.execution.slab_nbytes)
+        return cut(shape, dtype, turned, multiple, self.execution)
 
     def _quantize(self, task: Task) -> None:
         ref, scheme, fmt = task.source, task.scheme, get_format(self.format)
@@ -119,7 +118,7 @@ class Bench:
         stored, scheme = task.stored, task.scheme
         assert stored is not None
         target = get_format(self.format) if scheme else None
-        source = get_format(self.source_format)
+        source = get_format(self.source_format or "")
         multiple = source.row_multiple(stored.scheme)
         parts = self._cut(task, max(multiple, target.row_multiple(scheme)) if target and scheme else multiple)
         reader = StoredReader(source, stored, self.files, self.work)
@@ -130,7 +129,11 @@ class Bench:
                 quantized = reader.rows(first, last)
                 if target and scheme:
                     scale_dtype = torch_dtype(target.scale_dtype(reader.scale_tag))
-                    yield first, last - first, target.encode(recast(quantized, scale_dtype, stored), scheme, stored.shape)
+                    yield (
+                        first,
+                        last - first,
+                        target.encode(recast(quantized, scale_dtype, stored), scheme, stored.shape),
+                    )
                 else:
                     weight = dequantize(quantized, stored.scheme, reader.column_groups)
                     yield first, last - first, {"weight": weight.to(dtype)}

@@ -39,7 +39,10 @@ class ShardWriter:
 
     def _create(self, shard: Shard) -> int:
         flags = os.O_CREAT | os.O_TRUNC | os.O_RDWR | os.O_CLOEXEC
-        fd = os.open(self.folder / f"{shard.file}.partial", flags, 0o644)
+        try:
+            fd = os.open(self.folder / f"{shard.file}.partial", flags, 0o644)
+        except OSError as error:
+            raise OutputError(f"cannot create `{shard.file}`: {error.strerror}") from error
         try:
             if shard.nbytes:
                 os.posix_fallocate(fd, 0, shard.nbytes)

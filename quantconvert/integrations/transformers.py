@@ -1,0 +1,316 @@
+"""transformers reads the `rtn` layout (`quantconvert.formats.rtn`) once this module is imported.
+
+    import quantconvert.integrations.transformers
+    model = AutoModelForCausalLM.from_pretrained(folder)
+
+Linear layers keep their codes and are dequantized in every `forward`; `model.dequantize()` trades that memory for speed.
+What transformers merges while it loads, such as the experts of a layer, is dequantized before the merge and stays so.
+Which modules are quantized is read from the checkpoint's headers and their names are mapped to the model's by
+transformers' own renamings, so that a config written for checkpoint names holds for models that name them otherwise.
+
+Agrees with transformers 5.22 and 5.23: `quantizers/base.py` (`serialized_names`, `get_load_operations`,
+`update_weight_conversions`), `core_model_loading.py` (`rename_source_key`, `WeightConverter`) and
+`integrations/compressed_tensors.py` (`CompressedTensorsDequantize`), whose analogue for rtn this is.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from importlib import metadata
+from typing import Any, NoReturn
+
+import torch
+from safetensors import safe_open
+from torch import Tensor, nn
+
+from quantconvert.errors import CheckpointError, UnsupportedError
+from quantconvert.formats.rtn import Rtn
+from quantconvert.integrations.rtn_linear import RtnLinear, dequantize
+from quantconvert.schemes import NUM_BITS, Scheme, width_of
+
+NAME = Rtn.name
+MINIMUM = "5.22"
+
+
+def _needs_transformers(error: ImportError) -> NoReturn:
+    try:
+        found = f"found {metadata.version('transformers')}"
+    except metadata.PackageNotFoundError:
+        found = "found none"
+    needed = f"transformers>={MINIMUM}"
+    raise ImportError(f"{__name__} needs {needed}, {found}\n\nhint: pip install '{needed}'") from error
+
+
+try:
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import ConversionOps, WeightConverter, WeightRenaming, rename_source_key
+    from transformers.quantizers import auto
+    from transformers.quantizers.base import HfQuantizer
+    from transformers.utils import logging
+    from transformers.utils.quantization_config import QuantizationConfigMixin
+
+    if not hasattr(HfQuantizer, "get_load_operations"):
+        raise ImportError("transformers.quantizers.base.HfQuantizer has no get_load_operations")
+except ImportError as error:
+    _needs_transformers(error)
+
+logger = logging.get_logger(__name__)
+
+
+class RtnConfig(QuantizationConfigMixin):
+    """The config block of the layout: `group_size` -1 is per channel, 0 per tensor; patterns match checkpoint names."""
+
+    def __init__(
+        self,
+        bits: int,
+        group_size: int,
+        symmetric: bool,
+        modules_to_not_convert: Sequence[str] | None = None,
+        overrides: Mapping[str, Mapping[str, Any]] | None = None,
+        quant_method: str = NAME,
+        **unknown: Any,
+    ) -> None:
+        if unknown:
+            raise CheckpointError(f"quantization_config has fields that {NAME} does not know: {', '.join(unknown)}")
+        self.quant_method = quant_method
+        self.bits, self.group_size, self.symmetric = bits, group_size, symmetric
+        self.modules_to_not_convert = list(modules_to_not_convert or ())
+        self.overrides = {pattern: dict(fields) for pattern, fields in (overrides or {}).items()}
+        for pattern in (*self.modules_to_not_convert, *self.overrides):
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise CheckpointError(f"quantization_config: `{pattern}` is no regular expression: {error}") from None
+        for fields in ({}, *self.overrides.values()):
+            self._scheme(fields)
+
+    def _scheme(self, fields: Mapping[str, Any]) -> Scheme:
+        known = {"bits": self.bits, "group_size": self.group_size, "symmetric": self.symmetric}
+        if not fields.keys() <= known.keys():
+            raise CheckpointError(f"quantization_config: cannot override {', '.join(fields.keys() - known.keys())}")
+        known.update(fields)
+        if known["bits"] not in NUM_BITS:
+            raise CheckpointError(f"quantization_config: expected bits 4 or 8, got {known['bits']}")
+        strategy, group = width_of(known["group_size"])
+        return Scheme(known["bits"], known["symmetric"], strategy, group)
+
+    def scheme_of(self, module: str) -> Scheme:
+        """The scheme of a module by its checkpoint name; the first override that matches counts."""
+        return self._scheme(next((f for pattern, f in self.overrides.items() if re.match(pattern, module)), {}))
+
+    def is_kept(self, module: str) -> bool:
+        return any(re.match(pattern, module) for pattern in self.modules_to_not_convert)
+
+
+class RtnDequantize(ConversionOps):
+    """Runs before the operations of transformers' own converters: from lists of stored tensors (`...weight`,
+    `...weight_scale`, `...weight_zero_point`: one a checkpoint module) to one tensor [modules, O, I] each.
+
+    As `CompressedTensorsDequantize` does, it fills one tensor rather than a list that `MergeModulelist` would copy.
+    """
+
+    supports_many_to_many = True  # one fused weight may be split; its scales are gone by then
+
+    def __init__(self, hf_quantizer: RtnHfQuantizer) -> None:
+        self.hf_quantizer = hf_quantizer  # by this attribute `get_new_dtype` knows not to cast what comes in
+
+    def __deepcopy__(self, memo: object) -> RtnDequantize:
+        """Itself: transformers copies the converter for every tensor it reads, and this holds the whole plan."""
+        return self
+
+    @torch.no_grad()
+    def convert(
+        self, input_dict: dict[str, list[Tensor]], *, full_layer_name: str, model: Any, **kwargs: Any
+    ) -> dict[str, Any]:
+        dtype = model.get_parameter(full_layer_name).dtype
+        bits = self.hf_quantizer.merged_bits.get(full_layer_name)
+        result: dict[str, Any] = {}
+        for key in [key for key in input_dict if key.endswith(".weight")]:
+            weights = input_dict.pop(key)
+            if bits is None:
+                result[key] = [weight.to(dtype) for weight in weights]
+                continue
+            scales = input_dict.pop(f"{key}_scale")
+            result[key] = _stacked(weights, scales, input_dict.pop(f"{key}_zero_point", None), bits, dtype)
+        return result
+
+    @property
+    def reverse_op(self) -> NoReturn:
+        raise UnsupportedError(f"weights that transformers merged while loading cannot be written as {NAME} again")
+
+
+def _stacked(
+    weights: list[Tensor], scales: list[Tensor], zero_points: list[Tensor] | None, bits: int, dtype: torch.dtype
+) -> Tensor:
+    """[len(weights), O, I]."""
+    result: Tensor | None = None
+    for i, (weight, scale) in enumerate(zip(weights, scales, strict=True)):
+        rows = scale.shape[0] if scale.dim() == 2 else None
+        dense = dequantize(weight, scale.to(dtype), zero_points[i] if zero_points else None, bits, rows)
+        if result is None:
+            result = dense.new_empty((len(weights), *dense.shape))
+        result[i] = dense
+    assert result is not None
+    return result
+
+
+Header = tuple[str, tuple[int, ...]]  # dtype and shape
+
+
+class RtnHfQuantizer(HfQuantizer):
+    """Puts `RtnLinear` where the checkpoint has codes, and `RtnDequantize` before every merge."""
+
+    quantization_config: RtnConfig
+    serialized_names = {"weight": ["weight", "weight_scale", "weight_zero_point"]}  # noqa: RUF012 (as the base has it)
+
+    def __init__(self, quantization_config: RtnConfig, **kwargs: Any) -> None:
+        super().__init__(quantization_config, **kwargs)
+        self.merged_bits: dict[str, int] = {}  # by the model's name of a parameter that quantized weights merge into
+
+    def validate_environment(self, *args: Any, **kwargs: Any) -> None:
+        if not self.pre_quantized:
+            raise UnsupportedError(
+                f"transformers cannot quantize to {NAME} while loading",
+                hint=f"convert first: quantconvert MODEL OUT --format {NAME}",
+            )
+
+    def get_load_operations(self) -> dict[str, type[RtnDequantize]]:
+        return {"dequantize": RtnDequantize}
+
+    def _process_model_before_weight_loading(
+        self, model: Any, checkpoint_files: Sequence[str] | None = None, **kwargs: Any
+    ) -> None:
+        if getattr(model.config, "distributed_config", None) is not None:
+            raise UnsupportedError(f"{NAME} is not loaded in parts on several devices (tp_plan, distributed_config)")
+        tensors = _headers(checkpoint_files)
+        merged: dict[str, dict[Scheme | None, str]] = {}
+        for module, target, converter in _places(model, tensors):
+            scheme = None
+            if tensors[f"{module}.weight"][0] in ("U8", "I8"):
+                scheme = self._checked_scheme(module, tensors)
+            if converter is not None:
+                merged.setdefault(target, {}).setdefault(scheme, module)
+                if scheme and not all(source.endswith(".weight") for source in converter.source_patterns):
+                    raise UnsupportedError(f"`{module}`: transformers merges it by {converter}, which {NAME} cannot")
+            elif scheme:
+                name = target.removesuffix(".weight")
+                model.set_submodule(name, RtnLinear(_plain_linear(model, name), scheme))
+        self.merged_bits = _one_width_each(merged)
+
+    def _checked_scheme(self, module: str, tensors: Mapping[str, Header]) -> Scheme:
+        """What the config says of a quantized module; its tensors must be just what the format makes of that."""
+        if self.quantization_config.is_kept(module):
+            raise CheckpointError(f"`{module}.weight` is quantized, but modules_to_not_convert names it")
+        scheme = self.quantization_config.scheme_of(module)
+        scale_dtype, scales = tensors.get(f"{module}.weight_scale", ("", ()))
+        stored, columns = tensors[f"{module}.weight"][1]
+        rows = scales[0] if len(scales) == 2 else stored * Rtn().row_multiple(scheme)
+        expected = {f"{module}.{s.suffix}": s for s in Rtn().outputs((rows, columns), scale_dtype, scheme)}
+        if scheme.group_size and columns % scheme.group_size:
+            raise CheckpointError(f"`{module}.weight`: group_size {scheme.group_size} does not divide {columns}")
+        for name in (f"{module}.{suffix}" for suffix in Rtn.suffixes):
+            spec = (expected[name].dtype, expected[name].shape) if name in expected else None
+            if spec != tensors.get(name) or "" in (spec or ()):
+                raise CheckpointError(
+                    f"`{name}`: quantization_config says {scheme.label}, so that it should be {_says(spec)}; "
+                    f"the files have {_says(tensors.get(name))}"
+                )
+        return scheme
+
+    def _process_model_after_weight_loading(self, model: Any, **kwargs: Any) -> Any:
+        """Freezes the scales: `set_param_for_module` lets gradients into all that is floating point."""
+        for module in model.modules():
+            if isinstance(module, RtnLinear):
+                module.weight_scale.requires_grad_(False)
+        return model
+
+    def _dequantize(self, model: Any, dtype: torch.dtype | None = None) -> Any:
+        """Ordinary linear layers in place of all `RtnLinear`; then it can be saved as an ordinary checkpoint, too."""
+        for name, module in list(model.named_modules()):
+            if isinstance(module, RtnLinear):
+                linear = nn.Linear(module.in_features, module.out_features, bias=False, device="meta")
+                linear.weight = nn.Parameter(module.dequantize().to(dtype))
+                linear.bias = module.bias
+                model.set_submodule(name, linear)
+        model._weight_conversions = None  # `save_pretrained` reverts transformers' own conversions, without ours
+        return model
+
+    def is_serializable(self) -> bool:
+        if self.merged_bits:
+            logger.warning(f"experts were dequantized while loading: call `model.dequantize()` before saving ({NAME})")
+        return not self.merged_bits
+
+    @property
+    def is_trainable(self) -> bool:
+        return False
+
+
+def _headers(files: Sequence[str] | None) -> dict[str, Header]:
+    """Every tensor of the checkpoint; `preprocess_model` hands the files on in `modeling_utils.py`."""
+    if not files or not all(file.endswith(".safetensors") for file in files):
+        raise UnsupportedError(f"{NAME} is loaded from safetensors files only")
+    found: dict[str, Header] = {}
+    for file in files:
+        with safe_open(file, framework="pt") as reader:
+            for name in reader.keys():  # noqa: SIM118 (not a dict)
+                view = reader.get_slice(name)
+                found[name] = (view.get_dtype(), tuple(view.get_shape()))
+    return found
+
+
+def _places(model: Any, tensors: Mapping[str, Header]) -> Iterator[tuple[str, str, WeightConverter | None]]:
+    """Each checkpoint module with a weight, the model's parameter for it, and what merges it with others, if anything.
+
+    As `convert_and_load_state_dict_in_model` finds them; weights without a place in the model are left out.
+    """
+    transforms = get_model_conversion_mapping(model)
+    renamings = [t for t in transforms if isinstance(t, WeightRenaming)]
+    converters = [t for t in transforms if isinstance(t, WeightConverter)]
+    by_pattern = {pattern: converter for converter in converters for pattern in converter.source_patterns}
+    known = model.state_dict()
+    for name in tensors:
+        if not name.endswith(".weight"):
+            continue
+        target, pattern = rename_source_key(name, renamings, converters, model.base_model_prefix, known)
+        if target not in known and name in known:
+            target, pattern = name, None
+        if target in known:
+            yield name.removesuffix(".weight"), target, by_pattern.get(pattern)
+
+
+def _plain_linear(model: Any, name: str) -> nn.Linear:
+    """The module to be replaced; a subclass with a `forward` of its own computes something else."""
+    module = model.get_submodule(name)
+    if f"{name}.weight" in model.all_tied_weights_keys:
+        raise UnsupportedError(f"`{name}` is quantized, but the model ties it to the embeddings")
+    if not isinstance(module, nn.Linear) or type(module).forward is not nn.Linear.forward:
+        raise UnsupportedError(f"`{name}` is quantized, but {type(module).__name__} is no ordinary linear layer")
+    return module
+
+
+def _one_width_each(merged: Mapping[str, Mapping[Scheme | None, str]]) -> dict[str, int]:
+    """Bits by merged parameter; only those that are quantized."""
+    for target, schemes in merged.items():
+        if len(schemes) > 1:
+            kinds = ", ".join(f"`{module}`: {s.label if s else 'not quantized'}" for s, module in schemes.items())
+            raise UnsupportedError(f"`{target}` merges weights, which must share one scheme, got {kinds}")
+    return {target: scheme.num_bits for target, schemes in merged.items() for scheme in schemes if scheme}
+
+
+def _says(header: Header | None) -> str:
+    return f"{header[0]} {list(header[1])}" if header else "nothing"
+
+
+def _register() -> None:
+    """Once or, should this module be imported again, anew."""
+    for mapping in (auto.AUTO_QUANTIZATION_CONFIG_MAPPING, auto.AUTO_QUANTIZER_MAPPING):
+        other = mapping.get(NAME)
+        if other is not None and other.__module__ != __name__:
+            raise ImportError(f"transformers has a quantization method `{NAME}` already: {other!r}")
+        mapping.pop(NAME, None)
+    auto.register_quantization_config(NAME)(RtnConfig)
+    auto.register_quantizer(NAME)(RtnHfQuantizer)
+
+
+_register()

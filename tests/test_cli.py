@@ -1,0 +1,356 @@
+"""The command line as a process: what it prints where, its exit codes, and how it is interrupted."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from quantconvert import __version__
+from tests.builders import LLAMA_CONFIG, read_tensors, write_checkpoint
+from tests.test_refusals import entry, snapshot, write_raw
+
+ENV = {key: value for key, value in os.environ.items() if key not in ("NO_COLOR", "FORCE_COLOR", "COLUMNS")}
+ENV |= {"HF_HUB_OFFLINE": "1", "TERM": "xterm-256color"}
+CLI = [sys.executable, "-m", "quantconvert"]
+SCHEME = ["--group-size", "64", "--format", "awq"]
+INTERRUPTED = "interrupted: the output folder is as it was before"
+
+
+def cli(*args: object, cwd: Path | None = None, **env: str) -> subprocess.CompletedProcess[str]:
+    """Run the command line to its end, with pipes for stdout and stderr."""
+    return subprocess.run(
+        [*CLI, *map(str, args)], cwd=cwd, env=ENV | env, capture_output=True, text=True, timeout=60, check=False
+    )
+
+
+def fails(code: int, *args: object, **options: Any) -> str:
+    """stderr of a command that fails with `code`, says why and prints no data and no traceback."""
+    done = cli(*args, **options)
+    assert (done.returncode, done.stdout) == (code, "")
+    assert "Traceback" not in done.stderr
+    return done.stderr
+
+
+def succeeds(*args: object, **options: Any) -> subprocess.CompletedProcess[str]:
+    done = cli(*args, **options)
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small Llama with a side file and a duplicate of its weights."""
+    folder = write_checkpoint(tmp_path_factory.mktemp("cli") / "source")
+    (folder / "tokenizer.json").write_text("{}")
+    (folder / "pytorch_model.bin").write_bytes(b"old")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def converted(source: Path) -> tuple[Path, subprocess.CompletedProcess[str]]:
+    """The folder and the process of one `convert --json`; do not write into it."""
+    folder = source.parent / "converted"
+    done = succeeds("convert", source, folder.name, *SCHEME, "--json", cwd=folder.parent)
+    return folder, done
+
+
+# The program itself
+
+
+def test_version() -> None:
+    done = succeeds("--version")
+    assert (done.stdout, done.stderr) == (f"quantconvert {__version__}\n", "")
+
+
+@pytest.mark.parametrize("args", [["--help"], ["convert", "--help"]])
+def test_help_shows_examples(args: list[str]) -> None:
+    done = succeeds(*args)
+    assert done.stderr == ""
+    assert "Examples:" in done.stdout
+    for example in ("./model out --bits 4 --group-size 128", "plan ./model --bits 4 --verbose", "inspect out"):
+        assert f"quantconvert {example}" in done.stdout
+    assert "Exit codes:" in done.stdout
+
+
+# Exit codes
+
+
+def test_usage_exits_2(source: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert fails(2, source, out, "--bits", "3") == "error: --bits: expected 4 or 8, got 3\n"
+    assert "No such option: --bit" in fails(2, source, out, "--bit", "3")
+    assert "Missing argument 'OUT'" in fails(2, source)
+    assert not out.exists()
+
+
+def test_unreadable_source_exits_3(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    message = f"error: source `{tmp_path}/none` does not exist\n"
+    assert fails(3, tmp_path / "none", out) == message
+    assert fails(3, "plan", tmp_path / "none", "--json") == message
+    assert fails(3, "inspect", tmp_path / "none", "--json") == message
+    assert not out.exists()
+
+
+def test_misspelled_folder_exits_3(tmp_path: Path) -> None:
+    stderr = fails(3, "plan", "org/no-such-model", cwd=tmp_path)
+    assert stderr.startswith("error: `org/no-such-model` is no local folder, and the Hub does not give it: ")
+    assert stderr.endswith("\nhint: check the spelling; for a private or gated model run `hf auth login` first\n")
+
+
+def test_unsupported_exits_4(source: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    stderr = fails(4, source, out, "--group-size", "0")
+    assert stderr == (
+        "error: per-tensor weight-only scales load in no serving engine\n\n"
+        "hint: --group-size -1 (per channel), or name the format: --format compressed-tensors\n"
+    )
+    assert not out.exists()
+
+
+def test_second_run_exits_5(source: Path, converted: Any) -> None:
+    folder, _ = converted
+    before = snapshot(folder)
+    stderr = fails(5, source, folder, *SCHEME)
+    assert stderr == (
+        f"error: output `{folder}` exists and is not empty: it holds README.md, config.json, model.safetensors ...\n\n"
+        "hint: --overwrite replaces a checkpoint once the new one is complete; or choose another folder\n"
+    )
+    assert snapshot(folder) == before
+
+
+def test_several_errors_are_printed_in_order(source: Path, tmp_path: Path) -> None:
+    stderr = fails(2, source, tmp_path / "out", "--ignore", "nothing", "--format", "awq", "--bits", "8")
+    assert re.fullmatch(
+        r"error: --ignore `nothing` matches no tensor\n\nhint: names like it: .*\n\n"
+        r"error: awq holds 4 bits only, got 8: .* and 11 more\n\nhint: --format compressed-tensors\n",
+        stderr,
+    )
+
+
+@pytest.mark.parametrize("text", ["[red]x[/red]", "[/]", ":x:", "a\\"])
+def test_messages_are_no_markup(source: Path, tmp_path: Path, text: str) -> None:
+    stderr = fails(2, source, tmp_path / "out", "--scheme", text)
+    assert stderr.splitlines()[0] == f"error: --scheme: unknown preset `{text}`"
+
+
+# What is printed where
+
+
+def test_convert_json(converted: Any, source: Path) -> None:
+    folder, done = converted
+    values = json.loads(done.stdout)
+    assert values["format"] == "awq"
+    assert values["scheme"] == "int4 g64 asymmetric"
+    assert (values["source"], values["out"]) == (str(source), folder.name)
+    assert (values["num_tensors"], values["num_quantized"]) == (21, 14)
+    assert values["seconds"] > 0
+    assert values["peak_rss_nbytes"] > 50_000_000
+    assert values["files"] == {"model.safetensors": (folder / "model.safetensors").stat().st_size}
+    assert values["dropped_files"] == ["pytorch_model.bin"]
+    assert done.stderr.startswith("note left behind as duplicate weights or stale configs: pytorch_model.bin\n")
+    assert "\nwrote model.safetensors, " in done.stderr
+    assert done.stderr.endswith(f"done {folder.name}\n")
+    assert "\x1b" not in done.stdout + done.stderr
+
+
+def test_short_form_is_convert_and_quiet_is_silent(converted: Any, source: Path, tmp_path: Path) -> None:
+    folder, _ = converted
+    done = succeeds(source, folder.name, *SCHEME, "--quiet", cwd=tmp_path)
+    assert (done.stdout, done.stderr) == ("", "")
+    long, short = snapshot(folder), snapshot(tmp_path / folder.name)
+    assert long is not None
+    assert short is not None
+    cards = [found.pop("README.md").decode().splitlines() for found in (long, short)]
+    assert short == long
+    assert set(long) == {"config.json", "model.safetensors", "tokenizer.json"}
+    changed = [(a, b) for a, b in zip(*cards, strict=True) if a != b]
+    tail = f"{source} converted {' '.join(SCHEME)}"
+    assert changed == [(f"quantconvert convert {tail} --json", f"quantconvert {tail} --quiet")]
+
+
+def test_plan_json(source: Path, tmp_path: Path) -> None:
+    done = succeeds("plan", source, tmp_path / "out", *SCHEME, "--json")
+    values = json.loads(done.stdout)
+    assert done.stderr == ""
+    assert len(values["tensors"]) == 21
+    assert values["free_nbytes"] > values["output_nbytes"]
+    assert not (tmp_path / "out").exists()
+
+
+def test_plan_tells_what_convert_then_does(converted: Any, source: Path) -> None:
+    folder, done = converted
+    planned, did = json.loads(succeeds("plan", source, *SCHEME, "--json").stdout), json.loads(done.stdout)
+    shared = planned.keys() & did.keys()
+    assert {"digest", "files", "quantization_config", "total_size", "output_nbytes"} <= shared
+    assert {key: planned[key] for key in shared} == {key: did[key] for key in shared}
+    names = {name for tensor in planned["tensors"] for name in tensor["outputs"]}
+    assert names == read_tensors(folder).keys()
+
+
+def test_inspect_json(converted: Any) -> None:
+    folder, _ = converted
+    done = succeeds("inspect", folder, "--json")
+    values = json.loads(done.stdout)
+    assert done.stderr == ""
+    assert values["quant_method"] == "awq"
+    assert values["num_quantized_modules"] == 14
+    assert values["num_tensors"] == len(read_tensors(folder))
+
+
+def test_inspect_names_the_scheme(converted: Any, source: Path) -> None:
+    folder, _ = converted
+    assert re.search(r"quantized +awq, 14 modules *\n +scheme +int4 g64 zero points *\n", cli("inspect", folder).stdout)
+    assert re.search(r"quantized +no *\n", cli("inspect", source).stdout)
+
+
+def without_free(text: str) -> str:
+    """A plan without what changes from moment to moment: free disk space."""
+    return re.sub(r'(?m), [\d.e+]+ \w+ free *$|"free_nbytes": \d+', "", text)
+
+
+@pytest.mark.parametrize("extra", [[], ["--verbose"], ["--json"]])
+def test_dry_run_is_plan(source: Path, tmp_path: Path, extra: list[str]) -> None:
+    out = tmp_path / "out"
+    dry = succeeds(source, out, "--dry-run", *SCHEME, *extra)
+    planned = succeeds("plan", source, out, *SCHEME, *extra)
+    assert without_free(dry.stdout) == without_free(planned.stdout)
+    assert "awq" in dry.stdout
+    assert (dry.stderr, planned.stderr) == ("", "")
+    assert not out.exists()
+
+
+def test_dry_run_checks_the_output(source: Path, converted: Any) -> None:
+    folder, _ = converted
+    assert fails(5, source, folder, "--dry-run") == fails(5, "plan", source, folder)
+
+
+def test_quiet_plan_only_checks(source: Path) -> None:
+    done = succeeds("plan", source, "--quiet")
+    assert (done.stdout, done.stderr) == ("", "")
+
+
+def test_overwrite_replaces(source: Path, tmp_path: Path) -> None:
+    out = write_checkpoint(tmp_path / "out", shards=2)
+    (out / "quantize_config.json").write_text("{}")
+    (out / "notes.txt").write_text("mine")
+    succeeds(source, out, "--overwrite", "--scheme", "W8A16")
+    files = ["README.md", "config.json", "model.safetensors", "notes.txt", "tokenizer.json"]
+    assert sorted(path.name for path in out.iterdir()) == files
+    assert json.loads((out / "config.json").read_text())["quantization_config"]["quant_method"] == "compressed-tensors"
+
+
+# Planning without torch
+
+
+def test_plan_and_inspect_do_not_import_torch(source: Path, tmp_path: Path) -> None:
+    code = (
+        "import sys, quantconvert\n"
+        f"quantconvert.plan({str(source)!r}, {str(tmp_path / 'out')!r})\n"
+        f"quantconvert.inspect({str(source)!r})\n"
+        "assert 'torch' not in sys.modules and 'numpy' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], env=ENV, check=True, timeout=60)
+
+
+def test_plan_command_does_not_import_torch(source: Path) -> None:
+    command = [sys.executable, "-X", "importtime", "-m", "quantconvert", "plan", str(source)]
+    done = subprocess.run(command, env=ENV, capture_output=True, text=True, timeout=60, check=True)
+    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert "quantconvert.api" in imported
+    assert not imported & {"torch", "numpy", "safetensors", "huggingface_hub.hf_api"}
+
+
+# Terminals
+
+
+def on_terminal(*args: object, **env: str) -> str:
+    """stdout and stderr of a command that has a terminal for both."""
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen([*CLI, *map(str, args)], env=ENV | env, stdout=theirs, stderr=theirs)
+    os.close(theirs)
+    text = b""
+    try:
+        while chunk := os.read(ours, 65536):
+            text += chunk
+    except OSError:  # how Linux says that the other side is closed
+        pass
+    finally:
+        os.close(ours)
+        process.wait(60)
+    return text.decode()
+
+
+def test_colour_on_a_terminal_only(source: Path, tmp_path: Path) -> None:
+    failing = (source, tmp_path / "out", "--group-size", "0")
+    assert "\x1b[31merror:" in on_terminal(*failing)
+    assert "\x1b" not in on_terminal(*failing, NO_COLOR="1")
+    assert "\x1b" not in on_terminal("plan", source, NO_COLOR="1")
+    assert "\x1b" not in fails(4, *failing)
+
+
+def test_no_color_while_converting(source: Path, tmp_path: Path) -> None:
+    text = on_terminal(source, tmp_path / "out", NO_COLOR="1")
+    assert "\x1b" not in text
+    assert text.endswith(f"done {tmp_path / 'out'}\r\n")
+
+
+# Interruption
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """200 MB of zeros in eight weights; the file is sparse, so that it costs no disk."""
+    size = 2 * 3072 * 4096
+    names = [f"model.layers.{i}.mlp.down_proj.weight" for i in range(8)]
+    header = {name: entry(i * size, (i + 1) * size, [3072, 4096]) for i, name in enumerate(names)}
+    return write_raw(tmp_path_factory.mktemp("large"), header, len(names) * size)
+
+
+def interrupted(numbers: list[signal.Signals], *args: object, out: Path) -> tuple[int, str, list[str]]:
+    """Exit code, stdout and lines of stderr of a conversion that gets signals once it writes weights."""
+    process = subprocess.Popen(
+        [*CLI, *map(str, args), "--workers", "1"], env=ENV, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        assert process.stderr
+        first = process.stderr.readline()
+        end = time.monotonic() + 20
+        while not any(out.glob(".quantconvert/*.partial")) and time.monotonic() < end:
+            time.sleep(0.01)
+        assert process.poll() is None, "done before it could be interrupted"
+        for number in numbers:
+            process.send_signal(number)
+            time.sleep(0.005)
+        stdout, stderr = process.communicate(timeout=30)
+    finally:
+        process.kill()
+    return process.returncode, stdout, [first.rstrip("\n"), *stderr.splitlines()]
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_sigint_exits_130_and_leaves_nothing(large: Path, tmp_path: Path, count: int) -> None:
+    out = tmp_path / "new" / "out"
+    code, stdout, lines = interrupted([signal.SIGINT] * count, large, out, out=out)
+    assert (code, stdout) == (130, "")
+    assert lines == ["converting 8 tensors, 201 MB", INTERRUPTED]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_sigterm_exits_143_and_leaves_the_old_result(large: Path, tmp_path: Path) -> None:
+    out = write_checkpoint(tmp_path / "out", config=LLAMA_CONFIG)
+    before = snapshot(out)
+    code, stdout, lines = interrupted([signal.SIGTERM], large, out, "--overwrite", "--json", out=out)
+    assert (code, stdout) == (143, "")
+    assert lines == ["converting 8 tensors, 201 MB", INTERRUPTED]
+    assert snapshot(out) == before

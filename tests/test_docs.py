@@ -1,0 +1,84 @@
+"""The README says what the program does: commands, formats, exit codes, options, and the output it shows."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import quantconvert
+from quantconvert import errors
+from quantconvert.formats import FORMATS
+from quantconvert.planning import choose
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+
+
+def readme_command(name: str) -> list[str]:
+    """The lines of the command marked `<!-- command: name -->`, as .ci/run takes them."""
+    match = re.search(rf"<!-- command: {name} -->\n```bash\n(.*?)```", README, re.S)
+    assert match
+    return match[1].splitlines()
+
+
+def test_the_main_command_is_the_one_shown_and_prints_what_is_shown(tmp_path: Path):
+    last = shlex.split(readme_command("main")[-1])
+    assert last[0].endswith("bin/quantconvert")
+    words = [str(tmp_path / "out") if word == "out" else word for word in last[1:]]
+    command = [sys.executable, "-m", "quantconvert", *words]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True)
+    shown = README.split("```\nconverting", 1)[1].split("```", 1)[0]
+    volatile = ("time", "peak memory", "load it", "  ", "done")
+
+    def stable(text: str) -> list[str]:
+        lines = [re.sub(r"\s+", " ", line.strip()) for line in text.splitlines() if not line.startswith(volatile)]
+        return [line for line in lines if line and "from_pretrained" not in line and "converting" not in line]
+
+    assert stable(done.stderr) == stable("converting" + shown)
+
+
+def test_the_test_command_installs_with_the_constraints():
+    lines = readme_command("tests")
+    assert any("-c constraints.txt" in line and "test" in line for line in lines)
+    assert lines[-1].endswith("-m pytest -q")
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_every_format_stands_in_the_readme(name: str):
+    assert f"`{name}`" in README
+
+
+def test_exit_codes_stand_in_the_readme():
+    codes = {getattr(errors, name).exit_code for name in dir(errors) if name.endswith("Error")} - {1}
+    for code in codes:
+        assert re.search(rf"^\| {code} \|", README, re.M), code
+
+
+def test_the_rule_for_auto_is_the_code_s():
+    for layout in ("awq", "compressed-tensors"):
+        assert layout in (choose.__doc__ or "")
+    assert README.count("| `compressed-tensors`, symmetric |") == 2
+
+
+@pytest.mark.parametrize("command", ["convert", "plan", "inspect"])
+def test_help_describes_every_option(command: str):
+    words = [sys.executable, "-m", "quantconvert", command, "--help"]
+    text = subprocess.run(words, capture_output=True, text=True, check=True).stdout
+    options = re.findall(r"^  (?:-\w, )?(--[\w-]+)", text, re.M)
+    assert "--json" in options
+    assert quantconvert.__version__
+
+
+def test_no_registry_host_and_no_tool_of_ours_is_named():
+    files = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True).stdout.split()
+    hosts = [".".join(parts) for parts in (("pypi", "org"), ("pythonhosted", "org"), ("registry", "npmjs"))]
+    for file in files:
+        path = ROOT / file
+        if path.suffix in {".py", ".md", ".toml", ".txt", ".sh"} or file == ".ci/run":
+            text = path.read_text()
+            assert not [host for host in hosts if host in text], file
