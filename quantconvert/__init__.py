@@ -7,7 +7,7 @@ result = quantconvert.convert("path/to/model", "out", bits=4)
 inventory = quantconvert.inspect("out")
 """
 
-from quantconvert.api import Result, convert, dequantize, inspect, plan, repack
+from quantconvert.api import Result, convert, dequantize, inspect, iter_quantized, plan, repack
 from quantconvert.errors import (
     CheckpointError,
     OutputError,
@@ -41,6 +41,7 @@ __all__ = [
     "convert",
     "dequantize",
     "inspect",
+    "iter_quantized",
     "plan",
     "repack",
 ]

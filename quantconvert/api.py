@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Unpack
+from typing import TYPE_CHECKING, Unpack
 
 from quantconvert.checkpoint import Checkpoint, LocalFolder, Repo, load_checkpoint
 from quantconvert.checkpoint.files import INDEX_NAME
@@ -20,6 +20,9 @@ from quantconvert.job import Job, JobOptions, StreamOptions
 from quantconvert.planning import Plan, build_plan
 from quantconvert.planning.transcode import PLAIN_TAGS, PlainDType, build_transcode
 from quantconvert.run.output import OutputFolder, check_disk, check_output
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Source = str | os.PathLike[str]
 # What a conversion writes beside shards and side files (index, config, card): an allowance for the disk check.
@@ -133,6 +136,27 @@ def _transcode(
         return build_transcode(checkpoint, job, lambda ref: repo.read(ref.file, ref.offset, ref.nbytes), dtype)
 
     return _run(repo, out, overwrite, build, report, command)
+
+
+def iter_quantized(
+    source: Source, *, tp_rank: int = 0, tp_size: int = 1, revision: str | None = None, **options: Unpack[JobOptions]
+) -> Iterator[tuple[str, Tensor]]:
+    """(name, tensor) of one tensor-parallel rank, for engines that quantize while they load; nothing is written.
+
+    Reads only the rank's slice of each quantized weight and quantizes it after sharding, so that scales and zero points
+    have the rank's dimensions. Column-parallel layers (q/k/v, gate/up, experts' w1/w3) are split by out_features,
+    row-parallel ones (o, down, w2) by in_features; key and value projections are replicated where there are more ranks
+    than key/value heads. Tensors that are not quantized come whole. `format="rtn"` gives the plainest tensors.
+    Refusals are raised before the first tensor, as in `plan`.
+    """
+    if not 0 <= tp_rank < tp_size:
+        raise UsageError(f"tp_rank: expected 0 to {tp_size - 1}, got {tp_rank}")
+    from quantconvert.run.ranked import iter_rank
+
+    repo = open_repo(source, revision)
+    made = _plan(repo, None, False, _builder(repo, Job.from_options({**options, "tensor_parallel": tp_size})))
+    root = repo.materialize(tuple(file.path for file in made.checkpoint.weight_files))
+    return iter_rank(made, root, tp_rank, tp_size)
 
 
 def inspect(folder: Source, *, revision: str | None = None) -> Inventory:

@@ -66,9 +66,10 @@ class JobOptions(TypedDict, total=False):
     bits: 4 (default) or 8. group_size: 128 (default), -1 per channel, 0 per tensor. symmetric: None (default) means
     what the format does best. scheme: a name that sets the three at once (`W4A16`, `W4A16_ASYM`, `W8A16`, `W8A8` ...).
     format: `auto` (default) or a registered format. ignore: patterns of modules to leave alone. rules:
-    `PATTERN=SCHEME`, later ones win. preset: a named set of rules. on_indivisible: what to do where the group size does
-    not divide in_features. nan_policy: `error` (default) or `keep`. max_shard_size, memory_limit: bytes or text such as
-    `5GB`. workers: threads, 0 = one a core. base_model: the id for the model card where the source does not tell it.
+    `PATTERN=SCHEME`, later ones win. preset: a named set of rules. tensor_parallel: ranks that every layer must divide
+    by. on_indivisible: what to do where the group size does not divide in_features. nan_policy: `error` (default) or
+    `keep`. max_shard_size, memory_limit: bytes or text such as `5GB`. workers: threads, 0 = one a core. base_model: the
+    id for the model card where the source does not tell it.
     """
 
     bits: int | None
@@ -79,6 +80,7 @@ class JobOptions(TypedDict, total=False):
     ignore: tuple[str, ...]
     rules: tuple[Rule | str, ...]
     preset: str | None
+    tensor_parallel: int
     on_indivisible: OnIndivisible
     nan_policy: NanPolicy
     max_shard_size: int | str
@@ -96,6 +98,7 @@ class Job:
     ignore: tuple[str, ...] = ()
     rules: tuple[Rule, ...] = ()
     preset: str | None = None
+    tensor_parallel: int = 1
     on_indivisible: OnIndivisible = "error"
     nan_policy: NanPolicy = "error"
     max_shard_nbytes: int = DEFAULT_SHARD_NBYTES
@@ -133,6 +136,7 @@ class Job:
             ignore=tuple(options.get("ignore") or ()),
             rules=tuple(r if isinstance(r, Rule) else Rule.parse(r) for r in options.get("rules") or ()),
             preset=options.get("preset"),
+            tensor_parallel=int(_given(options, "tensor_parallel", 1)),
             on_indivisible=_choice("on-indivisible", options.get("on_indivisible") or "error", get_args(OnIndivisible)),
             nan_policy=_choice("nan-policy", options.get("nan_policy") or "error", get_args(NanPolicy)),
             max_shard_nbytes=parse_size(_given(options, "max_shard_size", DEFAULT_SHARD_NBYTES), "max-shard-size"),
@@ -142,6 +146,8 @@ class Job:
                 memory_limit=parse_size(_given(options, "memory_limit", Limits().memory_limit), "memory-limit"),
             ),
         )
+        if job.tensor_parallel < 1:
+            raise UsageError(f"--tensor-parallel: expected 1 or more ranks, got {job.tensor_parallel}")
         for rule in job.rules:
             job.request(rule.scheme)
         if job.limits.workers < 0:

@@ -22,6 +22,7 @@ from quantconvert.cli.progress import ProgressReporter
 from quantconvert.errors import QuantConvertError, Refusal
 from quantconvert.events import silent
 from quantconvert.job import JobOptions
+from quantconvert.recipe import merged, read_recipe, write_recipe
 from quantconvert.run.output import free_nbytes
 from quantconvert.version import __version__
 
@@ -86,13 +87,15 @@ def convert(
     group_size: opt.GroupSize = None,
     symmetric: opt.Symmetric = None,
     scheme: opt.SchemeName = None,
-    format: opt.FormatName = "auto",
+    format: opt.FormatName = None,
     ignore: opt.Ignore = None,
     rules: opt.Rules = None,
+    recipe: opt.Recipe = None,
     preset: opt.Preset = None,
-    on_indivisible: opt.OnIndivisible = "error",
-    nan_policy: opt.NanPolicy = "error",
-    max_shard_size: opt.MaxShardSize = "5GB",
+    tensor_parallel: opt.TensorParallel = None,
+    on_indivisible: opt.OnIndivisible = None,
+    nan_policy: opt.NanPolicy = None,
+    max_shard_size: opt.MaxShardSize = None,
     memory_limit: opt.MemoryLimit = "2GB",
     workers: opt.Workers = 0,
     revision: opt.Revision = None,
@@ -104,7 +107,7 @@ def convert(
     verbose: opt.Verbose = False,
 ) -> None:
     """Convert SRC into OUT."""
-    asked = _asked(locals())
+    asked = _asked(locals(), recipe)
     if dry_run:
         _show_plan(source, out, asked, revision, overwrite, json, quiet, verbose)
         return
@@ -124,23 +127,26 @@ def plan(
     group_size: opt.GroupSize = None,
     symmetric: opt.Symmetric = None,
     scheme: opt.SchemeName = None,
-    format: opt.FormatName = "auto",
+    format: opt.FormatName = None,
     ignore: opt.Ignore = None,
     rules: opt.Rules = None,
+    recipe: opt.Recipe = None,
     preset: opt.Preset = None,
-    on_indivisible: opt.OnIndivisible = "error",
-    nan_policy: opt.NanPolicy = "error",
-    max_shard_size: opt.MaxShardSize = "5GB",
+    tensor_parallel: opt.TensorParallel = None,
+    on_indivisible: opt.OnIndivisible = None,
+    nan_policy: opt.NanPolicy = None,
+    max_shard_size: opt.MaxShardSize = None,
     memory_limit: opt.MemoryLimit = "2GB",
     workers: opt.Workers = 0,
     revision: opt.Revision = None,
     overwrite: opt.Overwrite = False,
+    as_recipe: opt.WriteRecipe = False,
     json: opt.Json = False,
     quiet: opt.Quiet = False,
     verbose: opt.Verbose = False,
 ) -> None:
     """What a conversion would do: decisions, sizes, memory, disk. Reads headers only, writes nothing."""
-    _show_plan(source, out, _asked(locals()), revision, overwrite, json, quiet, verbose)
+    _show_plan(source, out, _asked(locals(), recipe), revision, overwrite, json, quiet, verbose, as_recipe)
 
 
 @app.command()
@@ -164,7 +170,7 @@ def repack(
     source: opt.Quantized,
     out: opt.Out,
     format: opt.Layout,
-    max_shard_size: opt.MaxShardSize = "5GB",
+    max_shard_size: opt.MaxShardSize = None,
     memory_limit: opt.MemoryLimit = "2GB",
     workers: opt.Workers = 0,
     base_model: opt.BaseModel = None,
@@ -183,7 +189,7 @@ def dequantize(
     source: opt.Quantized,
     out: opt.Out,
     dtype: opt.DType = "bfloat16",
-    max_shard_size: opt.MaxShardSize = "5GB",
+    max_shard_size: opt.MaxShardSize = None,
     memory_limit: opt.MemoryLimit = "2GB",
     workers: opt.Workers = 0,
     base_model: opt.BaseModel = None,
@@ -208,9 +214,13 @@ def _convert(work: Callable[..., api.Result], json: bool, quiet: bool, verbose: 
         print_result(result)
 
 
-def _asked(values: dict[str, Any]) -> dict[str, Any]:
-    """The library's `JobOptions` among a command's parameters."""
-    return {key: value for key, value in values.items() if key in JobOptions.__annotations__}
+def _asked(values: dict[str, Any], recipe: Path | None = None) -> dict[str, Any]:
+    """The library's `JobOptions` among a command's parameters, over those of a recipe."""
+    options = {key: value for key, value in values.items() if key in JobOptions.__annotations__ and value is not None}
+    if recipe is None:
+        return options
+    with _exit_codes():
+        return merged(read_recipe(recipe), options)
 
 
 def _show_plan(
@@ -222,11 +232,14 @@ def _show_plan(
     json: bool,
     quiet: bool,
     verbose: bool,
+    as_recipe: bool = False,
 ) -> None:
     with _exit_codes():
         made = api.plan(source, out, revision=revision, overwrite=overwrite, **asked)
     free = free_nbytes(out or Path.cwd())
-    if json:
+    if as_recipe:
+        print(write_recipe(made.job, made.format), end="")
+    elif json:
         print_json(made.to_json() | {"free_nbytes": free})
     elif not quiet:
         print_plan(made, free, verbose)

@@ -66,8 +66,13 @@ SchemeName = Annotated[
     ),
 ]
 FormatName = Annotated[
-    str,
-    typer.Option("--format", metavar="|".join(("auto", *FORMATS)), help="Layout on disk.", rich_help_panel=_SCHEME),
+    str | None,
+    typer.Option(
+        "--format",
+        metavar="|".join(("auto", *FORMATS)),
+        help="Layout on disk. [default: auto]",
+        rich_help_panel=_SCHEME,
+    ),
 ]
 Ignore = Annotated[
     list[str] | None,
@@ -89,6 +94,17 @@ Rules = Annotated[
         rich_help_panel=_RULES,
     ),
 ]
+Recipe = Annotated[
+    Path | None,
+    typer.Option(
+        "--recipe",
+        metavar="FILE",
+        help="Options and rules from a TOML file; those given here win.",
+        show_default=False,
+        rich_help_panel=_RULES,
+    ),
+]
+WriteRecipe = Annotated[bool, typer.Option("--write-recipe", help="Print the options as a recipe and nothing else.")]
 Preset = Annotated[
     str | None,
     typer.Option(
@@ -99,26 +115,38 @@ Preset = Annotated[
         rich_help_panel=_RULES,
     ),
 ]
+TensorParallel = Annotated[
+    int | None,
+    typer.Option(
+        "--tensor-parallel",
+        metavar="N",
+        help="Check every layer as an engine will shard it over N ranks. [default: 1]",
+        rich_help_panel=_RULES,
+    ),
+]
 OnIndivisible = Annotated[
-    str,
+    str | None,
     typer.Option(
         "--on-indivisible",
         metavar="error|skip|channel",
-        help="Where the group size does not divide in_features.",
+        help="Where the group size does not divide in_features. [default: error]",
         rich_help_panel=_RULES,
     ),
 ]
 NanPolicy = Annotated[
-    str,
+    str | None,
     typer.Option(
         "--nan-policy",
         metavar="error|keep",
-        help="A weight with NaN or Inf: refuse, or keep it as it is (reads the source twice).",
+        help="A weight with NaN or Inf: refuse, or keep it as it is (reads the source twice). [default: error]",
         rich_help_panel=_RULES,
     ),
 ]
 MaxShardSize = Annotated[
-    str, typer.Option("--max-shard-size", metavar="SIZE", help="Largest output file.", rich_help_panel=_LIMITS)
+    str | None,
+    typer.Option(
+        "--max-shard-size", metavar="SIZE", help="Largest output file. [default: 5GB]", rich_help_panel=_LIMITS
+    ),
 ]
 MemoryLimit = Annotated[
     str,

@@ -101,6 +101,10 @@ class Format(ABC):
     def problems(self, scheme: Scheme, shape: tuple[int, ...], module: str) -> list[str]:
         """Why the weight of `module`, of `shape` [O, I], cannot be written under `scheme`; empty when it can."""
 
+    def rank_problems(self, scheme: Scheme, shape: tuple[int, int], module: str) -> list[str]:
+        """Why a tensor-parallel rank cannot hold its share of `shape` [O, I] of a stored weight."""
+        return self.problems(scheme, shape, module)
+
     def mix_problem(self, schemes: Sequence[Scheme]) -> str | None:
         """Why one model cannot hold all of `schemes`; None when it can."""
         return f"{self.name} holds one scheme for the whole model"

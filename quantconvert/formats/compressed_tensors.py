@@ -43,6 +43,15 @@ class CompressedTensors(Format):
     def problems(self, scheme: Scheme, shape: tuple[int, ...], module: str) -> list[str]:
         return []
 
+    def rank_problems(self, scheme: Scheme, shape: tuple[int, int], module: str) -> list[str]:
+        pack = 32 // scheme.num_bits
+        found = []
+        if not scheme.activations and shape[1] % pack:
+            found.append(f"{pack} codes share a word: expected in_features % {pack} == 0, got {shape[1]}")
+        if not scheme.symmetric and scheme.strategy != "tensor" and shape[0] % pack:
+            found.append(f"{pack} zero points share a word: expected out_features % {pack} == 0, got {shape[0]}")
+        return found
+
     def mix_problem(self, schemes: Sequence[Scheme]) -> str | None:
         return None
 

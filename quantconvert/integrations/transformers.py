@@ -3,7 +3,7 @@
     import quantconvert.integrations.transformers
     model = AutoModelForCausalLM.from_pretrained(folder)
 
-Linear layers keep their codes and are dequantized in every `forward`; `model.dequantize()` trades that memory for speed.
+Linear layers keep their codes and are dequantized in every `forward`; `model.dequantize()` trades memory for speed.
 What transformers merges while it loads, such as the experts of a layer, is dequantized before the merge and stays so.
 Which modules are quantized is read from the checkpoint's headers and their names are mapped to the model's by
 transformers' own renamings, so that a config written for checkpoint names holds for models that name them otherwise.
@@ -21,11 +21,11 @@ from importlib import metadata
 from typing import Any, NoReturn
 
 import torch
-from safetensors import safe_open
 from torch import Tensor, nn
 
 from quantconvert.errors import CheckpointError, UnsupportedError
 from quantconvert.formats.rtn import Rtn
+from quantconvert.integrations.rtn_files import Header, check, is_quantized, read_headers
 from quantconvert.integrations.rtn_linear import RtnLinear, dequantize
 from quantconvert.schemes import NUM_BITS, Scheme, width_of
 
@@ -44,7 +44,13 @@ def _needs_transformers(error: ImportError) -> NoReturn:
 
 try:
     from transformers.conversion_mapping import get_model_conversion_mapping
-    from transformers.core_model_loading import ConversionOps, WeightConverter, WeightRenaming, rename_source_key
+    from transformers.core_model_loading import (
+        ConversionOps,
+        WeightConverter,
+        WeightRenaming,
+        dot_natural_key,
+        rename_source_key,
+    )
     from transformers.quantizers import auto
     from transformers.quantizers.base import HfQuantizer
     from transformers.utils import logging
@@ -73,7 +79,7 @@ class RtnConfig(QuantizationConfigMixin):
     ) -> None:
         if unknown:
             raise CheckpointError(f"quantization_config has fields that {NAME} does not know: {', '.join(unknown)}")
-        self.quant_method = quant_method
+        self.quant_method = quant_method  # type: ignore[assignment]  # a plain str serves: see register_quantizer
         self.bits, self.group_size, self.symmetric = bits, group_size, symmetric
         self.modules_to_not_convert = list(modules_to_not_convert or ())
         self.overrides = {pattern: dict(fields) for pattern, fields in (overrides or {}).items()}
@@ -86,7 +92,7 @@ class RtnConfig(QuantizationConfigMixin):
             self._scheme(fields)
 
     def _scheme(self, fields: Mapping[str, Any]) -> Scheme:
-        known = {"bits": self.bits, "group_size": self.group_size, "symmetric": self.symmetric}
+        known: dict[str, Any] = {"bits": self.bits, "group_size": self.group_size, "symmetric": self.symmetric}
         if not fields.keys() <= known.keys():
             raise CheckpointError(f"quantization_config: cannot override {', '.join(fields.keys() - known.keys())}")
         known.update(fields)
@@ -121,7 +127,13 @@ class RtnDequantize(ConversionOps):
 
     @torch.no_grad()
     def convert(
-        self, input_dict: dict[str, list[Tensor]], *, full_layer_name: str, model: Any, **kwargs: Any
+        self,
+        input_dict: dict[str, list[Tensor]],
+        source_patterns: list[str],
+        target_patterns: list[str],
+        full_layer_name: str = "",
+        model: Any = None,
+        **kwargs: Any,
     ) -> dict[str, Any]:
         dtype = model.get_parameter(full_layer_name).dtype
         bits = self.hf_quantizer.merged_bits.get(full_layer_name)
@@ -155,9 +167,6 @@ def _stacked(
     return result
 
 
-Header = tuple[str, tuple[int, ...]]  # dtype and shape
-
-
 class RtnHfQuantizer(HfQuantizer):
     """Puts `RtnLinear` where the checkpoint has codes, and `RtnDequantize` before every merge."""
 
@@ -183,12 +192,10 @@ class RtnHfQuantizer(HfQuantizer):
     ) -> None:
         if getattr(model.config, "distributed_config", None) is not None:
             raise UnsupportedError(f"{NAME} is not loaded in parts on several devices (tp_plan, distributed_config)")
-        tensors = _headers(checkpoint_files)
+        tensors = read_headers(checkpoint_files)
         merged: dict[str, dict[Scheme | None, str]] = {}
         for module, target, converter in _places(model, tensors):
-            scheme = None
-            if tensors[f"{module}.weight"][0] in ("U8", "I8"):
-                scheme = self._checked_scheme(module, tensors)
+            scheme = self._scheme_of(module, tensors)
             if converter is not None:
                 merged.setdefault(target, {}).setdefault(scheme, module)
                 if scheme and not all(source.endswith(".weight") for source in converter.source_patterns):
@@ -198,24 +205,14 @@ class RtnHfQuantizer(HfQuantizer):
                 model.set_submodule(name, RtnLinear(_plain_linear(model, name), scheme))
         self.merged_bits = _one_width_each(merged)
 
-    def _checked_scheme(self, module: str, tensors: Mapping[str, Header]) -> Scheme:
-        """What the config says of a quantized module; its tensors must be just what the format makes of that."""
+    def _scheme_of(self, module: str, tensors: Mapping[str, Header]) -> Scheme | None:
+        """By the config, for a module that holds codes; both must agree."""
+        if not is_quantized(tensors[f"{module}.weight"]):
+            return None
         if self.quantization_config.is_kept(module):
-            raise CheckpointError(f"`{module}.weight` is quantized, but modules_to_not_convert names it")
+            raise CheckpointError(f"`{module}` is quantized, but named by modules_to_not_convert")
         scheme = self.quantization_config.scheme_of(module)
-        scale_dtype, scales = tensors.get(f"{module}.weight_scale", ("", ()))
-        stored, columns = tensors[f"{module}.weight"][1]
-        rows = scales[0] if len(scales) == 2 else stored * Rtn().row_multiple(scheme)
-        expected = {f"{module}.{s.suffix}": s for s in Rtn().outputs((rows, columns), scale_dtype, scheme)}
-        if scheme.group_size and columns % scheme.group_size:
-            raise CheckpointError(f"`{module}.weight`: group_size {scheme.group_size} does not divide {columns}")
-        for name in (f"{module}.{suffix}" for suffix in Rtn.suffixes):
-            spec = (expected[name].dtype, expected[name].shape) if name in expected else None
-            if spec != tensors.get(name) or "" in (spec or ()):
-                raise CheckpointError(
-                    f"`{name}`: quantization_config says {scheme.label}, so that it should be {_says(spec)}; "
-                    f"the files have {_says(tensors.get(name))}"
-                )
+        check(module, scheme, tensors)
         return scheme
 
     def _process_model_after_weight_loading(self, model: Any, **kwargs: Any) -> Any:
@@ -225,13 +222,17 @@ class RtnHfQuantizer(HfQuantizer):
                 module.weight_scale.requires_grad_(False)
         return model
 
-    def _dequantize(self, model: Any, dtype: torch.dtype | None = None) -> Any:
-        """Ordinary linear layers in place of all `RtnLinear`; then it can be saved as an ordinary checkpoint, too."""
+    def _dequantize(self, model: Any, dtype: torch.dtype | str | None = None) -> Any:
+        """Ordinary linear layers in place of all `RtnLinear`; then it can be saved as an ordinary checkpoint, too.
+
+        dtype: `model.config.dtype` unless the user said otherwise, which `save_pretrained` leaves as a str.
+        """
         for name, module in list(model.named_modules()):
             if isinstance(module, RtnLinear):
                 linear = nn.Linear(module.in_features, module.out_features, bias=False, device="meta")
-                linear.weight = nn.Parameter(module.dequantize().to(dtype))
-                linear.bias = module.bias
+                weight = module.dequantize()
+                linear.weight = nn.Parameter(weight.to(dtype) if isinstance(dtype, torch.dtype) else weight)
+                linear.register_parameter("bias", module.bias)
                 model.set_submodule(name, linear)
         model._weight_conversions = None  # `save_pretrained` reverts transformers' own conversions, without ours
         return model
@@ -246,19 +247,6 @@ class RtnHfQuantizer(HfQuantizer):
         return False
 
 
-def _headers(files: Sequence[str] | None) -> dict[str, Header]:
-    """Every tensor of the checkpoint; `preprocess_model` hands the files on in `modeling_utils.py`."""
-    if not files or not all(file.endswith(".safetensors") for file in files):
-        raise UnsupportedError(f"{NAME} is loaded from safetensors files only")
-    found: dict[str, Header] = {}
-    for file in files:
-        with safe_open(file, framework="pt") as reader:
-            for name in reader.keys():  # noqa: SIM118 (not a dict)
-                view = reader.get_slice(name)
-                found[name] = (view.get_dtype(), tuple(view.get_shape()))
-    return found
-
-
 def _places(model: Any, tensors: Mapping[str, Header]) -> Iterator[tuple[str, str, WeightConverter | None]]:
     """Each checkpoint module with a weight, the model's parameter for it, and what merges it with others, if anything.
 
@@ -269,14 +257,12 @@ def _places(model: Any, tensors: Mapping[str, Header]) -> Iterator[tuple[str, st
     converters = [t for t in transforms if isinstance(t, WeightConverter)]
     by_pattern = {pattern: converter for converter in converters for pattern in converter.source_patterns}
     known = model.state_dict()
-    for name in tensors:
-        if not name.endswith(".weight"):
-            continue
+    for name in sorted(tensors, key=dot_natural_key):
         target, pattern = rename_source_key(name, renamings, converters, model.base_model_prefix, known)
         if target not in known and name in known:
             target, pattern = name, None
-        if target in known:
-            yield name.removesuffix(".weight"), target, by_pattern.get(pattern)
+        if name.endswith(".weight") and target in known:
+            yield name.removesuffix(".weight"), target, by_pattern[pattern] if pattern else None
 
 
 def _plain_linear(model: Any, name: str) -> nn.Linear:
@@ -296,10 +282,6 @@ def _one_width_each(merged: Mapping[str, Mapping[Scheme | None, str]]) -> dict[s
             kinds = ", ".join(f"`{module}`: {s.label if s else 'not quantized'}" for s, module in schemes.items())
             raise UnsupportedError(f"`{target}` merges weights, which must share one scheme, got {kinds}")
     return {target: scheme.num_bits for target, schemes in merged.items() for scheme in schemes if scheme}
-
-
-def _says(header: Header | None) -> str:
-    return f"{header[0]} {list(header[1])}" if header else "nothing"
 
 
 def _register() -> None:

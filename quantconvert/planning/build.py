@@ -11,7 +11,8 @@ from quantconvert.families import Classifier
 from quantconvert.formats import Selection
 from quantconvert.job import Job
 from quantconvert.planning.choose import Choice, choose_format
-from quantconvert.planning.decide import Decision, decide
+from quantconvert.planning.decide import decide
+from quantconvert.planning.decision import Decision
 from quantconvert.planning.layout import Promise, place
 from quantconvert.planning.memory import COPY_CHUNK_NBYTES, cut, execution_for
 from quantconvert.planning.model import Execution, Output, Plan, Task
@@ -30,7 +31,7 @@ def build_plan(checkpoint: Checkpoint, job: Job, nonfinite: Mapping[str, str] | 
     quantized = [d for d in decisions if d.request]
     if not quantized:
         errors.append(_nothing_to_do(checkpoint, decisions))
-    choice = choose_format(job, quantized, errors)
+    choice = choose_format(job, quantized, checkpoint.text_config, errors)
     raise_all(errors)
     execution = execution_for(job.limits)
     units = [_promises(decision, choice) for decision in decisions]

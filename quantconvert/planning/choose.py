@@ -10,14 +10,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from quantconvert.errors import QuantConvertError, UnsupportedError
+from quantconvert.families.parallel import part_of
 from quantconvert.formats import FORMATS, Format, get_format
 from quantconvert.formats.awq import ENGINE_GROUPS
 from quantconvert.job import Job
-from quantconvert.planning.decide import Decision
+from quantconvert.planning.decision import Decision
 from quantconvert.schemes import Request, Scheme
 
 PACKED = "compressed-tensors"
@@ -34,7 +36,9 @@ class Choice:
         return request.settled(self.format.symmetric_by_default)
 
 
-def choose_format(job: Job, quantized: Sequence[Decision], errors: list[QuantConvertError]) -> Choice:
+def choose_format(
+    job: Job, quantized: Sequence[Decision], config: Mapping[str, Any], errors: list[QuantConvertError]
+) -> Choice:
     """Settle `--format auto`, and append to `errors` what the layout cannot hold."""
     requests = list(dict.fromkeys(d.request for d in quantized if d.request))
     if job.format != "auto":
@@ -50,6 +54,8 @@ def choose_format(job: Job, quantized: Sequence[Decision], errors: list[QuantCon
                 )
             )
     _check(choice, requests, quantized, errors)
+    if job.tensor_parallel > 1:
+        _check_ranks(choice, quantized, job.tensor_parallel, config, errors)
     return choice
 
 
@@ -92,6 +98,30 @@ def _check(
         more = f" and {len(decisions) - 3} more" if len(decisions) > 3 else ""
         names = ", ".join(f"`{d.module}`" for d in decisions[:3])
         errors.append(UnsupportedError(f"{problem}: {names}{more}", hint=_other_format(choice, decisions)))
+
+
+def _check_ranks(
+    choice: Choice,
+    quantized: Sequence[Decision],
+    ranks: int,
+    config: Mapping[str, Any],
+    errors: list[QuantConvertError],
+) -> None:
+    """What each rank holds must fit the layout too: words are not split between ranks."""
+    found: dict[str, list[Decision]] = {}
+    for d in quantized:
+        part = part_of(d.module, d.ref.shape, 0, ranks, config)
+        if part and d.request and not choice.format.problems(choice.scheme(d.request), d.ref.shape, d.module):
+            for problem in choice.format.rank_problems(choice.scheme(d.request), part.shape, d.module):
+                found.setdefault(problem, []).append(d)
+    for problem, decisions in found.items():
+        names = ", ".join(f"`{d.module}`" for d in decisions[:3]) + (" ..." if len(decisions) > 3 else "")
+        errors.append(
+            UnsupportedError(
+                f"on each of {ranks} ranks: {problem}: {names}",
+                hint="--format compressed-tensors --symmetric, fewer ranks, or --rule 'PATTERN=skip' for these layers",
+            )
+        )
 
 
 def _other_format(choice: Choice, decisions: Sequence[Decision]) -> str | None:

@@ -4,44 +4,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
 
 from quantconvert.checkpoint import Checkpoint, TensorRef
 from quantconvert.errors import QuantConvertError, UnsupportedError
-from quantconvert.families import Classifier, FusedSet, Reason, Role
+from quantconvert.families import Classifier, FusedSet, Role
 from quantconvert.job import Job
 from quantconvert.patterns import WEIGHT_SUFFIX, template_of
+from quantconvert.planning.decision import Decision
 from quantconvert.planning.rules import Verdict, verdicts
+from quantconvert.planning.widths import fit_widths
 from quantconvert.schemes import Request, scheme_name
-
-# Kept weights that engines hold as ordinary linear layers: the config block must name them.
-LINEAR_REASONS: frozenset[Reason] = frozenset(
-    {"lm_head", "router", "vision", "audio", "state-space", "mtp", "head", "family", "ignored", "indivisible",
-     "non-finite"}
-)  # fmt: skip
-
-
-@dataclass(frozen=True, slots=True)
-class Decision:
-    """One source tensor: to be quantized as `request` asks, or kept (`reason` set, `request` None)."""
-
-    ref: TensorRef
-    reason: Reason | None
-    evidence: str
-    is_expert: bool = False
-    request: Request | None = None
-
-    @property
-    def module(self) -> str:
-        return self.ref.name.removesuffix(WEIGHT_SUFFIX)
-
-    @property
-    def is_kept_linear(self) -> bool:
-        """Kept, but an engine would take it for a linear layer unless told."""
-        return self.reason in LINEAR_REASONS and len(self.ref.shape) == 2 and self.ref.name.endswith(WEIGHT_SUFFIX)
-
-    def kept(self, reason: Reason, evidence: str) -> Decision:
-        return replace(self, reason=reason, evidence=evidence, request=None)
 
 
 def decide(
@@ -61,7 +33,7 @@ def decide(
         decisions.append(decision)
     _check_head(checkpoint, decisions, errors)
     decisions = _widen_nonfinite(decisions, classifier.fused)
-    decisions = _indivisible(decisions, job, errors)
+    decisions = fit_widths(decisions, job, checkpoint.text_config, errors)
     _check_fused(decisions, classifier.fused, errors)
     _check_experts(decisions, errors)
     return decisions
@@ -168,37 +140,3 @@ def _check_experts(decisions: Sequence[Decision], errors: list[QuantConvertError
                     hint=f"one rule for all of them: --rule '{stem}.*=SCHEME'",
                 )
             )
-
-
-def _indivisible(decisions: list[Decision], job: Job, errors: list[QuantConvertError]) -> list[Decision]:
-    """Apply --on-indivisible to weights whose in_features their group size does not divide."""
-    bad = [i for i, d in enumerate(decisions) if d.request and d.ref.shape[1] % (d.request.group_size or 1)]
-    if bad and job.on_indivisible == "error":
-        errors.extend(_indivisible_errors([decisions[i] for i in bad], decisions))
-    for i in bad:
-        d = decisions[i]
-        assert d.request
-        if job.on_indivisible == "skip":
-            why = f"in_features {d.ref.shape[1]} % group_size {d.request.group_size} != 0"
-            decisions[i] = d.kept("indivisible", why)
-        elif job.on_indivisible == "channel":
-            decisions[i] = replace(d, request=replace(d.request, strategy="channel", group_size=None))
-    return decisions
-
-
-def _indivisible_errors(bad: Sequence[Decision], decisions: Sequence[Decision]) -> list[QuantConvertError]:
-    """One refusal a group size, naming every weight; the hint names the largest size that divides them all."""
-    errors: list[QuantConvertError] = []
-    for size in dict.fromkeys(d.request.group_size for d in bad if d.request and d.request.group_size):
-        mine = [d for d in bad if d.request and d.request.group_size == size]
-        widths = {d.ref.shape[1] for d in decisions if d.request and d.request.group_size == size}
-        fitting = next((g for g in (512, 256, 128, 64, 32, 16, 8) if g < size and not any(w % g for w in widths)), None)
-        best = f"--group-size {fitting} divides every layer; or " if fitting else ""
-        lines = "".join(f"\n  `{d.ref.name}`: in_features {d.ref.shape[1]}" for d in mine)
-        errors.append(
-            UnsupportedError(
-                f"--group-size {size} does not divide in_features of {len(mine)} weights:{lines}",
-                hint=f"{best}--on-indivisible skip (keep them in high precision) or channel (one scale a row)",
-            )
-        )
-    return errors

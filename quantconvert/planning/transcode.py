@@ -12,7 +12,7 @@ from quantconvert.families import Classifier
 from quantconvert.formats import Format, Selection, Stored, get_format
 from quantconvert.job import Job
 from quantconvert.patterns import WEIGHT_SUFFIX
-from quantconvert.planning.decide import LINEAR_REASONS
+from quantconvert.planning.decision import LINEAR_REASONS
 from quantconvert.planning.layout import Promise, place
 from quantconvert.planning.memory import COPY_CHUNK_NBYTES, cut, execution_for
 from quantconvert.planning.model import Execution, Output, Plan, Task

@@ -108,7 +108,7 @@ class Bench:
                 except rtn.NonFinite:
                     raise nonfinite_error(ref, count_nonfinite(self.files, ref, self.work)) from None
                 except rtn.ScaleOverflow:
-                    raise _overflow_error(ref, fmt.name) from None
+                    raise overflow_error(ref, fmt.name) from None
                 yield first, w_OI.shape[0], fmt.encode(quantized, scheme, ref.shape)
 
         self._stream(task, parts, make)
@@ -162,14 +162,29 @@ class Bench:
 
 
 def tiles(
-    files: Files, work: Workspace, ref: TensorRef, begin: int, end: int, tile_rows: int
+    files: Files,
+    work: Workspace,
+    ref: TensorRef,
+    begin: int,
+    end: int,
+    tile_rows: int,
+    columns: tuple[int, int] | None = None,
 ) -> Iterator[tuple[int, Tensor]]:
-    """Rows begin..end of `ref`, a tile at a time: (first row, float32 [O, I]). Each tile overwrites the one before."""
+    """Rows begin..end of `ref`, a tile at a time: (first row, float32 [O, I]). Each tile overwrites the one before.
+
+    columns: read only these of each row, half-open.
+    """
     row_nbytes = ref.nbytes // ref.shape[0]
+    left, right = columns or (0, ref.shape[1])
     for first, last in spans(begin, end, tile_rows):
-        shape = (last - first, ref.shape[1])
+        shape = (last - first, right - left)
         raw = work.tensor("raw", torch_dtype(ref.dtype), shape)
-        files.read_into(ref.file, bytes_of(raw), ref.offset + first * row_nbytes)
+        if right - left == ref.shape[1]:
+            files.read_into(ref.file, bytes_of(raw), ref.offset + first * row_nbytes)
+        else:
+            for i in range(last - first):
+                offset = ref.offset + (first + i) * row_nbytes + left * raw.element_size()
+                files.read_into(ref.file, bytes_of(raw[i]), offset)
         yield first, work.tensor("float", torch.float32, shape).copy_(raw)
 
 
@@ -211,7 +226,7 @@ def nonfinite_error(ref: TensorRef, found: tuple[int, int, tuple[int, ...]]) -> 
     )
 
 
-def _overflow_error(ref: TensorRef, fmt: str) -> UnsupportedError:
+def overflow_error(ref: TensorRef, fmt: str) -> UnsupportedError:
     return UnsupportedError(
         f"tensor `{ref.name}` in `{ref.file}` has a scale above 65504, the largest of float16, which {fmt} stores",
         hint="--format compressed-tensors stores scales in the weight's own dtype, or --ignore this tensor",

@@ -1,0 +1,73 @@
+"""Group sizes against widths, whole or as tensor-parallel ranks will hold them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from quantconvert.errors import QuantConvertError, UnsupportedError
+from quantconvert.families.parallel import part_of
+from quantconvert.job import Job
+from quantconvert.planning.decision import Decision
+
+
+def fit_widths(
+    decisions: list[Decision], job: Job, config: Mapping[str, Any], errors: list[QuantConvertError]
+) -> list[Decision]:
+    """Check that every group size divides the in_features that a rank holds, and apply --on-indivisible where not."""
+    ranks = job.tensor_parallel
+    widths: dict[int, int] = {}
+    for i, d in enumerate(decisions):
+        part = part_of(d.module, d.ref.shape, 0, ranks, config) if d.request else None
+        if part:
+            widths[i] = part.shape[1]
+    _check_shardable([d for i, d in enumerate(decisions) if d.request and i not in widths], ranks, errors)
+    bad = [i for i, width in widths.items() if width % (_size(decisions[i]) or 1)]
+    if bad and job.on_indivisible == "error":
+        errors.extend(_refusals(decisions, bad, widths, ranks))
+    for i in bad:
+        d = decisions[i]
+        assert d.request
+        if job.on_indivisible == "skip":
+            decisions[i] = d.kept("indivisible", f"in_features {widths[i]} % group_size {_size(d)} != 0")
+        elif job.on_indivisible == "channel":
+            decisions[i] = replace(d, request=replace(d.request, strategy="channel", group_size=None))
+    return decisions
+
+
+def _size(decision: Decision) -> int | None:
+    return decision.request.group_size if decision.request else None
+
+
+def _check_shardable(bad: Sequence[Decision], ranks: int, errors: list[QuantConvertError]) -> None:
+    if bad:
+        names = ", ".join(f"`{d.module}` {list(d.ref.shape)}" for d in bad[:3]) + (" ..." if len(bad) > 3 else "")
+        errors.append(
+            UnsupportedError(
+                f"--tensor-parallel {ranks} does not divide {len(bad)} weights, so that no engine shards them: {names}",
+                hint="choose a number of ranks that divides the model's heads and widths",
+            )
+        )
+
+
+def _refusals(
+    decisions: Sequence[Decision], bad: Sequence[int], widths: Mapping[int, int], ranks: int
+) -> list[QuantConvertError]:
+    """One refusal a group size, naming every weight; the hint names the largest size that divides them all."""
+    errors: list[QuantConvertError] = []
+    for size in dict.fromkeys(_size(decisions[i]) for i in bad):
+        assert size
+        mine = [i for i in bad if _size(decisions[i]) == size]
+        every = {width for i, width in widths.items() if _size(decisions[i]) == size}
+        fitting = next((g for g in (512, 256, 128, 64, 32, 16, 8) if g < size and not any(w % g for w in every)), None)
+        best = f"--group-size {fitting} divides every layer; or " if fitting else ""
+        share = f" on each of {ranks} ranks" if ranks > 1 else ""
+        lines = "".join(f"\n  `{decisions[i].ref.name}`: in_features {widths[i]}" for i in mine)
+        errors.append(
+            UnsupportedError(
+                f"--group-size {size} does not divide in_features of {len(mine)} weights{share}:{lines}",
+                hint=f"{best}--on-indivisible skip (keep them in high precision) or channel (one scale a row)",
+            )
+        )
+    return errors

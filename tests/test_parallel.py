@@ -1,0 +1,118 @@
+"""Tensor parallelism: the plan's check per rank, and `iter_quantized`, whose ranks together are the whole."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+import quantconvert
+from tests.builders import LLAMA_CONFIG, llama_tensors, read_tensors, weight, write_checkpoint
+
+CONFIG = LLAMA_CONFIG | {"num_attention_heads": 8, "num_key_value_heads": 2}
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Attention with fused q/k/v, an MLP and two experts; every width divides by four ranks of group 32."""
+    tensors = llama_tensors(hidden=256, intermediate=512, layers=1, kv=64)
+    for e in range(2):
+        stem = f"model.layers.0.mlp.experts.{e}"
+        tensors |= {
+            f"{stem}.gate_proj.weight": weight(128, 256, seed=90 + e),
+            f"{stem}.up_proj.weight": weight(128, 256, seed=92 + e),
+            f"{stem}.down_proj.weight": weight(256, 128, seed=94 + e),
+        }
+    config = CONFIG | {"model_type": "qwen3_moe", "num_hidden_layers": 1}
+    return write_checkpoint(tmp_path_factory.mktemp("tp") / "model", tensors, config, shards=2)
+
+
+ROW = ("o_proj", "down_proj")
+
+
+def joined(name: str, parts: list[Tensor], whole: Tensor) -> Tensor:
+    """The ranks' tensors side by side along the axis that sharding cut, rtn's [O, I] orientation."""
+    module = name.rpartition(".")[0]
+    if module.endswith(ROW):
+        return torch.cat(parts, dim=1)
+    if module.endswith(("k_proj", "v_proj")):  # two key/value heads: more ranks hold copies
+        parts = parts[:: max(1, len(parts) // 2)]
+    return torch.cat(parts)
+
+
+@pytest.mark.parametrize("size", [1, 2, 4])
+@pytest.mark.parametrize("scheme", ["W4A16:g32", "W4A16_ASYM:g32", "W8A16:g32"])
+def test_ranks_together_are_the_whole(source: Path, tmp_path: Path, size: int, scheme: str):
+    options = {"scheme": scheme, "format": "rtn"}
+    result = quantconvert.convert(source, tmp_path / "out", **options)
+    whole = read_tensors(tmp_path / "out")
+    ranks = [dict(quantconvert.iter_quantized(source, tp_rank=r, tp_size=size, **options)) for r in range(size)]
+    quantized = {task.source.name.removesuffix(".weight") for task in result.plan.quantized}
+    assert all(set(rank) == set(whole) for rank in ranks)
+    for name, tensor in whole.items():
+        parts = [rank[name] for rank in ranks]
+        if name.rpartition(".")[0] in quantized:
+            assert torch.equal(joined(name, parts, tensor), tensor), name
+            if size > 1:
+                assert parts[0].numel() < tensor.numel()
+        else:
+            assert all(torch.equal(part, tensor) for part in parts)
+
+
+def test_channel_scales_belong_to_the_rank(source: Path):
+    """A row-parallel layer per channel: each rank has a scale of its own columns, as if its share were the weight."""
+    name = "model.layers.0.mlp.down_proj"
+    w = read_tensors(source)[f"{name}.weight"]
+    for rank in range(2):
+        found = dict(quantconvert.iter_quantized(source, tp_rank=rank, tp_size=2, scheme="W8A16:channel", format="rtn"))
+        share = w[:, rank * 256 : (rank + 1) * 256].float()
+        expected = (share.abs().amax(1, keepdim=True) / 127.5).to(torch.bfloat16)
+        assert torch.equal(found[f"{name}.weight_scale"], expected)
+        assert found[f"{name}.weight"].shape == (256, 256)
+
+
+@pytest.mark.parametrize("layout", ["awq", "gptq", "compressed-tensors"])
+def test_packed_layouts_have_the_rank_s_shapes(source: Path, layout: str):
+    options = {"bits": 4, "group_size": 32, "format": layout}
+    whole = dict(quantconvert.iter_quantized(source, **options))
+    half = dict(quantconvert.iter_quantized(source, tp_rank=1, tp_size=2, **options))
+    assert set(whole) == set(half)
+    name = "model.layers.0.mlp.down_proj"
+    suffix = "weight_packed" if layout == "compressed-tensors" else "qweight"
+    assert half[f"{name}.{suffix}"].numel() * 2 == whole[f"{name}.{suffix}"].numel()
+
+
+def test_group_size_is_checked_per_rank(source: Path):
+    with pytest.raises(quantconvert.UnsupportedError) as caught:
+        quantconvert.plan(source, bits=4, group_size=128, tensor_parallel=4, format="compressed-tensors")
+    assert "does not divide in_features of 3 weights on each of 4 ranks" in caught.value.message
+    assert "`model.layers.0.self_attn.o_proj.weight`: in_features 64" in caught.value.message
+    assert "`model.layers.0.mlp.experts.0.down_proj.weight`: in_features 32" in caught.value.message
+    assert "--group-size 32 divides every layer" in str(caught.value.hint)
+    quantconvert.plan(source, bits=4, group_size=32, tensor_parallel=4, format="compressed-tensors")
+
+
+def test_ranks_that_do_not_divide_the_model(source: Path):
+    with pytest.raises(quantconvert.UnsupportedError, match="--tensor-parallel 3 does not divide"):
+        quantconvert.plan(source, tensor_parallel=3)
+    with pytest.raises(quantconvert.UsageError, match="expected 1 or more ranks, got 0"):
+        quantconvert.plan(source, tensor_parallel=0)
+    with pytest.raises(quantconvert.UsageError, match="tp_rank: expected 0 to 1, got 2"):
+        quantconvert.iter_quantized(source, tp_rank=2, tp_size=2)
+
+
+def test_words_are_not_split_between_ranks(tmp_path: Path):
+    """72 output features pack into AWQ words, but a rank's 18 do not; compressed-tensors has no such words."""
+    tensors = llama_tensors(layers=1) | {
+        f"model.layers.0.mlp.{name}_proj.weight": weight(72, 128, seed=i) for i, name in enumerate(("gate", "up"))
+    }
+    tensors["model.layers.0.mlp.down_proj.weight"] = weight(128, 512)
+    config = LLAMA_CONFIG | {"num_hidden_layers": 1, "num_key_value_heads": 4}
+    source = write_checkpoint(tmp_path / "model", tensors, config)
+    with pytest.raises(quantconvert.UnsupportedError, match="on each of 4 ranks: awq packs 8 output features"):
+        quantconvert.plan(source, group_size=32, tensor_parallel=4, format="awq")
+    quantconvert.plan(source, group_size=32, tensor_parallel=4, format="compressed-tensors")
+    with pytest.raises(quantconvert.UnsupportedError, match="8 zero points share a word"):
+        quantconvert.plan(source, group_size=32, tensor_parallel=4, format="compressed-tensors", symmetric=False)
