@@ -61,10 +61,12 @@ class Files:
 
 
 def bytes_of(tensor: Tensor) -> memoryview:
-    """The tensor's own memory, writable; valid only while `tensor` lives. The tensor must be contiguous."""
+    """The tensor's own memory, writable. The tensor must be contiguous; the view keeps it alive."""
     assert tensor.is_contiguous()
     nbytes = tensor.numel() * tensor.element_size()
-    return memoryview((ctypes.c_ubyte * nbytes).from_address(tensor.data_ptr())).cast("B")
+    raw = (ctypes.c_ubyte * nbytes).from_address(tensor.data_ptr())
+    raw._tensor = tensor  # type: ignore[attr-defined]
+    return memoryview(raw).cast("B")
 
 
 class Workspace:
