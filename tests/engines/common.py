@@ -70,17 +70,13 @@ def decode(folder: Path, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
     return {module: decode_compressed_tensors(tensors, module, num_bits) for module in modules}
 
 
-def write_reference(original: Path, converted: Path, folder: Path, dtype: torch.dtype | None = None) -> Path:
-    """The original in float32 with the decoded weights; checks that all other tensors were left as they are."""
-    decoded, kept, tensors = decode(converted, dtype), read_tensors(converted), read_tensors(original)
-    assert decoded
-    for name, tensor in tensors.items():
-        weight = decoded.pop(name.removesuffix(".weight"), None)
-        if weight is None:
-            assert torch.equal(kept[name], tensor), name
-        else:
-            assert weight.shape == tensor.shape, name
-            tensors[name] = weight
-    assert not decoded, f"not in the original: {list(decoded)}"
+def write_reference(original: Path, converted: Path, folder: Path, decoded: dict[str, Tensor]) -> Path:
+    """The original in float32 with the `decoded` weights; checks that all other tensors were left as they are."""
+    kept, tensors = read_tensors(converted), read_tensors(original)
+    for module, weight in decoded.items():
+        assert weight.shape == tensors[f"{module}.weight"].shape, module
+        tensors[f"{module}.weight"] = weight
+    for name in tensors.keys() - {f"{module}.weight" for module in decoded}:
+        assert torch.equal(kept[name], tensors[name]), name
     floats = {name: t.float().contiguous() if t.is_floating_point() else t for name, t in tensors.items()}
     return write_checkpoint(folder, floats, json.loads((original / "config.json").read_text()))
