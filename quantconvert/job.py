@@ -133,25 +133,21 @@ class Job:
         job = cls(
             base=_base(options),
             format=options.get("format") or "auto",
-            ignore=tuple(options.get("ignore") or ()),
-            rules=tuple(r if isinstance(r, Rule) else Rule.parse(r) for r in options.get("rules") or ()),
+            ignore=_several(options.get("ignore")),
+            rules=tuple(r if isinstance(r, Rule) else Rule.parse(r) for r in _several(options.get("rules"))),
             preset=options.get("preset"),
-            tensor_parallel=int(_given(options, "tensor_parallel", 1)),
+            tensor_parallel=_count("tensor-parallel", _given(options, "tensor_parallel", 1), 1),
             on_indivisible=_choice("on-indivisible", options.get("on_indivisible") or "error", get_args(OnIndivisible)),
             nan_policy=_choice("nan-policy", options.get("nan_policy") or "error", get_args(NanPolicy)),
             max_shard_nbytes=parse_size(_given(options, "max_shard_size", DEFAULT_SHARD_NBYTES), "max-shard-size"),
             base_model=options.get("base_model"),
             limits=Limits(
-                workers=int(options.get("workers") or 0),
+                workers=_count("workers", _given(options, "workers", 0), 0),
                 memory_limit=parse_size(_given(options, "memory_limit", Limits().memory_limit), "memory-limit"),
             ),
         )
-        if job.tensor_parallel < 1:
-            raise UsageError(f"--tensor-parallel: expected 1 or more ranks, got {job.tensor_parallel}")
         for rule in job.rules:
             job.request(rule.scheme)
-        if job.limits.workers < 0:
-            raise UsageError(f"--workers: expected 0 (one a core) or more, got {job.limits.workers}")
         return job
 
 
@@ -175,6 +171,17 @@ def _given(options: Mapping[str, Any], key: str, default: Any) -> Any:
     """The option's value, or `default` where it is absent or None (0 is a value)."""
     value = options.get(key)
     return default if value is None else value
+
+
+def _several(value: Any) -> tuple[Any, ...]:
+    """The values of a repeatable option; one alone needs no list."""
+    return (value,) if isinstance(value, (str, Rule)) else tuple(value or ())
+
+
+def _count(option: str, value: Any, least: int) -> int:
+    if type(value) is not int or value < least:
+        raise UsageError(f"--{option}: expected a whole number of at least {least}, got {value!r}")
+    return value
 
 
 def _choice(option: str, value: str, allowed: tuple[str, ...]) -> Any:

@@ -141,7 +141,7 @@ def test_several_errors_are_printed_in_order(source: Path, tmp_path: Path) -> No
 @pytest.mark.parametrize("text", ["[red]x[/red]", "[/]", ":x:", "a\\"])
 def test_messages_are_no_markup(source: Path, tmp_path: Path, text: str) -> None:
     stderr = fails(2, source, tmp_path / "out", "--scheme", text)
-    assert stderr.splitlines()[0] == f"error: --scheme: unknown preset `{text}`"
+    assert stderr.splitlines()[0] == f"error: --scheme: unknown scheme `{text}`"
 
 
 # What is printed where

@@ -97,7 +97,9 @@ def test_group_size_is_checked_per_rank(source: Path):
 def test_ranks_that_do_not_divide_the_model(source: Path):
     with pytest.raises(quantconvert.UnsupportedError, match="--tensor-parallel 3 does not divide"):
         quantconvert.plan(source, tensor_parallel=3)
-    with pytest.raises(quantconvert.UsageError, match="expected 1 or more ranks, got 0"):
+    with pytest.raises(
+        quantconvert.UsageError, match="--tensor-parallel: expected a whole number of at least 1, got 0"
+    ):
         quantconvert.plan(source, tensor_parallel=0)
     with pytest.raises(quantconvert.UsageError, match="tp_rank: expected 0 to 1, got 2"):
         quantconvert.iter_quantized(source, tp_rank=2, tp_size=2)

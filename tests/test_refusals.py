@@ -45,7 +45,7 @@ AGAIN = "download or copy this file again"
 BESIDE = "choose a folder beside it"
 ORIGINAL = "give the original checkpoint in bfloat16, float16 or float32"
 OVERWRITE = "--overwrite replaces a checkpoint once the new one is complete; or choose another folder"
-KEEP_QKV = "keep all of them: --ignore 're:.*(q_proj|k_proj|v_proj)$'"
+KEEP_QKV = r"keep all of them: --ignore 're:.*self_attn\.(q_proj|k_proj|v_proj)$'"
 NAN_HINT = "--nan-policy keep leaves such tensors (and what is fused with them) unquantized"
 DOWN_0 = "model.layers.0.mlp.down_proj"
 Q_0, K_0, V_0 = (f"model.layers.0.self_attn.{x}_proj" for x in "qkv")
@@ -553,10 +553,7 @@ def test_channel_where_indivisible(smol: Path, out: Path) -> None:
 
 
 def test_channel_where_indivisible_is_no_awq(smol: Path, out: Path) -> None:
-    message = (
-        "awq holds one scheme for the whole model, got a per-channel layer too: "
-        f"{', '.join(f'`{name}`' for name in WIDE_LINEAR[:3])} and 9 more"
-    )
+    message = "awq holds one scheme for the whole model: int4 g128 asymmetric, int4 per channel asymmetric"
     assert refusals(smol, out, on_indivisible="channel", format="awq") == [
         (UnsupportedError, message, "--format compressed-tensors")
     ]
@@ -639,7 +636,7 @@ def test_ignore_does_not_parse(source: Path, out: Path) -> None:
 def test_ignore_splits_a_fused_set(source: Path, out: Path) -> None:
     message = (
         "`model.layers.0.self_attn`: engines load q_proj, k_proj, v_proj as one qkv_proj, "
-        "but q_proj (ignored) stays in high precision and k_proj, v_proj does not"
+        "so that they need one scheme, got q_proj: kept (ignored), k_proj: int4 g128, v_proj: int4 g128"
     )
     assert refusals(source, out, ignore=[Q_0]) == [(UnsupportedError, message, KEEP_QKV)]
     widened = KEEP_QKV.partition("'")[2].rstrip("'")
@@ -651,11 +648,12 @@ def test_ignore_splits_a_fused_set(source: Path, out: Path) -> None:
 def test_ignore_splits_several_fused_sets(source: Path, out: Path) -> None:
     found = refusals(source, out, ignore=["*.layers.1.self_attn.[kv]_proj", "*.layers.0.mlp.up_proj"])
     assert found == [
-        (UnsupportedError, "`model.layers.1.self_attn`: engines load q_proj, k_proj, v_proj as one qkv_proj, but "
-                           "k_proj (ignored), v_proj (ignored) stays in high precision and q_proj does not", KEEP_QKV),
-        (UnsupportedError, "`model.layers.0.mlp`: engines load gate_proj, up_proj as one gate_up_proj, but up_proj "
-                           "(ignored) stays in high precision and gate_proj does not",
-         "keep all of them: --ignore 're:.*(gate_proj|up_proj)$'"),
+        (UnsupportedError, "`model.layers.1.self_attn`: engines load q_proj, k_proj, v_proj as one qkv_proj, so "
+                           "that they need one scheme, got q_proj: int4 g128, k_proj: kept (ignored), "
+                           "v_proj: kept (ignored)", KEEP_QKV),
+        (UnsupportedError, "`model.layers.0.mlp`: engines load gate_proj, up_proj as one gate_up_proj, so that "
+                           "they need one scheme, got gate_proj: int4 g128, up_proj: kept (ignored)",
+         "keep all of them: --ignore 're:.*mlp\\.(gate_proj|up_proj)$'"),
     ]  # fmt: skip
 
 
@@ -809,13 +807,12 @@ def test_all_refusals_together(tmp_path: Path, out: Path) -> None:
     (out / "notes.txt").write_text("keep me")
     found = refusals(source, out, format="awq", bits=8, group_size=256, ignore=["vision", "*.q_proj"])
     kinds = [kind for kind, _, _ in found]
-    assert kinds == [OutputError, UsageError, *[UnsupportedError] * 5]
+    assert kinds == [OutputError, UsageError, *[UnsupportedError] * 4]
     beginnings = [
         f"output `{out}` exists and is not empty: it holds notes.txt",
         "--ignore `vision` matches no tensor",
         "--group-size 256 does not divide in_features of 10 weights:\n  `model.layers.0.mlp.gate_proj.weight`",
-        "`model.layers.0.self_attn`: engines load q_proj, k_proj, v_proj as one qkv_proj, but q_proj (ignored)",
-        "`model.layers.1.self_attn`: engines load q_proj, k_proj, v_proj as one qkv_proj, but q_proj (ignored)",
+        "`model.layers.0.self_attn`: engines load q_proj, k_proj, v_proj as one qkv_proj, so that they need one scheme",
         "awq holds 4 bits only, got 8: ",
         "awq packs 8 output features in a word: expected out_features % 8 == 0, got 60: ",
     ]
@@ -833,16 +830,17 @@ def test_refusal_has_the_exit_code_of_its_first_error(source: Path, out: Path) -
 # Options
 
 
-PRESET_HINT = "known presets: W4A16, W4A16_ASYM, W8A16, W8A16_ASYM; `:g64`, `:channel` or `:tensor` may follow"
+FORMAT_HINT = "known formats: auto, awq, compressed-tensors, gptq, rtn"
+PRESET_HINT = "known schemes: W4A16, W4A16_ASYM, W8A16, W8A16_ASYM, W8A8; `:g64`, `:channel` or `:tensor` may follow"
 SIZES = "expected a size such as `5GB` or `512MiB`, got"
 
 
 @pytest.mark.parametrize(
     ("options", "message", "hint"),
     [
-        ({"format": "gguf"}, "--format: unknown format `gguf`", "known formats: auto, awq, compressed-tensors"),
-        ({"scheme": "W3A16"}, "--scheme: unknown preset `W3A16`", PRESET_HINT),
-        ({"scheme": "W4A16:g"}, "--scheme: unknown preset `W4A16:g`", PRESET_HINT),
+        ({"format": "gguf"}, "--format: unknown format `gguf`", FORMAT_HINT),
+        ({"scheme": "W3A16"}, "--scheme: unknown scheme `W3A16`", PRESET_HINT),
+        ({"scheme": "W4A16:g"}, "--scheme: unknown scheme `W4A16:g`", PRESET_HINT),
         ({"scheme": "W4A16", "bits": 8}, "--scheme W4A16 contradicts --bits or --symmetric/--asymmetric",
          "give one of them"),
         ({"scheme": "W4A16_ASYM", "symmetric": True},
@@ -861,7 +859,7 @@ SIZES = "expected a size such as `5GB` or `512MiB`, got"
         ({"memory_limit": "much"}, f"--memory-limit: {SIZES} `much`", None),
         ({"memory_limit": "0.1"}, f"--memory-limit: {SIZES} `0.1`", None),
         ({"memory_limit": 0}, f"--memory-limit: {SIZES} `0`", None),
-        ({"workers": -1}, "--workers: expected 0 (one a core) or more, got -1", None),
+        ({"workers": -1}, "--workers: expected a whole number of at least 0, got -1", None),
         ({"on_indivisible": "pad"}, "--on-indivisible: expected error, skip, channel, got `pad`", None),
         ({"nan_policy": "zero"}, "--nan-policy: expected error, keep, got `zero`", None),
         ({"colour": "red"}, "unknown option `colour`", None),

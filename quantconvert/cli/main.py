@@ -48,7 +48,7 @@ class DefaultGroup(TyperGroup):
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Insert `convert` unless a command or a question about the program itself comes first."""
-        own = {"--help", "--version"}
+        own = {"--help", "-h", "--version"}
         if args and args[0] not in self.commands and args[0] not in own:
             args = ["convert", *args]
         return super().parse_args(ctx, args)
@@ -58,6 +58,7 @@ app = typer.Typer(
     cls=DefaultGroup,
     no_args_is_help=True,
     add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )

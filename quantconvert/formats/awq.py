@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from quantconvert.checkpoint import TensorRef
 from quantconvert.errors import UnsupportedError
 from quantconvert.formats.base import Format, Selection, Stored, StoredReader, TensorSpec, grouped_scheme
+from quantconvert.patterns import cover
 from quantconvert.schemes import Scheme
 
 if TYPE_CHECKING:
@@ -49,9 +50,13 @@ class Awq(Format):
     def caveats(self, scheme: Scheme, has_experts: bool) -> list[str]:
         found = []
         if has_experts:
-            found.append("transformers 5 loads AWQ experts as random numbers without an error: use vLLM or GPTQModel")
+            found.append(
+                "transformers 5 loads AWQ experts as random numbers without an error, and GPTQModel 7 does not know "
+                "Mixtral's names for them: use vLLM"
+            )
         if scheme.strategy == "channel":
             found.append("AWQ per channel fails in vLLM with experts or tensor parallelism")
+            found.append('transformers on a CPU needs AwqConfig(backend="torch_awq") for AWQ per channel')
         elif scheme.group_size not in ENGINE_GROUPS:
             found.append(f"vLLM's and SGLang's AWQ kernels read group sizes {ENGINE_GROUPS}, not {scheme.group_size}")
         return found
@@ -108,7 +113,7 @@ class Awq(Format):
         """`modules_to_not_convert` is matched as a substring, so a kept name inside a quantized one cannot be said.
 
         Then (a router `mlp.gate` beside `mlp.gate_proj`) the key is left out: vLLM reads which modules are quantized
-        from the tensors' dtypes.
+        from the tensors' dtypes. GPTQModel reads neither, but `dynamic`.
         """
         (scheme,) = selection.schemes
         config: dict[str, Any] = {
@@ -122,6 +127,10 @@ class Awq(Format):
         text = "\n".join(selection.quantized)
         if not any(name in text for name in kept):
             config["modules_to_not_convert"] = kept
+        skipped = [name for name in selection.kept if name != "lm_head"]
+        if skipped:
+            patterns = cover(skipped, selection.quantized, selection.fused_pairs)
+            config["dynamic"] = {"-:" + pattern.removeprefix("re:"): {} for pattern in patterns}
         return config
 
     def load_hint(self, out: str, scheme: Scheme) -> list[str]:

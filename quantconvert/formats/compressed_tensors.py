@@ -66,7 +66,7 @@ class CompressedTensors(Format):
         if scheme.strategy == "group" and scheme.group_size not in (32, 64, 128):
             found.append(f"vLLM's Marlin kernel reads group sizes 32, 64, 128 and -1, not {scheme.group_size}")
         if not scheme.symmetric:
-            found.append("transformers loads asymmetric pack-quantized weights only with dequantize=True")
+            found.append("transformers loads asymmetric weights with dequantize=True only, not beside a second scheme")
             if scheme.num_bits == 8:
                 found.append("vLLM runs asymmetric int8 weights on Hopper only, SGLang not at all")
             if has_experts:

@@ -57,7 +57,10 @@ class Gptq(Format):
     def caveats(self, scheme: Scheme, has_experts: bool) -> list[str]:
         found = []
         if has_experts:
-            found.append("transformers 5 loads GPTQ experts as random numbers without an error: use vLLM or GPTQModel")
+            found.append(
+                "transformers 5 loads GPTQ experts as random numbers without an error, and GPTQModel 7 does not know "
+                "Mixtral's names for them: use vLLM"
+            )
         if not scheme.symmetric:
             found.append("vLLM and SGLang reject asymmetric GPTQ; transformers and GPTQModel load it (gptq_v2)")
         if scheme.strategy == "channel":

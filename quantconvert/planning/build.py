@@ -29,7 +29,7 @@ def build_plan(checkpoint: Checkpoint, job: Job, nonfinite: Mapping[str, str] | 
     classifier = Classifier(checkpoint)
     decisions = decide(checkpoint, job, classifier, nonfinite or {}, errors)
     quantized = [d for d in decisions if d.request]
-    if not quantized:
+    if not quantized and not errors:
         errors.append(_nothing_to_do(checkpoint, decisions))
     choice = choose_format(job, quantized, checkpoint.text_config, errors)
     raise_all(errors)

@@ -107,12 +107,15 @@ def _check_fused(decisions: Sequence[Decision], fused: Sequence[FusedSet], error
         seen.add(key)
         tail = re.escape(stem.rpartition(".")[2])
         widest = max((decisions[i] for i in members), key=_width_rank)
-        scheme = scheme_name(widest.request) if widest.request else "skip"
+        pattern = rf"re:.*{tail}\.({'|'.join(fused_set.members)})$"
+        hint = (
+            f"give all of them the widest: --rule '{pattern}={scheme_name(widest.request)}'" if widest.request else ""
+        )
         errors.append(
             UnsupportedError(
                 f"`{stem}`: engines load {', '.join(fused_set.members)} as one {fused_set.name}, so that they need one "
                 f"scheme, got {', '.join(f'{name}: {said}' for name, said in parts.items())}",
-                hint=f"give all of them the widest: --rule 're:.*{tail}\\.({'|'.join(fused_set.members)})$={scheme}'",
+                hint=hint or f"keep all of them: --ignore '{pattern}'",
             )
         )
 
