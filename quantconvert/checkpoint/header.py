@@ -36,16 +36,16 @@ class TensorRef:
         return prod(self.shape)
 
 
-class DuplicateKey(ValueError):
+class _DuplicateKey(ValueError):
     """A key given twice; `str` of it is the key."""
 
 
-def unique_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _unique_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """`object_pairs_hook` for `json.loads` that refuses a key given twice."""
     result = dict(pairs)
     if len(result) != len(pairs):
         seen: set[str] = set()
-        raise DuplicateKey(next(key for key, _ in pairs if key in seen or seen.add(key)))  # type: ignore[func-returns-value]
+        raise _DuplicateKey(next(key for key, _ in pairs if key in seen or seen.add(key)))  # type: ignore[func-returns-value]
     return result
 
 
@@ -66,7 +66,7 @@ def read_header(read: Callable[[int, int], bytes], file: str, file_nbytes: int) 
         raise CheckpointError(
             f"`{file}` is truncated: its header needs {8 + header_nbytes} bytes, the file has {file_nbytes}"
         )
-    entries = _parse(read(8, header_nbytes), file)
+    entries = parse_object(read(8, header_nbytes), f"header of `{file}`")
     entries.pop("__metadata__", None)
     data_start = 8 + header_nbytes
     refs = [_tensor_ref(name, entry, file, data_start) for name, entry in entries.items()]
@@ -75,19 +75,20 @@ def read_header(read: Callable[[int, int], bytes], file: str, file_nbytes: int) 
     return refs
 
 
-def _parse(raw: bytes, file: str) -> dict[str, Any]:
+def parse_object(raw: bytes, subject: str) -> dict[str, Any]:
+    """A JSON object with unique keys; `subject` begins the message of the `CheckpointError` otherwise."""
     try:
-        entries = json.loads(raw.decode("utf-8"), object_pairs_hook=unique_object)
-    except DuplicateKey as error:
-        raise CheckpointError(f"header of `{file}` names `{error}` twice") from None
+        value = json.loads(raw.decode("utf-8"), object_pairs_hook=_unique_object)
+    except _DuplicateKey as error:
+        raise CheckpointError(f"{subject} names `{error}` twice") from None
     except UnicodeDecodeError:
-        raise CheckpointError(f"header of `{file}` is not UTF-8") from None
+        raise CheckpointError(f"{subject} is not UTF-8") from None
     except (ValueError, RecursionError) as error:
         reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)
-        raise CheckpointError(f"header of `{file}` is not JSON: {reason}") from None
-    if not isinstance(entries, dict):
-        raise CheckpointError(f"header of `{file}` is not a JSON object")
-    return entries
+        raise CheckpointError(f"{subject} is not JSON: {reason}") from None
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{subject} is not a JSON object")
+    return value
 
 
 def is_utf8(text: str) -> bool:

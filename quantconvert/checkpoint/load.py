@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from quantconvert.checkpoint.files import INDEX_NAME, SINGLE_NAME, kind_of
-from quantconvert.checkpoint.header import DuplicateKey, TensorRef, is_utf8, read_header, unique_object
+from quantconvert.checkpoint.header import TensorRef, is_utf8, parse_object, read_header
 from quantconvert.checkpoint.model import Checkpoint, Repo, RepoFile
 from quantconvert.errors import CheckpointError, QuantConvertError, raise_all
 
@@ -48,17 +48,7 @@ def load_checkpoint(repo: Repo) -> Checkpoint:
 def _read_json(repo: Repo, file: RepoFile, limit: int) -> dict[str, Any]:
     if file.nbytes > limit:
         raise CheckpointError(f"`{file.path}` is too large: expected at most {limit} bytes, got {file.nbytes}")
-    try:
-        value = json.loads(repo.read(file.path, 0, file.nbytes).decode("utf-8"), object_pairs_hook=unique_object)
-    except UnicodeDecodeError:
-        raise CheckpointError(f"`{file.path}` is not UTF-8") from None
-    except DuplicateKey as error:
-        raise CheckpointError(f"`{file.path}` names `{error}` twice") from None
-    except (ValueError, RecursionError) as error:
-        reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)
-        raise CheckpointError(f"`{file.path}` is not JSON: {reason}") from None
-    if not isinstance(value, dict):
-        raise CheckpointError(f"`{file.path}` is not a JSON object")
+    value = parse_object(repo.read(file.path, 0, file.nbytes), f"`{file.path}`")
     if not is_utf8(json.dumps(value, ensure_ascii=False)):
         raise CheckpointError(f"`{file.path}` holds text that is not UTF-8")
     return value

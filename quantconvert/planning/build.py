@@ -14,7 +14,7 @@ from quantconvert.planning.choose import Choice, choose_format
 from quantconvert.planning.decide import decide
 from quantconvert.planning.decision import Decision
 from quantconvert.planning.layout import Promise, place
-from quantconvert.planning.memory import COPY_CHUNK_NBYTES, cut, execution_for
+from quantconvert.planning.memory import COPY_CHUNK_NBYTES, check_memory, cut, execution_for
 from quantconvert.planning.model import Execution, Output, Plan, Task
 from quantconvert.schemes import Scheme
 
@@ -38,7 +38,7 @@ def build_plan(checkpoint: Checkpoint, job: Job, nonfinite: Mapping[str, str] | 
     _check_names(units)
     outputs, shards = place(units, job.max_shard_nbytes)
     tasks = tuple(_task(d, o, choice, execution) for d, o in zip(decisions, outputs, strict=True))
-    _check_memory(tasks, execution)
+    check_memory(tasks, execution)
     selection = _selection(decisions, choice, classifier)
     family = classifier.family.name if classifier.family else None
     return Plan(
@@ -114,16 +114,6 @@ def _task(decision: Decision, outputs: tuple[Output, ...], choice: Choice, execu
     turned = sum(o.nbytes for o in outputs if o.transposed)
     parts = cut(ref.shape, ref.dtype, turned, choice.format.row_multiple(scheme), execution)
     return Task(ref, "quantize", None, decision.evidence, scheme, outputs, parts.peak_nbytes)
-
-
-def _check_memory(tasks: Sequence[Task], execution: Execution) -> None:
-    worst = max(tasks, key=lambda task: task.peak_nbytes)
-    if worst.peak_nbytes > execution.memory_limit:
-        raise UnsupportedError(
-            f"tensor `{worst.source.name}` in `{worst.source.file}` needs {worst.peak_nbytes} bytes at its peak: "
-            f"expected at most --memory-limit {execution.memory_limit}",
-            hint=f"--memory-limit {-(-worst.peak_nbytes // 10**6)}MB",
-        )
 
 
 def _selection(decisions: Sequence[Decision], choice: Choice, classifier: Classifier) -> Selection:

@@ -7,12 +7,13 @@ several tiles, a slab, before it is turned and written. Both are whole rows, ali
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from quantconvert.dtypes import DTYPES
+from quantconvert.errors import UnsupportedError
 from quantconvert.job import Limits
-from quantconvert.planning.model import Execution
+from quantconvert.planning.model import Execution, Task
 
 TILE_ELEMENTS = 1 << 19
 # Bytes a tile element needs beside its raw bytes: float32, int32 and uint8 copies, packed words, and torch's scratch.
@@ -55,6 +56,17 @@ def cut(shape: tuple[int, ...], dtype: str, turned_nbytes: int, multiple: int, e
     if slab_rows < rows:
         slab_rows = slab_rows // tile_rows * tile_rows
     return Cut(tile_rows, slab_rows, tile + 2 * int(slab_rows * per_row))
+
+
+def check_memory(tasks: Sequence[Task], execution: Execution) -> None:
+    """Refuse a plan of which one task alone exceeds the budget."""
+    worst = max(tasks, key=lambda task: task.peak_nbytes)
+    if worst.peak_nbytes > execution.memory_limit:
+        raise UnsupportedError(
+            f"tensor `{worst.source.name}` in `{worst.source.file}` needs {worst.peak_nbytes} bytes at its peak: "
+            f"expected at most --memory-limit {execution.memory_limit}",
+            hint=f"--memory-limit {-(-worst.peak_nbytes // 10**6)}MB",
+        )
 
 
 def _aligned(wanted: int, multiple: int, rows: int) -> int:

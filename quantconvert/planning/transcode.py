@@ -14,7 +14,7 @@ from quantconvert.job import Job
 from quantconvert.patterns import WEIGHT_SUFFIX
 from quantconvert.planning.decision import LINEAR_REASONS
 from quantconvert.planning.layout import Promise, place
-from quantconvert.planning.memory import COPY_CHUNK_NBYTES, cut, execution_for
+from quantconvert.planning.memory import COPY_CHUNK_NBYTES, check_memory, cut, execution_for
 from quantconvert.planning.model import Execution, Output, Plan, Task
 from quantconvert.schemes import Scheme
 from quantconvert.sources.stored import find_stored, specs_of
@@ -51,6 +51,7 @@ def build_transcode(
     outputs, shards = place(promises, job.max_shard_nbytes)
     execution = execution_for(job.limits)
     tasks = [_task(r, s, o, source, target, execution) for (r, s), o in zip(units, outputs, strict=True)]
+    check_memory(tasks, execution)
     classifier = Classifier(checkpoint)
     family = classifier.family.name if classifier.family else None
     config = None if target is None else target.config(_selection(tasks, classifier))
