@@ -216,7 +216,8 @@ def _execute(made: Plan, repo: Repo, out: Path, report: Reporter, command: str |
 
     checkpoint = made.checkpoint
     side = tuple(file.path for file in checkpoint.side_files)
-    root = repo.materialize((*(file.path for file in checkpoint.weight_files), *side))
+    needed = (*checkpoint.weight_files, *checkpoint.side_files, *checkpoint.rewritten_files)
+    root = repo.materialize(tuple(file.path for file in needed))
     report(Started(len(made.tasks), checkpoint.nbytes))
     folder = OutputFolder(out)
     folder.prepare()

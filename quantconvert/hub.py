@@ -29,7 +29,20 @@ def open_repo(source: str | os.PathLike[str], revision: str | None) -> Repo:
         if revision is not None:
             raise CheckpointError(f"--revision {revision} is for Hub repositories, `{source}` is a local path")
         return LocalFolder(path, text)
-    return HubRepo(text, revision)
+    return _cached(text, revision) or HubRepo(text, revision)
+
+
+def _cached(repo_id: str, revision: str | None) -> LocalFolder | None:
+    """The snapshot in huggingface_hub's cache, when the user works offline (HF_HUB_OFFLINE) and has one."""
+    from huggingface_hub import constants, try_to_load_from_cache
+
+    if not constants.is_offline_mode():
+        return None
+    config = try_to_load_from_cache(repo_id, "config.json", revision=revision)
+    if not isinstance(config, str):
+        return None
+    folder = Path(config).parent
+    return LocalFolder(folder, repo_id, folder.name)
 
 
 class HubRepo:
@@ -51,6 +64,7 @@ class HubRepo:
                 f"`{repo_id}` is no local folder, and the Hub does not give it: {reason}",
                 hint="check the spelling; for a private or gated model run `hf auth login` first",
             ) from error
+        self._asked = revision
         self._sha = info.sha or "main"
         self._files = tuple(
             sorted((RepoFile(s.rfilename, s.size or 0) for s in info.siblings or ()), key=lambda file: file.path)
@@ -98,7 +112,11 @@ class HubRepo:
 
         patterns = [glob.escape(path) for path in paths]
         try:
-            return Path(snapshot_download(self.location, revision=self._sha, allow_patterns=patterns))
+            # by the name that was asked for, so that the cache remembers it; by commit if it has moved since the plan
+            path = Path(snapshot_download(self.location, revision=self._asked, allow_patterns=patterns))
+            if path.name != self._sha:
+                path = Path(snapshot_download(self.location, revision=self._sha, allow_patterns=patterns))
+            return path
         except (OSError, ValueError) as error:
             raise CheckpointError(f"cannot download `{self.location}`: {error}") from error
 

@@ -87,3 +87,19 @@ def test_unknown_repository(repo: Path, tmp_path: Path):
     assert done.returncode == 3
     assert "`acme/typo` is no local folder, and the Hub does not give it" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_offline_uses_what_is_in_the_cache(repo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    with serve(repo) as (endpoint, _):
+        first = run(endpoint, tmp_path / "cache", REPO, str(tmp_path / "out"), "--quiet")
+        assert first.returncode == 0, first.stderr
+        monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+        again = run(endpoint, tmp_path / "cache", REPO, str(tmp_path / "again"), "--quiet")
+        unknown = run(endpoint, tmp_path / "cache", "acme/never-seen", str(tmp_path / "x"))
+    assert again.returncode == 0, again.stderr
+    assert (tmp_path / "again" / "model.safetensors").read_bytes() == (
+        tmp_path / "out" / "model.safetensors"
+    ).read_bytes()
+    assert f"`{COMMIT}`" in (tmp_path / "again" / "README.md").read_text()
+    assert unknown.returncode == 3
+    assert "Traceback" not in unknown.stderr

@@ -41,6 +41,7 @@ def load_checkpoint(repo: Repo) -> Checkpoint:
         tensors=tuple(tensors),
         weight_files=tuple(files[name] for name in names),
         side_files=tuple(file for file in rest if kind_of(file.path) == "side"),
+        rewritten_files=tuple(file for file in rest if kind_of(file.path) == "rewritten"),
         dropped_files=tuple(file for file in rest if kind_of(file.path) == "duplicate" and file.path != INDEX_NAME),
     )
 

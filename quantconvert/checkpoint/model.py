@@ -55,6 +55,7 @@ class Checkpoint:
     weight_files: tuple[RepoFile, ...]
     side_files: tuple[RepoFile, ...]
     dropped_files: tuple[RepoFile, ...]
+    rewritten_files: tuple[RepoFile, ...]
 
     @property
     def nbytes(self) -> int:

@@ -19,7 +19,7 @@ from compressed_tensors.quantization.lifecycle.forward import dequantize, quanti
 from compressed_tensors.quantization.utils import calculate_qparams
 
 from quantconvert.api import convert, plan
-from quantconvert.job import Scheme
+from quantconvert.schemes import Scheme
 from quantconvert.kernels.packing import pack_columns, pack_rows
 from quantconvert.methods import rtn
 from tests.builders import llama_tensors, weight, write_checkpoint
