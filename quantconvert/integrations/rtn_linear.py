@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -21,10 +23,29 @@ def dequantize(weight: Tensor, scale: Tensor, zero_point: Tensor | None, bits: i
     scale = scale.view(-1, groups, 1)
     values = weight.view(weight.shape[0], groups, -1).to(scale.dtype)
     if zero_point is not None:
-        values = values.sub_(zero_point.view(scale.shape))
+        values = values.sub_(zero_point.view(scale.shape).to(scale.dtype))
     elif bits == 4:
         values = values.sub_(8)
     return values.mul_(scale).view(weight.shape)
+
+
+def dequantize_all(
+    weights: Sequence[Tensor],
+    scales: Sequence[Tensor],
+    zero_points: Sequence[Tensor] | None,
+    bits: int,
+    dtype: torch.dtype,
+) -> Tensor:
+    """[M, O, I] in `dtype`, as the scales are before they multiply, of M modules of one shape and scheme."""
+    result: Tensor | None = None
+    for i, (weight, scale) in enumerate(zip(weights, scales, strict=True)):
+        rows = scale.shape[0] if scale.dim() == 2 else None
+        dense = dequantize(weight, scale.to(dtype), zero_points[i] if zero_points else None, bits, rows)
+        if result is None:
+            result = dense.new_empty((len(weights), *dense.shape))
+        result[i] = dense
+    assert result is not None
+    return result
 
 
 class RtnLinear(nn.Module):

@@ -8,7 +8,7 @@ What transformers merges while it loads, such as the experts of a layer, is dequ
 Which modules are quantized is read from the checkpoint's headers and their names are mapped to the model's by
 transformers' own renamings, so that a config written for checkpoint names holds for models that name them otherwise.
 
-Agrees with transformers 5.22 and 5.23: `quantizers/base.py` (`serialized_names`, `get_load_operations`,
+Agrees with transformers 5.21 to 5.23: `quantizers/base.py` (`serialized_names`, `get_load_operations`,
 `update_weight_conversions`), `core_model_loading.py` (`rename_source_key`, `WeightConverter`) and
 `integrations/compressed_tensors.py` (`CompressedTensorsDequantize`), whose analogue for rtn this is.
 """
@@ -26,11 +26,11 @@ from torch import Tensor, nn
 from quantconvert.errors import CheckpointError, UnsupportedError
 from quantconvert.formats.rtn import Rtn
 from quantconvert.integrations.rtn_files import Header, check, is_quantized, read_headers
-from quantconvert.integrations.rtn_linear import RtnLinear, dequantize
+from quantconvert.integrations.rtn_linear import RtnLinear, dequantize_all
 from quantconvert.schemes import NUM_BITS, Scheme, width_of
 
 NAME = Rtn.name
-MINIMUM = "5.22"
+MINIMUM = "5.21"
 
 
 def _needs_transformers(error: ImportError) -> NoReturn:
@@ -39,7 +39,7 @@ def _needs_transformers(error: ImportError) -> NoReturn:
     except metadata.PackageNotFoundError:
         found = "found none"
     needed = f"transformers>={MINIMUM}"
-    raise ImportError(f"{__name__} needs {needed}, {found}\n\nhint: pip install '{needed}'") from error
+    raise ImportError(f"{__name__} needs {needed}, {found}: {error}\n\nhint: pip install '{needed}'") from error
 
 
 try:
@@ -144,27 +144,12 @@ class RtnDequantize(ConversionOps):
                 result[key] = [weight.to(dtype) for weight in weights]
                 continue
             scales = input_dict.pop(f"{key}_scale")
-            result[key] = _stacked(weights, scales, input_dict.pop(f"{key}_zero_point", None), bits, dtype)
+            result[key] = dequantize_all(weights, scales, input_dict.pop(f"{key}_zero_point", None), bits, dtype)
         return result
 
     @property
     def reverse_op(self) -> NoReturn:
         raise UnsupportedError(f"weights that transformers merged while loading cannot be written as {NAME} again")
-
-
-def _stacked(
-    weights: list[Tensor], scales: list[Tensor], zero_points: list[Tensor] | None, bits: int, dtype: torch.dtype
-) -> Tensor:
-    """[len(weights), O, I]."""
-    result: Tensor | None = None
-    for i, (weight, scale) in enumerate(zip(weights, scales, strict=True)):
-        rows = scale.shape[0] if scale.dim() == 2 else None
-        dense = dequantize(weight, scale.to(dtype), zero_points[i] if zero_points else None, bits, rows)
-        if result is None:
-            result = dense.new_empty((len(weights), *dense.shape))
-        result[i] = dense
-    assert result is not None
-    return result
 
 
 class RtnHfQuantizer(HfQuantizer):
@@ -217,9 +202,11 @@ class RtnHfQuantizer(HfQuantizer):
 
     def _process_model_after_weight_loading(self, model: Any, **kwargs: Any) -> Any:
         """Freezes the scales: `set_param_for_module` lets gradients into all that is floating point."""
-        for module in model.modules():
+        for name, module in model.named_modules():
             if isinstance(module, RtnLinear):
                 module.weight_scale.requires_grad_(False)
+            elif isinstance(module, nn.Linear) and not module.weight.is_floating_point():
+                raise UnsupportedError(f"`{name}`: codes went into an ordinary layer, as {NAME} knows no key_mapping")
         return model
 
     def _dequantize(self, model: Any, dtype: torch.dtype | str | None = None) -> Any:
