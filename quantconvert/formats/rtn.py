@@ -57,7 +57,8 @@ class Rtn(Format):
 
     def caveats(self, scheme: Scheme, has_experts: bool) -> list[str]:
         return [
-            "vLLM and SGLang do not read rtn; transformers does after `import quantconvert.integrations.transformers`"
+            "vLLM and SGLang do not read rtn; transformers does after `import quantconvert.integrations.transformers`, "
+            "and without it takes 8-bit codes for weights with no more than a warning"
         ]
 
     def row_multiple(self, scheme: Scheme) -> int:
