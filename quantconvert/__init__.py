@@ -15,7 +15,6 @@ from quantconvert.errors import (
     Refusal,
     UnsupportedError,
     UsageError,
-    VerificationError,
 )
 from quantconvert.inventory import Inventory
 from quantconvert.job import Job, JobOptions
@@ -36,7 +35,6 @@ __all__ = [
     "Scheme",
     "UnsupportedError",
     "UsageError",
-    "VerificationError",
     "__version__",
     "convert",
     "dequantize",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -151,6 +152,7 @@ def iter_quantized(
     """
     if not 0 <= tp_rank < tp_size:
         raise UsageError(f"tp_rank: expected 0 to {tp_size - 1}, got {tp_rank}")
+    _load_torch()
     from quantconvert.run.ranked import iter_rank
 
     repo = open_repo(source, revision)
@@ -203,6 +205,7 @@ def _find_nonfinite(checkpoint: Checkpoint, repo: Repo, job: Job) -> Mapping[str
     """With --nan-policy keep, read every weight once before planning; otherwise nothing is read."""
     if job.nan_policy != "keep":
         return None
+    _load_torch()
     from quantconvert.run.scan import find_nonfinite
 
     root = repo.materialize(tuple(file.path for file in checkpoint.weight_files))
@@ -211,6 +214,7 @@ def _find_nonfinite(checkpoint: Checkpoint, repo: Repo, job: Job) -> Mapping[str
 
 
 def _execute(made: Plan, repo: Repo, out: Path, report: Reporter, command: str | None) -> None:
+    _load_torch()
     from quantconvert.card import render_card
     from quantconvert.run.execute import ThreadExecutor
 
@@ -233,6 +237,13 @@ def _execute(made: Plan, repo: Repo, out: Path, report: Reporter, command: str |
     except BaseException:
         folder.abandon()
         raise
+
+
+def _load_torch() -> None:
+    """Import torch without its complaint that NumPy is missing: neither of us needs it."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Failed to initialize NumPy")
+        import torch  # noqa: F401
 
 
 def _json(value: object) -> bytes:

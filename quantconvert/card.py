@@ -5,11 +5,14 @@ from __future__ import annotations
 import re
 from pathlib import PurePath
 
-from quantconvert.formats import get_format
+from quantconvert.formats import FORMATS, get_format
 from quantconvert.hub import card_metadata, metadata_block
 from quantconvert.planning import Plan
 from quantconvert.version import __version__
 
+BASE_CARD = "# Card of the base model"
+# Tags that say how a quantized source was stored.
+_OURS = re.compile(rf"{'|'.join(FORMATS)}|\d-bit|quantconvert")
 _CACHE = re.compile(r"models--([^/]+?)--([^/]+)/snapshots/")
 
 
@@ -23,6 +26,9 @@ def base_model(plan: Plan) -> str:
     cached = _CACHE.search(location + "/")
     if cached:
         return f"{cached[1]}/{cached[2]}"
+    old = card_metadata(plan.checkpoint.card)[0].get("base_model")
+    if plan.source_format and isinstance(old, str):
+        return old
     named = plan.checkpoint.config.get("_name_or_path")
     if isinstance(named, str) and re.fullmatch(r"[\w.-]+/[\w.-]+", named):
         return named
@@ -50,7 +56,9 @@ def render_card(plan: Plan, command: str | None) -> str:
     base = base_model(plan)
     relation = "quantized" if plan.scheme else None  # the Hub has no word for going back
     kind = [plan.format, f"{plan.scheme.num_bits}-bit"] if plan.scheme else []
-    tags = [*old_metadata.get("tags", []), *kind, "quantconvert"]
+    old_tags = [tag for tag in old_metadata.get("tags") or [] if not (plan.source_format and _OURS.fullmatch(str(tag)))]
+    old_text = old_text.rpartition(f"{BASE_CARD}\n")[2] if BASE_CARD in old_text else old_text
+    tags = [*old_tags, *kind, "quantconvert"]
     metadata = {k: v for k, v in old_metadata.items() if k not in ("model-index", "base_model_relation")}
     metadata |= {"base_model": base, "tags": list(dict.fromkeys(tags))}
     metadata |= {"base_model_relation": relation} if relation else {}
@@ -72,7 +80,7 @@ def render_card(plan: Plan, command: str | None) -> str:
     if command:
         parts.append(f"Command:\n\n```\n{command}\n```\n")
     if old_text.strip():
-        parts.append(f"# Card of the base model\n\n{old_text.strip()}\n")
+        parts.append(f"{BASE_CARD}\n\n{old_text.strip()}\n")
     return "\n".join(parts)
 
 

@@ -5,7 +5,6 @@
     +-- CheckpointError          3  the source cannot be read as a checkpoint
     +-- UnsupportedError         4  readable, but not convertible as asked
     +-- OutputError              5  exists, disk full, inside the source
-    +-- VerificationError        6  the written result is not what the plan promises
     +-- Refusal                  *  several of the above at once; exit code of the first
 
 A message says what failed, where, what was expected and what was found, without a full stop after one
@@ -58,13 +57,6 @@ class OutputError(QuantConvertError):
 
     exit_code = 5
     label = "output"
-
-
-class VerificationError(QuantConvertError):
-    """What was written is not what the plan promised."""
-
-    exit_code = 6
-    label = "verification"
 
 
 class Refusal(QuantConvertError):

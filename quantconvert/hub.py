@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import glob
 import os
 import re
@@ -9,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from quantconvert.checkpoint import LocalFolder, Repo, RepoFile
-from quantconvert.errors import CheckpointError
+from quantconvert.errors import CheckpointError, UsageError
 
 if TYPE_CHECKING:
     from huggingface_hub import HfFileSystem
@@ -24,6 +25,8 @@ def open_repo(source: str | os.PathLike[str], revision: str | None) -> Repo:
     Raises `CheckpointError` when it is neither.
     """
     text = os.fspath(source)
+    if not text:
+        raise UsageError("the source is empty: expected a folder or a Hub repository id")
     path = Path(text).expanduser()
     if path.exists() or not _REPO_ID.fullmatch(text):
         if revision is not None:
@@ -45,6 +48,14 @@ def _cached(repo_id: str, revision: str | None) -> LocalFolder | None:
     return LocalFolder(folder, repo_id, folder.name)
 
 
+def _near(text: str) -> str | None:
+    """A folder that the user may have meant."""
+    path = Path(text)
+    names = [entry.name for entry in path.parent.iterdir() if entry.is_dir()] if path.parent.is_dir() else []
+    close = difflib.get_close_matches(path.name, names, n=1)
+    return f"did you mean `{path.parent / close[0]}`?" if close else None
+
+
 class HubRepo:
     """A model repository on the Hub, pinned to one commit; headers are read as byte ranges.
 
@@ -53,16 +64,15 @@ class HubRepo:
 
     def __init__(self, repo_id: str, revision: str | None = None) -> None:
         from huggingface_hub import HfApi
-        from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
         self.location = repo_id
         try:
             info = HfApi().model_info(repo_id, revision=revision, files_metadata=True)
-        except (HfHubHTTPError, OfflineModeIsEnabled, OSError, ValueError) as error:
+        except Exception as error:  # whatever the layers below raise: no name, no network, no such repository
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise CheckpointError(
                 f"`{repo_id}` is no local folder, and the Hub does not give it: {reason}",
-                hint="check the spelling; for a private or gated model run `hf auth login` first",
+                hint=_near(repo_id) or "check the spelling; for a private or gated model run `hf auth login` first",
             ) from error
         self._asked = revision
         self._sha = info.sha or "main"

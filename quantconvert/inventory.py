@@ -11,7 +11,7 @@ from quantconvert.families import find_family
 from quantconvert.patterns import template_of
 
 # Which tensor of a module says that it is quantized, by layout.
-_PACKED_SUFFIXES = (".weight_packed", ".qweight")
+_SCALE_SUFFIXES = (".weight_scale", ".scales", ".weight_scale_inv")
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,16 +62,16 @@ def take_inventory(checkpoint: Checkpoint) -> Inventory:
     for ref in checkpoint.tensors:
         by_dtype[ref.dtype].append(ref.nbytes)
         by_template[template_of(ref.name), ref.dtype].append((ref.nbytes, ref.shape))
-    block = checkpoint.config.get("quantization_config") or checkpoint.text_config.get("quantization_config")
+    block = checkpoint.quantization_block
     family = find_family(checkpoint)
     return Inventory(
         location=checkpoint.location,
         model_type=checkpoint.model_type,
         family=family.name if family else None,
-        quant_method=str(block.get("quant_method")) if isinstance(block, dict) else None,
-        schemes=_schemes(block) if isinstance(block, dict) else (),
+        quant_method=str(block.get("quant_method")) if block else None,
+        schemes=_schemes(block) if block else (),
         num_tensors=len(checkpoint.tensors),
-        num_quantized_modules=sum(1 for ref in checkpoint.tensors if ref.name.endswith(_PACKED_SUFFIXES)),
+        num_quantized_modules=sum(1 for ref in checkpoint.tensors if ref.name.endswith(_SCALE_SUFFIXES)),
         nbytes=checkpoint.nbytes,
         num_files=len(checkpoint.weight_files),
         dtypes=tuple(DTypeRow(d, len(sizes), sum(sizes)) for d, sizes in sorted(by_dtype.items())),
@@ -87,10 +87,10 @@ def _schemes(block: dict[str, Any]) -> tuple[str, ...]:
     groups = block.get("config_groups")
     if isinstance(groups, dict):
         return tuple(_group_line(group) for group in groups.values() if isinstance(group, dict))
-    bits, size = block.get("bits") or block.get("w_bit"), block.get("group_size") or block.get("q_group_size")
+    bits, size = block.get("bits", block.get("w_bit")), block.get("group_size", block.get("q_group_size"))
     if bits is None:
         return ()
-    width = "per channel" if size in (None, -1) else f"g{size}"
+    width = {None: "per channel", -1: "per channel", 0: "per tensor"}.get(size, f"g{size}")
     symmetric = block.get("sym", block.get("symmetric"))
     kind = "zero points" if block.get("zero_point") else "symmetric" if symmetric else "asymmetric"
     return (f"int{bits} {width} {kind}".strip(),)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -111,11 +109,6 @@ class Job:
         del values["limits"]
         return values
 
-    @property
-    def digest(self) -> str:
-        """sha256 of `to_json`: equal for jobs that write the same bytes from the same source."""
-        return hashlib.sha256(json.dumps(self.to_json(), sort_keys=True).encode()).hexdigest()
-
     def request(self, name: str) -> Request | None:
         """What the scheme `name` of a rule asks for; None for `skip`. An open width is the job's own group size."""
         if name == "skip":
@@ -155,7 +148,7 @@ def _base(options: Mapping[str, Any]) -> Request:
     """The scheme of every layer without a rule; a scheme's name may be refined by single options, not contradicted."""
     bits, size, symmetric, name = (options.get(key) for key in ("bits", "group_size", "symmetric", "scheme"))
     if bits not in (None, *NUM_BITS):
-        raise UsageError(f"--bits: expected 4 or 8, got {bits}")
+        raise UsageError(f"--bits: expected 4 or 8, got {bits!r}")
     if not name:
         strategy, group = width_of(DEFAULT_GROUP_SIZE if size is None else size)
         return Request(bits or 4, strategy, group, symmetric)

@@ -22,6 +22,14 @@ from quantconvert.errors import UsageError
 from quantconvert.job import DEFAULT_SHARD_NBYTES, Job, JobOptions, Rule
 from quantconvert.schemes import scheme_name
 
+_KINDS: dict[str, tuple[type, ...]] = {
+    "bits": (int,),
+    "group_size": (int,),
+    "symmetric": (bool,),
+    "tensor_parallel": (int,),
+    "max_shard_size": (int, str),
+}
+_PRECISION = ("bits", "group_size", "symmetric")
 _KEYS = set(JobOptions.__annotations__) - {"rules", "workers", "memory_limit"}
 
 
@@ -41,6 +49,14 @@ def read_recipe(path: Path) -> dict[str, Any]:
         )
     if not isinstance(rules, list) or not all(isinstance(r, dict) and set(r) == {"pattern", "scheme"} for r in rules):
         raise UsageError(f"--recipe: each [[rule]] in `{path}` needs exactly `pattern` and `scheme`")
+    for key, value in values.items():
+        kinds = _KINDS.get(key, (str,))
+        items = value if key == "ignore" and isinstance(value, list) else [value]
+        if not all(type(item) in kinds for item in items):
+            names = " or ".join(kind.__name__ for kind in kinds)
+            raise UsageError(f"--recipe: `{key}` in `{path}`: expected {names}, got `{value}`")
+    if "ignore" in values:
+        values["ignore"] = tuple(values["ignore"]) if isinstance(values["ignore"], list) else (values["ignore"],)
     if rules:
         values["rules"] = tuple(Rule(str(rule["pattern"]), str(rule["scheme"])) for rule in rules)
     return values
@@ -48,6 +64,10 @@ def read_recipe(path: Path) -> dict[str, Any]:
 
 def merged(recipe: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
     """Options of the command line over a recipe's; rules and ignores of both count, the command line's last."""
+    if options.get("scheme"):
+        recipe = {key: value for key, value in recipe.items() if key not in _PRECISION}
+    elif any(options.get(key) is not None for key in _PRECISION):
+        recipe = {key: value for key, value in recipe.items() if key != "scheme"}
     result = {**recipe, **{key: value for key, value in options.items() if value is not None}}
     for key in ("rules", "ignore"):
         result[key] = (*recipe.get(key, ()), *(options.get(key) or ()))

@@ -145,8 +145,8 @@ def decode_awq(tensors: dict[str, Tensor], module: str) -> Tensor:
 def decode_gptq(tensors: dict[str, Tensor], module: str, num_bits: int, v1: bool) -> Tensor:
     """The weight [O, I] of a GPTQ module in float16: scales[g_idx] * (u - zero), where v1 stores zero - 1."""
     codes = unpack_words(tensors[f"{module}.qweight"].t().contiguous(), num_bits)
-    zeros = unpack_words(tensors[f"{module}.qzeros"], num_bits)
-    zeros = (zeros + 1) % 2**num_bits if v1 else zeros
+    words = tensors[f"{module}.qzeros"]
+    zeros = unpack_words(words + (0x11111111 if num_bits == 4 else 0x01010101) if v1 else words, num_bits)
     groups = tensors[f"{module}.g_idx"].long()
     scales = tensors[f"{module}.scales"]
     return (codes - zeros[groups].t()).to(scales.dtype) * scales[groups].t()

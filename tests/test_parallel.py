@@ -95,7 +95,7 @@ def test_group_size_is_checked_per_rank(source: Path):
 
 
 def test_ranks_that_do_not_divide_the_model(source: Path):
-    with pytest.raises(quantconvert.UnsupportedError, match="--tensor-parallel 3 does not divide"):
+    with pytest.raises(quantconvert.Refusal, match="--tensor-parallel 3 does not divide num_attention_heads 8"):
         quantconvert.plan(source, tensor_parallel=3)
     with pytest.raises(
         quantconvert.UsageError, match="--tensor-parallel: expected a whole number of at least 1, got 0"
@@ -111,10 +111,18 @@ def test_words_are_not_split_between_ranks(tmp_path: Path):
         f"model.layers.0.mlp.{name}_proj.weight": weight(72, 128, seed=i) for i, name in enumerate(("gate", "up"))
     }
     tensors["model.layers.0.mlp.down_proj.weight"] = weight(128, 512)
-    config = LLAMA_CONFIG | {"num_hidden_layers": 1, "num_key_value_heads": 4}
+    config = LLAMA_CONFIG | {"num_hidden_layers": 1, "num_attention_heads": 4, "num_key_value_heads": 4}
     source = write_checkpoint(tmp_path / "model", tensors, config)
     with pytest.raises(quantconvert.UnsupportedError, match="on each of 4 ranks: awq packs 8 output features"):
         quantconvert.plan(source, group_size=32, tensor_parallel=4, format="awq")
     quantconvert.plan(source, group_size=32, tensor_parallel=4, format="compressed-tensors")
     with pytest.raises(quantconvert.UnsupportedError, match="8 zero points share a word"):
         quantconvert.plan(source, group_size=32, tensor_parallel=4, format="compressed-tensors", symmetric=False)
+
+
+def test_merged_projections_are_refused(tmp_path: Path):
+    tensors = {"model.layers.0.self_attn.qkv_proj.weight": weight(384, 128)}
+    source = write_checkpoint(tmp_path / "phi", tensors, {"model_type": "phi3", "num_attention_heads": 4})
+    quantconvert.plan(source)
+    with pytest.raises(quantconvert.UnsupportedError, match=r"several projections in one weight, such as .*qkv_proj"):
+        quantconvert.plan(source, tensor_parallel=2)

@@ -530,7 +530,8 @@ def test_skip_indivisible_as_awq(smol: Path, out: Path) -> None:
     after = read_tensors(out)
     assert {name.removesuffix(".qweight") for name in after if name.endswith(".qweight")} == set(NARROW_LINEAR)
     block = json.loads((out / "config.json").read_text())["quantization_config"]
-    assert block["modules_to_not_convert"] == sorted([*WIDE_LINEAR, "lm_head"])
+    fused = [f"model.layers.{i}.{name}" for i in range(2) for name in ("self_attn.qkv_proj", "mlp.gate_up_proj")]
+    assert block["modules_to_not_convert"] == sorted([*WIDE_LINEAR, *fused, "lm_head"])
     assert decode_awq(after, NARROW_LINEAR[0]).shape == (576, 1536)
 
 

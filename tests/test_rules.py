@@ -216,3 +216,43 @@ def test_bad_recipes(tmp_path: Path, text: str, message: str):
         read_recipe(tmp_path / "r.toml")
     with pytest.raises(quantconvert.UsageError, match="cannot read"):
         read_recipe(tmp_path / "missing.toml")
+
+
+def test_fused_3d_experts_are_kept_and_said(tmp_path: Path):
+    """Until they are read: no AWQ for a mixture of experts, and the config leaves the experts alone."""
+    tensors = llama_tensors(layers=1) | {
+        "model.layers.0.mlp.experts.gate_up_proj": torch.zeros(2, 64, 128),
+        "model.layers.0.mlp.experts.down_proj": torch.zeros(2, 128, 32),
+        "model.layers.0.mlp.gate.weight": torch.zeros(2, 128),
+    }
+    source = write_checkpoint(tmp_path / "fused", tensors, {"model_type": "qwen3_5_moe"})
+    plan = quantconvert.plan(source)
+    assert plan.format == "compressed-tensors"
+    assert r"re:.*layers\.\d+\.mlp\.experts$" in (plan.quantization_config or {})["ignore"]
+    assert any("fused expert tensors" in note for note in plan.notes)
+
+
+def test_gptq_experts_are_named_as_engines_ask(moe: Path):
+    plan = quantconvert.plan(moe, rules=["model.layers.0.mlp.experts.*=W8A16"], format="gptq")
+    config = dict(plan.quantization_config or {})
+    assert r"+:.*layers\.(0)\.mlp\.experts(\..*)?$" in config["dynamic"]
+    assert all("experts" not in names[0] for names in config["modules_in_block_to_quantize"])
+
+
+def test_awq_names_fused_layers_that_are_kept(source: Path):
+    plan = quantconvert.plan(source, ignore=["*.layers.0.self_attn.*"], format="awq")
+    assert "model.layers.0.self_attn.qkv_proj" in (plan.quantization_config or {})["modules_to_not_convert"]
+
+
+def test_command_line_scheme_wins_over_a_recipe_s_bits(source: Path):
+    assert merged({"bits": 4, "group_size": 64}, {"scheme": "W8A16"})["scheme"] == "W8A16"
+    plan = quantconvert.plan(source, **merged({"bits": 4, "group_size": 64}, {"scheme": "W8A16"}))
+    assert labels(plan)["model.layers.0.mlp.up_proj"] == "int8 g128 symmetric"
+    assert "scheme" not in merged({"scheme": "W8A16"}, {"bits": 4})
+
+
+def test_gpt2_is_refused_until_transposed_weights_are_read(tmp_path: Path):
+    tensors = {"h.0.attn.c_attn.weight": torch.zeros(128, 384)}
+    source = write_checkpoint(tmp_path / "gpt2", tensors, {"model_type": "gpt2"})
+    with pytest.raises(quantconvert.UnsupportedError, match=r"`gpt2` stores its weights transposed"):
+        quantconvert.plan(source)

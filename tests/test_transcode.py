@@ -110,7 +110,7 @@ def test_repack_mixed_precision_keeps_schemes(source: Path, tmp_path: Path):
 
 def test_repack_refuses_what_the_layout_cannot_hold(source: Path, tmp_path: Path):
     quantconvert.convert(source, tmp_path / "q", bits=8)
-    with pytest.raises(quantconvert.Refusal, match="awq holds 4 bits only, got 8"):
+    with pytest.raises(quantconvert.UnsupportedError, match=r"awq holds 4 bits only, got 8: .* and 4 more"):
         quantconvert.repack(tmp_path / "q", tmp_path / "out", "awq")
     assert not (tmp_path / "out").exists()
 

@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 
 import quantconvert
 from quantconvert.planning.layout import split_shards
+from quantconvert.run.output import OutputFolder
 from tests.builders import LLAMA_CONFIG, llama_tensors, read_tensors, weight, write_checkpoint
 
 EVERY_DTYPE = (
@@ -134,3 +135,44 @@ def test_overwrite_replaces_and_removes_stale_weights(tmp_path: Path):
     quantconvert.convert(source, out, overwrite=True, format="compressed-tensors")
     assert sorted(path.name for path in out.iterdir()) == ["README.md", "config.json", "model.safetensors", "notes.txt"]
     assert json.loads((out / "config.json").read_text())["quantization_config"]["quant_method"] == "compressed-tensors"
+
+
+def test_an_interrupted_overwrite_is_taken_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Killed between two moves of a commit: nothing is lost, and the next run restores the old checkpoint first."""
+    source, out = write_checkpoint(tmp_path / "source"), tmp_path / "out"
+    quantconvert.convert(source, out, max_shard_size="60KB")
+    before = digests(out)
+
+    class Killed(BaseException):
+        pass
+
+    class Dead(OutputFolder):
+        def restore(self) -> None:
+            raise Killed  # a killed process takes nothing back
+
+    moves = []
+    real = Path.replace
+
+    def replace(self: Path, target: Path) -> Path:
+        moves.append(target)
+        if len(moves) == 6:
+            raise Killed
+        return real(self, target)
+
+    folder = Dead(out)
+    folder.state.mkdir()
+    for name in ("model.safetensors", "config.json"):
+        folder.write(name, b"new")
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", replace)
+        with pytest.raises(Killed):
+            folder.commit()
+    assert digests(out) != before
+    assert not (out / "config.json").exists()
+    with pytest.raises(quantconvert.OutputError, match="exists and is not empty"):
+        quantconvert.convert(source, out)
+    with pytest.raises(quantconvert.QuantConvertError):
+        quantconvert.convert(source, out, overwrite=True, group_size=24)  # refused at plan time: nothing is touched
+    OutputFolder(out).prepare()
+    OutputFolder(out).abandon()
+    assert digests(out) == before

@@ -22,6 +22,21 @@ _DUPLICATES = (
 _DUPLICATE_FOLDERS = {"original", "metal", "onnx", "openvino", "flax", "tf", "gguf", "coreml"}
 
 
+# What belongs to a checkpoint and would be taken for a part of the one that replaces it.
+_STALE = (
+    "*.safetensors", INDEX_NAME, "consolidated*", "params.json", "pytorch_model*", "hf_quant_config.json",
+    "quantize_config.json", "quant_config.json", "quantconvert.json", "tokenizer*", "special_tokens_map.json",
+    "added_tokens.json", "chat_template*", "vocab.*", "merges.txt", "generation_config.json",
+    "preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json", "modeling_*.py",
+    "configuration_*.py", "tokenization_*.py", "processing_*.py",
+)  # fmt: skip
+
+
+def is_stale(path: str) -> bool:
+    """Whether `--overwrite` removes an old file that the new checkpoint does not have; the user's own files stay."""
+    return "/" not in path and any(fnmatch.fnmatchcase(path, pattern) for pattern in _STALE)
+
+
 def kind_of(path: str) -> FileKind:
     """What to do with the repository file `path` (relative, `/`-separated): carried over, rewritten, or left behind.
 

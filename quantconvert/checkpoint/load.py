@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -12,6 +13,7 @@ from quantconvert.checkpoint.model import Checkpoint, Repo, RepoFile
 from quantconvert.errors import CheckpointError, QuantConvertError, raise_all
 
 MAX_JSON_NBYTES = 200_000_000
+_PART = re.compile(r"-(\d{1,6})-of-(\d{1,6})\.safetensors$")
 MAX_CONFIG_NBYTES = 10_000_000
 
 
@@ -102,6 +104,11 @@ def _weight_files(
         return None, [SINGLE_NAME]
     shards = [path for path in files if path.endswith(".safetensors") and "/" not in path]
     names = [path for path in shards if not path.startswith(("consolidated", "adapter_"))] or shards
+    parts = [match for match in map(_PART.search, names) if match]
+    have, count = {int(match[1]) for match in parts}, max((int(match[2]) for match in parts), default=0)
+    missing = sorted(set(range(1, count + 1)) - have)
+    if missing:
+        errors.append(CheckpointError(f"shards {missing[:5]} of {count} are missing in `{repo.location}`"))
     if not names:
         others = sorted(path for path in files if path.endswith((".bin", ".pth", ".pt", ".gguf")))
         found = f"; found {', '.join(others[:3])}" if others else ""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from quantconvert.checkpoint.files import STATE_FOLDER
 from quantconvert.checkpoint.model import RepoFile
 from quantconvert.errors import CheckpointError
 
@@ -25,7 +24,7 @@ class LocalFolder:
     def files(self) -> tuple[RepoFile, ...]:
         found = []
         for folder, subfolders, names in os.walk(self.path):
-            subfolders[:] = sorted(d for d in subfolders if d not in (".git", ".cache", STATE_FOLDER))
+            subfolders[:] = sorted(d for d in subfolders if not d.startswith("."))
             for name in names:
                 path = Path(folder, name)
                 if path.is_file():

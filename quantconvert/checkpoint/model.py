@@ -8,6 +8,8 @@ from typing import Any, Protocol
 
 from quantconvert.checkpoint.header import TensorRef
 
+QUANTIZATION_KEYS = ("quantization_config", "compression_config")
+
 
 @dataclass(frozen=True, slots=True)
 class RepoFile:
@@ -67,6 +69,16 @@ class Checkpoint:
         """The language model's part of the config: `text_config` where a multimodal config has one."""
         inner = self.config.get("text_config")
         return inner if isinstance(inner, dict) else self.config
+
+    @property
+    def quantization_block(self) -> dict[str, Any] | None:
+        """The `quantization_config` of config.json, wherever writers put it; None where there is none."""
+        for config in (self.config, self.text_config):
+            for key in QUANTIZATION_KEYS:
+                if isinstance(config.get(key), dict):
+                    block: dict[str, Any] = config[key]
+                    return block
+        return None
 
     @property
     def model_type(self) -> str:

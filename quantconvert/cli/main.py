@@ -39,7 +39,7 @@ Examples:
 
   quantconvert inspect out                          (what a checkpoint holds)
 
-Exit codes: 0 done, 2 usage, 3 checkpoint, 4 unsupported, 5 output, 6 verification, 130 interrupted, 1 a bug of ours.
+Exit codes: 0 done, 2 usage, 3 checkpoint, 4 unsupported, 5 output, 130 interrupted, 1 a bug of ours.
 """
 
 

@@ -153,7 +153,7 @@ MemoryLimit = Annotated[
     typer.Option(
         "--memory-limit",
         metavar="SIZE",
-        help="Most memory on top of Python with torch (about 300 MB).",
+        help="Most memory on top of Python with torch (about 260 MB).",
         rich_help_panel=_LIMITS,
     ),
 ]

@@ -63,13 +63,11 @@ def duration(seconds: float) -> str:
     return f"{minutes} min {rest:02d} s"
 
 
-def _facts(rows: list[tuple[str, str]]) -> Table:
-    table = Table(show_header=False, box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    table.add_column(style="bold", no_wrap=True)
-    table.add_column(overflow="fold")
+def _print_facts(console: Console, rows: list[tuple[str, str]]) -> None:
+    """`key  value` lines, unwrapped and without trailing blanks, so that they can be copied."""
+    width = max(len(key) for key, _ in rows)
     for key, value in rows:
-        table.add_row(key, escape(value))
-    return table
+        console.print(f"[bold]{escape(key):<{width}}[/bold]  {escape(value)}")
 
 
 def _kept_rows(plan: Plan) -> list[tuple[str, str]]:
@@ -113,7 +111,7 @@ def print_plan(plan: Plan, free: int | None, verbose: bool) -> None:
                            "on top of Python with torch"))  # fmt: skip
     rows.append(("disk", f"{size(plan.output_nbytes)} needed" + (f", {size(free)} free" if free is not None else "")))
     rows += [("note", note) for note in plan.notes]
-    stdout.print(_facts(rows))
+    _print_facts(stdout, rows)
 
 
 def _tensor_table(plan: Plan) -> Table:
@@ -138,7 +136,7 @@ def print_result(result: Result) -> None:
     rows.append(("peak memory", f"{size(result.peak_rss_nbytes)}, Python and torch included"))
     for i, hint in enumerate(load_hint(plan, str(result.out))):
         rows.append(("load it" if i == 0 else "", hint))
-    stderr.print(_facts(rows))
+    _print_facts(stderr, rows)
     stderr.print(f"[green]done[/green] {escape(str(result.out))}")
 
 
@@ -165,7 +163,7 @@ def print_inventory(inventory: Inventory, verbose: bool) -> None:
         ("tensors", f"{inventory.num_tensors} in {counted(inventory.num_files, 'file')}, {size(inventory.nbytes)}"),
         *((f"  {row.dtype}", f"{counted(row.num_tensors, 'tensor')}, {size(row.nbytes)}") for row in inventory.dtypes),
     ]  # fmt: skip
-    stdout.print(_facts(rows))
+    _print_facts(stdout, rows)
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for name in ("tensor (N = any number)", "dtype", "shape", "count", "size"):
         table.add_column(name, overflow="fold")

@@ -31,7 +31,7 @@ REASON_TEXT: dict[str, str] = {
     "ignored": "matches --ignore",
     "indivisible": "group size does not divide in_features",
     "plain": "not quantized in the source",
-    "non-finite": "holds NaN or Inf (--nan-policy keep)",
+    "non-finite": "holds NaN or Inf, or is fused with one that does (--nan-policy keep)",
 }
 
 

@@ -14,7 +14,10 @@ from typing import Any
 
 _ROW_PARALLEL = re.compile(
     r"(^|\.)(o_proj|down_proj|w2|out_proj|fc2|wo|dense_4h_to_h|c_proj|output\.dense|out_lin|lin2)$"
+    r"|(attention|attn)\.(dense|o)$"
 )
+# Layers that hold several projections one after the other: a contiguous share would be all of one and none of another.
+_MERGED = re.compile(r"(^|\.)(qkv_proj|qkv|gate_up_proj|query_key_value|Wqkv|W_pack|c_attn|in_proj\w*|wqkv)$")
 _KEY_VALUE = re.compile(r"(^|\.)(k_proj|v_proj)$")
 
 
@@ -28,6 +31,11 @@ class Part:
     @property
     def shape(self) -> tuple[int, int]:
         return self.rows[1] - self.rows[0], self.columns[1] - self.columns[0]
+
+
+def is_merged(module: str) -> bool:
+    """Whether a layer holds several projections, which ranks share one by one."""
+    return _MERGED.search(module) is not None
 
 
 def part_of(module: str, shape: tuple[int, ...], rank: int, size: int, config: Mapping[str, Any]) -> Part | None:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from quantconvert.checkpoint import TensorRef
-from quantconvert.errors import UnsupportedError
+from quantconvert.errors import CheckpointError, UnsupportedError
 from quantconvert.formats.base import Format, Selection, Stored, StoredReader, TensorSpec, grouped_scheme
 from quantconvert.patterns import cover
 from quantconvert.schemes import Scheme
@@ -32,6 +32,7 @@ class Awq(Format):
     summary = "int4 packed along the output dimension (GEMM)"
     suffixes = frozenset({"qweight", "qzeros", "scales"})
     symmetric_by_default = False
+    zeros_tell_symmetry = True
 
     def problems(self, scheme: Scheme, shape: tuple[int, ...], module: str) -> list[str]:
         found = []
@@ -101,7 +102,7 @@ class Awq(Format):
 
         def stored(module: str, refs: Mapping[str, TensorRef]) -> Stored | None:
             if not {"qweight", "qzeros", "scales"} <= set(refs):
-                return None
+                raise CheckpointError(f"`{module}` is AWQ with {', '.join(sorted(refs))} only")
             columns, words = refs["qweight"].shape
             symmetric = set(read(refs["qzeros"])) <= {0x88}
             scheme = grouped_scheme(4, symmetric, columns, refs["scales"].shape[0], size)
@@ -123,7 +124,7 @@ class Awq(Format):
             "zero_point": True,
             "version": "gemm",
         }
-        kept = sorted({"lm_head", *selection.kept})
+        kept = sorted({"lm_head", *selection.kept_and_fused})
         text = "\n".join(selection.quantized)
         if not any(name in text for name in kept):
             config["modules_to_not_convert"] = kept

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from quantconvert.checkpoint import TensorRef
 from quantconvert.dtypes import nbytes_of
+from quantconvert.errors import UnsupportedError
 from quantconvert.families import FusedSet
 from quantconvert.schemes import Scheme
 
@@ -48,7 +49,7 @@ class Stored:
     """A quantized module that exists: its scheme, the weight's shape [O, I], and its tensors by suffix.
 
     `zero_offset` is added to stored zero points (GPTQ v1 stores them minus one); `reordered` means that columns belong
-    to groups by GPTQ's `g_idx` and not in order.
+    to groups by GPTQ's `g_idx` and not in order. `only_dequantize`: why no layout of ours can hold it, if so.
     """
 
     module: str
@@ -57,6 +58,16 @@ class Stored:
     refs: Mapping[str, TensorRef]
     zero_offset: int = 0
     reordered: bool = False
+    only_dequantize: str | None = None
+
+    @property
+    def scale_suffix(self) -> str:
+        return "scales" if "scales" in self.refs else "weight_scale"
+
+    @property
+    def scale(self) -> TensorRef:
+        """The tensor of scales."""
+        return self.refs[self.scale_suffix]
 
 
 # Reads what a config block says of one module, given its tensors by suffix; None where it is not quantized.
@@ -77,12 +88,31 @@ class Selection:
         return tuple((fused.name, fused.members) for fused in self.fused)
 
     @property
+    def kept_and_fused(self) -> tuple[str, ...]:
+        """Kept modules, and the engines' names of fused layers of which every part is kept."""
+        known = set(self.kept)
+        names = list(self.kept)
+        for fused in self.fused:
+            for name in self.kept:
+                stem, dot, last = name.rpartition(".")
+                if last == fused.members[0] and all(f"{stem}{dot}{member}" in known for member in fused.members):
+                    names.append(f"{stem}{dot}{fused.name}")
+        return tuple(names)
+
+    @property
     def quantized(self) -> tuple[str, ...]:
         return tuple(name for names in self.schemes.values() for name in names)
 
 
 def grouped_scheme(num_bits: int, symmetric: bool, columns: int, groups: int, declared: object) -> Scheme:
-    """The scheme of a module whose scale has `groups` columns, in a checkpoint that declares one group size."""
+    """The scheme of a module whose scale has `groups` columns, in a checkpoint that declares one group size.
+
+    Raises `UnsupportedError` where the last group is smaller than the others.
+    """
+    if groups < 1 or columns % groups:
+        raise UnsupportedError(f"{groups} groups in {columns} columns: expected groups of one size")
+    if isinstance(declared, int) and declared > 0 and -(-columns // declared) == groups and columns % declared:
+        raise UnsupportedError(f"group_size {declared} in {columns} columns leaves a smaller last group")
     if groups == 1 and declared != columns:
         return Scheme(num_bits, symmetric, "channel")
     return Scheme(num_bits, symmetric, "group", columns // groups)
@@ -96,6 +126,8 @@ class Format(ABC):
     suffixes: ClassVar[frozenset[str]]
     symmetric_by_default: ClassVar[bool]
     weight_only: ClassVar[bool] = True
+    # Whether symmetry has to be seen from zero points, one symmetry for the whole checkpoint.
+    zeros_tell_symmetry: ClassVar[bool] = False
 
     @abstractmethod
     def problems(self, scheme: Scheme, shape: tuple[int, ...], module: str) -> list[str]:
@@ -112,6 +144,10 @@ class Format(ABC):
     @abstractmethod
     def caveats(self, scheme: Scheme, has_experts: bool) -> list[str]:
         """Which engines will refuse, or load wrongly, what this format writes for `scheme`."""
+
+    def mix_caveats(self, selection: Selection) -> list[str]:
+        """The same for what only shows over all layers: several schemes, layers left alone."""
+        return []
 
     @abstractmethod
     def row_multiple(self, scheme: Scheme) -> int:
@@ -148,3 +184,9 @@ class Format(ABC):
     @abstractmethod
     def load_hint(self, out: str, scheme: Scheme) -> list[str]:
         """Commands that load the result."""
+
+
+def all_caveats(fmt: Format, selection: Selection) -> list[str]:
+    """Every caveat of a model, each once."""
+    single = [caveat for scheme in selection.schemes for caveat in fmt.caveats(scheme, selection.has_experts)]
+    return list(dict.fromkeys([*single, *fmt.mix_caveats(selection)]))

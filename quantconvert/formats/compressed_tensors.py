@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from quantconvert.checkpoint import TensorRef
@@ -83,14 +83,13 @@ class CompressedTensors(Format):
         pack = 32 // scheme.num_bits
         groups = scheme.num_groups(columns)
         whole = scheme.strategy == "tensor"
+        per_group = ((1,), 0) if whole else ((rows, groups), 1)
         if scheme.activations:
-            return (
-                TensorSpec("weight", "I8", (rows, columns)),
-                TensorSpec("weight_scale", weight_dtype, (1,) if whole else (rows, groups), 0 if whole else 1),
-            )
+            plain = (TensorSpec("weight", "I8", (rows, columns)), TensorSpec("weight_scale", weight_dtype, *per_group))
+            return plain if scheme.symmetric else (*plain, TensorSpec("weight_zero_point", "I8", *per_group))
         specs = [
             TensorSpec("weight_packed", "I32", (rows, -(-columns // pack))),
-            TensorSpec("weight_scale", weight_dtype, (1,) if whole else (rows, groups), 0 if whole else 1),
+            TensorSpec("weight_scale", weight_dtype, *per_group),
             TensorSpec("weight_shape", "I64", (2,), 0),
         ]
         if not scheme.symmetric and whole:
@@ -106,38 +105,49 @@ class CompressedTensors(Format):
 
         whole = scheme.strategy == "tensor"
         scale = quantized.scale.reshape(1) if whole else quantized.scale
+        half = 1 << (scheme.num_bits - 1)
+
+        def signed(values: Tensor) -> Tensor:
+            return (values.to(torch.int16) - half).to(torch.int8)
+
         if scheme.activations:
-            return {"weight": quantized.codes.bitwise_xor(128).view(torch.int8), "weight_scale": scale}
+            plain = {"weight": signed(quantized.codes), "weight_scale": scale}
+            zero_point = quantized.zero_point
+            return plain if zero_point is None else plain | {"weight_zero_point": signed(zero_point).view(scale.shape)}
         blocks = {
             "weight_packed": pack_columns(quantized.codes, scheme.num_bits),
             "weight_scale": scale,
             "weight_shape": torch.tensor(shape, dtype=torch.int64),
         }
         if not scheme.symmetric:
-            zero_point = quantized.zero_points(scheme)
-            half = 1 << (scheme.num_bits - 1)
-            signed = (zero_point.to(torch.int16) - half).to(torch.int8).reshape(1) if whole else None
-            blocks["weight_zero_point"] = pack_rows(zero_point, scheme.num_bits) if signed is None else signed
+            zeros = quantized.zero_points(scheme)
+            blocks["weight_zero_point"] = signed(zeros).reshape(1) if whole else pack_rows(zeros, scheme.num_bits)
         return blocks
 
     def reader(self, block: Mapping[str, Any], read: Callable[[TensorRef], bytes]) -> StoredReader:
-        groups = [_read_group(group) for group in (block.get("config_groups") or {}).values()]
+        for key in ("transform_config", "sparsity_config"):
+            if block.get(key):
+                raise UnsupportedError(f"quantization_config has a {key}: codes alone do not give its weights back")
+        groups = [_Group.read(group) for group in (block.get("config_groups") or {}).values()]
 
         def stored(module: str, refs: Mapping[str, TensorRef]) -> Stored | None:
             if "weight_packed" not in refs and (refs["weight"].dtype != "I8" or "weight_scale" not in refs):
                 return None
-            scheme = next((s for matches, s in groups if any(m(module) for m in matches)), None)
-            scheme = scheme or next((s for matches, s in groups if any(m("Linear") for m in matches)), None)
-            if scheme is None:
+            group = next((g for g in groups if g.targets(module)), None)
+            group = group or next((g for g in groups if g.targets("Linear")), None)
+            if group is None or group.scheme is None:
                 raise UnsupportedError(f"no config group of 4 or 8 integer bits targets `{module}`, which is quantized")
-            if "weight_packed" not in refs:
+            packed = "weight_packed" in refs
+            scheme = replace(group.scheme, activations=not packed)
+            if packed:
+                rows, words = refs["weight_packed"].shape
+                columns = words * (32 // scheme.num_bits)
+                if "weight_shape" in refs:
+                    rows, columns = struct.unpack("<2q", read(refs["weight_shape"]))
+            else:
                 rows, columns = refs["weight"].shape
-                return Stored(module, replace(scheme, activations=True), (rows, columns), refs)
-            rows, words = refs["weight_packed"].shape
-            columns = words * (32 // scheme.num_bits)
-            if "weight_shape" in refs:
-                rows, columns = struct.unpack("<2q", read(refs["weight_shape"]))
-            return Stored(module, replace(scheme, activations=False), (rows, columns), refs)
+            why = group.only_dequantize(packed)
+            return Stored(module, scheme, (rows, columns), refs, only_dequantize=why)
 
         return stored
 
@@ -156,7 +166,7 @@ class CompressedTensors(Format):
         elif zero_point is not None:
             zero_point = unpack_rows(zero_point, scheme.num_bits, rows)
         if "weight" in blocks:
-            return Quantized(blocks["weight"].view(torch.uint8).bitwise_xor(128), scale, zero_point)
+            return Quantized((blocks["weight"].to(torch.int16) + half).to(torch.uint8), scale, zero_point)
         return Quantized(unpack_columns(blocks["weight_packed"], scheme.num_bits, stored.shape[1]), scale, zero_point)
 
     def config(self, selection: Selection) -> dict[str, Any]:
@@ -195,19 +205,43 @@ class CompressedTensors(Format):
         return [f"vllm serve {out}", model + ")  # transformers + compressed-tensors"]
 
 
-def _read_group(group: Mapping[str, Any]) -> tuple[list[Callable[[str], bool]], Scheme | None]:
-    """What a config group targets, and its scheme; None where that is not integer codes of 4 or 8 bits."""
-    weights = group.get("weights") or {}
-    matches = [compile_pattern(str(target)) for target in group.get("targets") or ()]
-    size = weights.get("group_size")
-    default = "tensor" if size is None else "group" if size > 0 else "channel"
-    strategies: dict[str, Strategy] = {"tensor": "tensor", "channel": "channel", "group": "group"}
-    strategy = strategies.get(weights.get("strategy") or default)
-    integer = weights.get("type", "int") == "int" and weights.get("num_bits") in NUM_BITS
-    if not integer or strategy is None or weights.get("actorder") == "group":
-        return matches, None
-    symmetric = bool(weights.get("symmetric", True))
-    return matches, Scheme(int(weights["num_bits"]), symmetric, strategy, size if strategy == "group" else None)
+@dataclass(frozen=True, slots=True)
+class _Group:
+    """A config group as read: whom it targets, its integer scheme (None for others), and its activations' part."""
+
+    patterns: tuple[Callable[[str], bool], ...]
+    scheme: Scheme | None
+    activations: Mapping[str, Any] | None
+
+    @classmethod
+    def read(cls, group: Mapping[str, Any]) -> _Group:
+        weights = group.get("weights") or {}
+        patterns = tuple(compile_pattern(str(target)) for target in group.get("targets") or ())
+        size = weights.get("group_size")
+        default = "tensor" if size is None else "group" if size > 0 else "channel"
+        strategies: dict[str, Strategy] = {"tensor": "tensor", "channel": "channel", "group": "group"}
+        strategy = strategies.get(weights.get("strategy") or default)
+        integer = weights.get("type", "int") == "int" and weights.get("num_bits") in NUM_BITS
+        scheme = None
+        if integer and strategy and weights.get("actorder") != "group":
+            symmetric = bool(weights.get("symmetric", True))
+            scheme = Scheme(int(weights["num_bits"]), symmetric, strategy, size if strategy == "group" else None)
+        return cls(patterns, scheme, group.get("input_activations"))
+
+    def targets(self, name: str) -> bool:
+        return any(matches(name) for matches in self.patterns)
+
+    def only_dequantize(self, packed: bool) -> str | None:
+        """Why the activations' part would be lost or made up by another layout, if it would."""
+        acts = self.activations
+        if packed:
+            return "quantizes activations too, which no layout of ours says of packed weights" if acts else None
+        if acts is None:
+            return "stores int8 without quantizing activations"
+        plain = {"num_bits": 8, "type": "int", "symmetric": True, "strategy": "token", "dynamic": True}
+        same = all(acts.get(key, plain[key]) == value for key, value in plain.items())
+        eight = self.scheme is not None and self.scheme.num_bits == 8 and self.scheme.symmetric
+        return None if same and eight else "quantizes activations in a way that no layout of ours says"
 
 
 def _arguments(

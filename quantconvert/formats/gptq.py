@@ -15,11 +15,12 @@ neighbour. Sources: GPTQModel 7.7 `gptqmodel/nn_modules/qlinear/__init__.py` (`p
 from __future__ import annotations
 
 import re
+import struct
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from quantconvert.checkpoint import TensorRef
-from quantconvert.errors import UnsupportedError
+from quantconvert.errors import CheckpointError, UnsupportedError
 from quantconvert.formats.base import Format, Selection, Stored, StoredReader, TensorSpec, grouped_scheme
 from quantconvert.patterns import cover
 from quantconvert.schemes import Scheme
@@ -31,11 +32,16 @@ if TYPE_CHECKING:
     from quantconvert.methods.base import Quantized
 
 
+# Every byte of packed zero points of symmetric weights, by bits and by what a stored zero lacks (v1: one).
+_ZERO_BYTES = {(4, 1): 0x77, (4, 0): 0x88, (8, 1): 0x7F, (8, 0): 0x80}
+
+
 class Gptq(Format):
     name = "gptq"
     summary = "int4 and int8, packed along the input dimension (v1 symmetric, v2 asymmetric)"
     suffixes = frozenset({"qweight", "qzeros", "scales", "g_idx"})
     symmetric_by_default = True
+    zeros_tell_symmetry = True
 
     def problems(self, scheme: Scheme, shape: tuple[int, ...], module: str) -> list[str]:
         found = []
@@ -70,6 +76,10 @@ class Gptq(Format):
         if scheme.num_bits == 8:
             found.append("vLLM on a CPU has no int8 weight-only kernel")
         return found
+
+    def mix_caveats(self, selection: Selection) -> list[str]:
+        several = len(selection.schemes) > 1
+        return ["transformers ignores GPTQ's `dynamic` and fails on several schemes"] if several else []
 
     def row_multiple(self, scheme: Scheme) -> int:
         return 32 // scheme.num_bits
@@ -106,11 +116,12 @@ class Gptq(Format):
 
         bits = stored.scheme.num_bits
         codes = unpack_columns(blocks["qweight"], bits, stored.shape[1])
-        zeros = unpack_rows(blocks["qzeros"], bits, rows) + stored.zero_offset
-        return Quantized.of(codes, blocks["scales"], zeros & (2**bits - 1), stored.scheme)
+        # v1: GPTQModel subtracts one from every value of a word at once, borrows included; so must adding it back
+        words = blocks["qzeros"] + stored.zero_offset * (0x11111111 if bits == 4 else 0x01010101)
+        return Quantized.of(codes, blocks["scales"], unpack_rows(words, bits, rows), stored.scheme)
 
     def reader(self, block: Mapping[str, Any], read: Callable[[TensorRef], bytes]) -> StoredReader:
-        """Bits follow from shapes (qweight has I*b/32 rows, g_idx has I), so `dynamic` overrides need no reading."""
+        """Bits, symmetry and order follow from the tensors, whatever the config and its `dynamic` rules say."""
         version = block.get("checkpoint_format", block.get("format", "gptq"))
         if version not in ("gptq", "gptq_v2"):
             raise UnsupportedError(f"GPTQ of checkpoint_format `{version}`: expected `gptq` or `gptq_v2`")
@@ -118,15 +129,24 @@ class Gptq(Format):
 
         def stored(module: str, refs: Mapping[str, TensorRef]) -> Stored | None:
             if not {"qweight", "qzeros", "scales"} <= set(refs):
-                return None
+                raise CheckpointError(f"`{module}` is GPTQ with {', '.join(sorted(refs))} only")
             words, rows = refs["qweight"].shape
             columns = refs["g_idx"].shape[0] if "g_idx" in refs else words * 32 // int(block.get("bits") or 4)
             bits = words * 32 // columns
             if bits not in (4, 8) or columns * bits != words * 32:
                 raise UnsupportedError(f"`{module}` is GPTQ with {bits} bits: expected 4 or 8")
-            groups, symmetric = refs["scales"].shape[0], bool(block.get("sym", True))
+            groups = refs["scales"].shape[0]
+            symmetric = set(read(refs["qzeros"])) <= {_ZERO_BYTES[bits, offset]}
+            order = struct.unpack(f"<{columns}i", read(refs["g_idx"])) if "g_idx" in refs else None
+            if (order is None and block.get("desc_act")) or (order and not all(0 <= g < groups for g in order)):
+                raise CheckpointError(f"`{module}` has no `g_idx` that names its {groups} groups")
+            size = columns // groups
+            if order and any(g != i // size for i, g in enumerate(order)):
+                scheme = Scheme(bits, symmetric, "group", size)
+                why = "orders columns by g_idx (desc_act)"
+                return Stored(module, scheme, (rows, columns), refs, offset, True, why)
             scheme = grouped_scheme(bits, symmetric, columns, groups, block.get("group_size"))
-            return Stored(module, scheme, (rows, columns), refs, offset, bool(block.get("desc_act")))
+            return Stored(module, scheme, (rows, columns), refs, offset)
 
         return stored
 
@@ -138,13 +158,13 @@ class Gptq(Format):
         skipped = [name for name in selection.kept if name != "lm_head"]
         if not head:
             dynamic[r"-:.*lm_head$"] = {}
-        for pattern in cover(skipped, selection.quantized, selection.fused_pairs):
-            dynamic["-:" + pattern.removeprefix("re:")] = {}
+        for pattern in _dynamic(skipped, selection.quantized, selection):
+            dynamic["-:" + pattern] = {}
         for scheme in others:
             rest = [name for s, names in selection.schemes.items() if s != scheme for name in names]
-            for pattern in cover(selection.schemes[scheme], [*rest, *selection.kept], selection.fused_pairs):
+            for pattern in _dynamic(selection.schemes[scheme], [*rest, *selection.kept], selection):
                 override = {"bits": scheme.num_bits, "group_size": scheme.group_size or -1, "sym": scheme.symmetric}
-                dynamic["+:" + pattern.removeprefix("re:")] = override
+                dynamic["+:" + pattern] = override
         return {
             "quant_method": "gptq",
             "checkpoint_format": "gptq" if base.symmetric else "gptq_v2",
@@ -157,7 +177,7 @@ class Gptq(Format):
             "lm_head": head,
             "pack_dtype": "int32",
             "dynamic": dynamic,
-            "modules_in_block_to_quantize": [[name] for name in _names_in_block(selection.quantized)],
+            "modules_in_block_to_quantize": [[name] for name in _names_for_optimum(selection)],
             "meta": {"quantizer": [f"quantconvert:{__version__}"]},
         }
 
@@ -166,7 +186,28 @@ class Gptq(Format):
         return [f"vllm serve {out}", *lines] if scheme.symmetric else lines
 
 
+_EXPERTS = re.compile(r"\\\.experts\\\.(\\d\+|\d+)\\\..*\$$")
+
+
+def _dynamic(modules: Sequence[str], others: Sequence[str], selection: Selection) -> list[str]:
+    """Regular expressions for `modules`; vLLM and SGLang ask for a layer's experts by `...experts` alone."""
+    patterns = (pattern.removeprefix("re:") for pattern in cover(modules, others, selection.fused_pairs))
+    return sorted({_EXPERTS.sub(r"\\.experts(\\..*)?$", pattern) for pattern in patterns})
+
+
 def _names_in_block(modules: Sequence[str]) -> list[str]:
     """The part of each name after the layer number, experts left out (transformers 5 has no modules for them)."""
-    tails = (re.search(r"\.\d+\.(?!.*\.experts\.\d+\.)(.+)$", name) for name in modules)
+    dense = (name for name in modules if not re.search(r"\.experts\.\d+\.", name))
+    tails = (re.search(r"\.\d+\.(.+)$", name) for name in dense)
     return list(dict.fromkeys(tail[1] for tail in tails if tail))
+
+
+def _names_for_optimum(selection: Selection) -> list[str]:
+    """Names that optimum finds by `endswith` in every block; with their layer where only some layers are quantized."""
+    split = set(_names_in_block(selection.quantized)) & set(_names_in_block(selection.kept))
+    names: dict[str, None] = {}
+    for module in selection.quantized:
+        for tail in _names_in_block([module]):
+            layer = re.search(r"[^.]+\.\d+\." + re.escape(tail) + "$", module)
+            names[layer[0] if tail in split and layer else tail] = None
+    return list(names)

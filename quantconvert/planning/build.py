@@ -9,6 +9,7 @@ from quantconvert.checkpoint import Checkpoint
 from quantconvert.errors import QuantConvertError, UnsupportedError, raise_all
 from quantconvert.families import Classifier
 from quantconvert.formats import Selection
+from quantconvert.formats.base import all_caveats
 from quantconvert.job import Job
 from quantconvert.planning.choose import Choice, choose_format
 from quantconvert.planning.decide import decide
@@ -26,12 +27,13 @@ def build_plan(checkpoint: Checkpoint, job: Job, nonfinite: Mapping[str, str] | 
     """
     errors: list[QuantConvertError] = []
     _check_unquantized(checkpoint, errors)
+    _check_transposed(checkpoint, errors)
     classifier = Classifier(checkpoint)
     decisions = decide(checkpoint, job, classifier, nonfinite or {}, errors)
     quantized = [d for d in decisions if d.request]
     if not quantized and not errors:
         errors.append(_nothing_to_do(checkpoint, decisions))
-    choice = choose_format(job, quantized, checkpoint.text_config, errors)
+    choice = choose_format(job, decisions, checkpoint.text_config, errors)
     raise_all(errors)
     execution = execution_for(job.limits)
     units = [_promises(decision, choice) for decision in decisions]
@@ -56,16 +58,25 @@ def build_plan(checkpoint: Checkpoint, job: Job, nonfinite: Mapping[str, str] | 
     )
 
 
+# Families whose linear weights are transformers' Conv1D, stored [in, out] (transformers `pytorch_utils.py`).
+_CONV1D = ("gpt2", "openai-gpt", "imagegpt", "decision_transformer")
+
+
+def _check_transposed(checkpoint: Checkpoint, errors: list[QuantConvertError]) -> None:
+    if checkpoint.model_type in _CONV1D:
+        errors.append(
+            UnsupportedError(
+                f"model_type `{checkpoint.model_type}` stores its weights transposed (Conv1D): not read yet"
+            )
+        )
+
+
 QUANTIZED_SUFFIXES = (".weight_packed", ".qweight", ".weight_scale_inv", ".weight_scale", "_blocks", ".scales", ".SCB")
 
 
 def _check_unquantized(checkpoint: Checkpoint, errors: list[QuantConvertError]) -> None:
     """A quantized source would be quantized twice, or half of it copied as if it were plain."""
-    block = next(
-        (c[key] for c in (checkpoint.config, checkpoint.text_config)
-         for key in ("quantization_config", "compression_config") if isinstance(c.get(key), dict)),
-        None,
-    )  # fmt: skip
+    block = checkpoint.quantization_block
     method = block.get("quant_method", "unknown method") if block else None
     sidecar = next((ref.name for ref in checkpoint.tensors if ref.name.endswith(QUANTIZED_SUFFIXES)), None)
     if method or sidecar:
@@ -123,9 +134,16 @@ def _selection(decisions: Sequence[Decision], choice: Choice, classifier: Classi
             schemes.setdefault(choice.scheme(d.request), []).append(d.module)
     return Selection(
         schemes={scheme: tuple(modules) for scheme, modules in schemes.items()},
-        kept=tuple(d.module for d in decisions if d.is_kept_linear),
+        kept=tuple(
+            dict.fromkeys(
+                [
+                    *(d.module for d in decisions if d.is_kept_linear),
+                    *(d.module.rpartition(".")[0] for d in decisions if d.is_kept_experts),
+                ]
+            )
+        ),
         fused=classifier.fused,
-        has_experts=any(d.is_expert and d.request for d in decisions),
+        has_experts=any(d.is_expert for d in decisions),
     )
 
 
@@ -133,11 +151,11 @@ def _notes(
     checkpoint: Checkpoint, decisions: Sequence[Decision], choice: Choice, selection: Selection, family: str | None
 ) -> tuple[str, ...]:
     """What the user should know before it runs."""
-    notes = list(dict.fromkeys(c for s in selection.schemes for c in choice.format.caveats(s, selection.has_experts)))
+    notes = all_caveats(choice.format, selection)
     if family is None:
         kind = checkpoint.model_type or "no model_type"
         notes.append(f"unknown family ({kind}): which weights are linear was decided from names; check the plan")
-    stray = [d for d in decisions if d.reason == "not 2-D" and d.is_expert]
+    stray = [d for d in decisions if d.is_kept_experts]
     if stray:
         notes.append(
             f"{len(stray)} fused expert tensors such as `{stray[0].ref.name}` are kept: only 2-D experts are read"

@@ -37,14 +37,15 @@ class Choice:
 
 
 def choose_format(
-    job: Job, quantized: Sequence[Decision], config: Mapping[str, Any], errors: list[QuantConvertError]
+    job: Job, decisions: Sequence[Decision], config: Mapping[str, Any], errors: list[QuantConvertError]
 ) -> Choice:
     """Settle `--format auto`, and append to `errors` what the layout cannot hold."""
+    quantized = [d for d in decisions if d.request]
     requests = list(dict.fromkeys(d.request for d in quantized if d.request))
     if job.format != "auto":
         choice = Choice(get_format(job.format), "asked for by name")
     else:
-        name, reason = _auto(requests, quantized)
+        name, reason = _auto(requests, quantized, any(d.is_expert for d in decisions))
         choice = Choice(get_format(name), reason)
         if any(r.strategy == "tensor" and not r.activations for r in requests):
             errors.append(
@@ -59,7 +60,7 @@ def choose_format(
     return choice
 
 
-def _auto(requests: Sequence[Request], quantized: Sequence[Decision]) -> tuple[str, str]:
+def _auto(requests: Sequence[Request], quantized: Sequence[Decision], has_experts: bool) -> tuple[str, str]:
     if any(r.activations for r in requests):
         return PACKED, "the layout for quantized activations"
     if len(requests) > 1:
@@ -70,7 +71,7 @@ def _auto(requests: Sequence[Request], quantized: Sequence[Decision]) -> tuple[s
         if request.group_size not in ENGINE_GROUPS:
             width = f"group size {request.group_size}" if request.group_size else f"per-{request.strategy} scales"
             return PACKED, f"AWQ kernels read group sizes 32, 64 and 128, not {width}"
-    if any(d.is_expert for d in quantized):
+    if has_experts:
         return PACKED, "a mixture of experts: transformers 5 loads AWQ experts as random numbers"
     narrow = next((d for d in quantized if d.ref.shape[0] % 8), None)
     if narrow:

@@ -35,5 +35,10 @@ class Decision:
         """Kept, but an engine would take it for a linear layer unless told."""
         return self.reason in LINEAR_REASONS and len(self.ref.shape) == 2 and self.ref.name.endswith(WEIGHT_SUFFIX)
 
+    @property
+    def is_kept_experts(self) -> bool:
+        """A fused 3-D tensor of routed experts that stays as it is."""
+        return self.is_expert and self.reason == "not 2-D"
+
     def kept(self, reason: Reason, evidence: str) -> Decision:
         return replace(self, reason=reason, evidence=evidence, request=None)

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from quantconvert.checkpoint import Checkpoint, TensorRef
 from quantconvert.checkpoint.files import INDEX_NAME
+from quantconvert.checkpoint.model import QUANTIZATION_KEYS
 from quantconvert.families import Reason
 from quantconvert.formats import Stored
 from quantconvert.job import Job
@@ -113,6 +114,7 @@ class Plan:
     quantization_config: Mapping[str, Any] | None = field(repr=False)
     notes: tuple[str, ...]
     execution: Execution
+    plain_dtype: str | None = None
 
     @property
     def quantized(self) -> tuple[Task, ...]:
@@ -177,10 +179,11 @@ class Plan:
     @property
     def config(self) -> dict[str, Any]:
         """The content of the result's config.json."""
-        blocks = ("quantization_config", "compression_config")
-        config = {key: value for key, value in self.checkpoint.config.items() if key not in blocks}
+        config = _without_blocks(self.checkpoint.config)
         if isinstance(config.get("text_config"), dict):
-            config["text_config"] = {k: v for k, v in config["text_config"].items() if k != "quantization_config"}
+            config["text_config"] = _without_blocks(config["text_config"])
+        if self.plain_dtype:
+            config |= {key: self.plain_dtype for key in ("dtype", "torch_dtype") if key in config}
         if self.quantization_config is not None:
             config["quantization_config"] = dict(self.quantization_config)
         return config
@@ -222,6 +225,10 @@ class Plan:
             "index": INDEX_NAME if self.index else None,
             "tensors": [_task_json(task) for task in self.tasks],
         }
+
+
+def _without_blocks(config: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in config.items() if key not in QUANTIZATION_KEYS}
 
 
 def _task_json(task: Task) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from quantconvert.dtypes import nbytes_of
 from quantconvert.errors import QuantConvertError, UnsupportedError, raise_all
 from quantconvert.families import Classifier
 from quantconvert.formats import Format, Selection, Stored, get_format
+from quantconvert.formats.base import all_caveats
 from quantconvert.job import Job
 from quantconvert.patterns import WEIGHT_SUFFIX
 from quantconvert.planning.decision import LINEAR_REASONS
@@ -31,13 +32,17 @@ def build_transcode(
     errors: list[QuantConvertError] = []
     source, stored = find_stored(checkpoint, read, errors)
     target = None if dtype else get_format(job.format)
-    for one in stored:
-        if target and one.reordered:
-            errors.append(
-                UnsupportedError(f"`{one.module}` orders columns by g_idx (desc_act): it can be dequantized only")
-            )
-        for problem in target.problems(_scheme(target, one.scheme), one.shape, one.module) if target else ():
-            errors.append(UnsupportedError(f"{problem}: `{one.module}`", hint="--format compressed-tensors"))
+    found: dict[tuple[str, str], list[str]] = {}
+    for one in stored if target else ():
+        assert target
+        if one.only_dequantize:
+            found.setdefault((one.only_dequantize, "quantconvert dequantize reads it"), []).append(one.module)
+        for problem in target.problems(_scheme(target, one.scheme), one.shape, one.module):
+            found.setdefault((problem, "--format compressed-tensors"), []).append(one.module)
+    for (problem, hint), modules in found.items():
+        names = ", ".join(f"`{name}`" for name in modules[:3])
+        more = f" and {len(modules) - 3} more" if len(modules) > 3 else ""
+        errors.append(UnsupportedError(f"{problem}: {names}{more}", hint=hint))
     schemes = list(dict.fromkeys(_scheme(target, one.scheme) for one in stored)) if target else []
     mixed = target.mix_problem(schemes) if target and len(schemes) > 1 else None
     if mixed:
@@ -54,8 +59,9 @@ def build_transcode(
     check_memory(tasks, execution)
     classifier = Classifier(checkpoint)
     family = classifier.family.name if classifier.family else None
-    config = None if target is None else target.config(_selection(tasks, classifier))
-    notes = [] if target is None else [c for s in _schemes(tasks) for c in target.caveats(s, _has_experts(stored))]
+    selection = _selection(tasks, classifier)
+    config = None if target is None else target.config(selection)
+    notes = [] if target is None else all_caveats(target, selection)
     return Plan(
         job=job,
         checkpoint=checkpoint,
@@ -66,8 +72,9 @@ def build_transcode(
         shards=shards,
         source_format=source.name,
         quantization_config=config,
-        notes=tuple(dict.fromkeys(notes)),
+        notes=tuple(notes),
         execution=execution,
+        plain_dtype=dtype,
     )
 
 
@@ -90,8 +97,7 @@ def _promises(ref: TensorRef, stored: Stored | None, target: Format | None, dtyp
         tag = PLAIN_TAGS[dtype or "bfloat16"]
         nbytes = nbytes_of(tag, stored.shape[0] * stored.shape[1])
         return (Promise(stored.module + WEIGHT_SUFFIX, tag, stored.shape, 1, False, nbytes),)
-    scale = next(r.dtype for s, r in stored.refs.items() if s in ("scales", "weight_scale"))
-    specs = target.outputs(stored.shape, scale, _scheme(target, stored.scheme))
+    specs = target.outputs(stored.shape, stored.scale.dtype, _scheme(target, stored.scheme))
     return tuple(
         Promise(f"{stored.module}.{s.suffix}", s.dtype, s.shape, s.rows_per_element, s.transposed, s.nbytes)
         for s in specs
@@ -117,14 +123,6 @@ def _task(
     operation: Literal["repack", "dequantize"] = "repack" if target else "dequantize"
     why = f"{source.name}, {stored.scheme.label}"
     return Task(ref, operation, None, why, scheme, outputs, parts.peak_nbytes + held, stored)
-
-
-def _schemes(tasks: Sequence[Task]) -> list[Scheme]:
-    return list(dict.fromkeys(task.scheme for task in tasks if task.scheme))
-
-
-def _has_experts(stored: Sequence[Stored]) -> bool:
-    return any(".experts." in one.module for one in stored)
 
 
 def _selection(tasks: Sequence[Task], classifier: Classifier) -> Selection:

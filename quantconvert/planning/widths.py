@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from quantconvert.errors import QuantConvertError, UnsupportedError
-from quantconvert.families.parallel import part_of
+from quantconvert.families.parallel import is_merged, part_of
 from quantconvert.job import Job
 from quantconvert.planning.decision import Decision
 
@@ -17,6 +17,8 @@ def fit_widths(
 ) -> list[Decision]:
     """Check that every group size divides the in_features that a rank holds, and apply --on-indivisible where not."""
     ranks = job.tensor_parallel
+    if ranks > 1:
+        _check_heads(decisions, ranks, config, errors)
     widths: dict[int, int] = {}
     for i, d in enumerate(decisions):
         part = part_of(d.module, d.ref.shape, 0, ranks, config) if d.request else None
@@ -34,6 +36,25 @@ def fit_widths(
         elif job.on_indivisible == "channel":
             decisions[i] = replace(d, request=replace(d.request, strategy="channel", group_size=None))
     return decisions
+
+
+def _check_heads(
+    decisions: Sequence[Decision], ranks: int, config: Mapping[str, Any], errors: list[QuantConvertError]
+) -> None:
+    """Ranks hold whole attention heads, and layers of several projections cannot be cut as one."""
+    heads, pairs = config.get("num_attention_heads"), config.get("num_key_value_heads")
+    if isinstance(heads, int) and heads % ranks:
+        errors.append(UnsupportedError(f"--tensor-parallel {ranks} does not divide num_attention_heads {heads}"))
+    elif isinstance(pairs, int) and pairs > 0 and pairs % ranks and ranks % pairs:
+        errors.append(UnsupportedError(f"--tensor-parallel {ranks} does not fit num_key_value_heads {pairs}"))
+    merged = [d for d in decisions if d.request and is_merged(d.module)]
+    if merged:
+        errors.append(
+            UnsupportedError(
+                f"--tensor-parallel {ranks}: {len(merged)} layers hold several projections in one weight, such as "
+                f"`{merged[0].module}`, and are not sharded here"
+            )
+        )
 
 
 def _size(decision: Decision) -> int | None:

@@ -6,17 +6,18 @@ config.json goes first and the old weights after it, so that no reader ever sees
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from contextlib import suppress
 from pathlib import Path
 
 from quantconvert.checkpoint import LocalFolder
-from quantconvert.checkpoint.files import INDEX_NAME, STATE_FOLDER, kind_of
+from quantconvert.checkpoint.files import INDEX_NAME, STATE_FOLDER, is_stale
 from quantconvert.errors import OutputError, QuantConvertError
 
 CONFIG = "config.json"
-OLD = ".old"
+OLD, MOVES = ".old", ".moves.json"
 
 
 def fsync_folder(folder: Path) -> None:
@@ -41,6 +42,8 @@ def check_output(out: Path, source: Path | None, overwrite: bool) -> list[QuantC
         errors.append(OutputError(f"output `{out}` exists and is not a folder"))
     elif out.is_dir():
         found = sorted(path.name for path in out.iterdir() if path.name != STATE_FOLDER)
+        if (out / STATE_FOLDER / MOVES).exists():  # a kill in the middle of a commit: the old one is in there
+            found = sorted({*found, CONFIG})
         if found and not overwrite:
             names = ", ".join(found[:3]) + (" ..." if len(found) > 3 else "")
             errors.append(
@@ -98,6 +101,9 @@ class OutputFolder:
         """Create both; what an interrupted run left in the hidden folder is removed."""
         try:
             if self.state.exists():
+                self.restore()
+                if (self.state / MOVES).exists():
+                    raise OutputError(f"`{self.state}` holds the checkpoint that an interrupted --overwrite moved away")
                 shutil.rmtree(self.state)
             self.state.mkdir(parents=True)
         except OSError as error:
@@ -130,43 +136,60 @@ class OutputFolder:
             raise OutputError(f"cannot copy `{path}`: {error.strerror}") from error
 
     def commit(self) -> None:
-        """Move everything into place: old config and weights out, weights in, other files, config.json last."""
+        """Move everything into place: old config and weights out, weights in, other files, config.json last.
+
+        The moves are on disk before the first is made, so that `restore` can take back what a kill left half done.
+        """
         new = sorted(file.path for file in LocalFolder(self.state).files())
         new.sort(key=lambda path: (path == CONFIG, path == INDEX_NAME, not path.endswith(".safetensors")))
         old = [file.path for file in LocalFolder(self.out).files()]
-        old = [path for path in old if path in new or path == INDEX_NAME or kind_of(path) == "duplicate"]
+        old = [path for path in old if path in new or is_stale(path)]
         old.sort(key=lambda path: path != CONFIG)
-        moves = [(self.out / path, self.state / OLD / path) for path in old]
-        moves += [(self.state / path, self.out / path) for path in new]
-        made = sorted({p for _, t in moves for p in t.parents if not p.exists()}, reverse=True)
+        moves = [(path, f"{STATE_FOLDER}/{OLD}/{path}") for path in old]
+        moves += [(f"{STATE_FOLDER}/{path}", path) for path in new]
+        self.write(MOVES, json.dumps(moves).encode())
+        made = sorted({p for _, t in moves for p in (self.out / t).parents if not p.exists()}, reverse=True)
         try:
             for source, target in moves:
-                target.parent.mkdir(parents=True, exist_ok=True)
-                if target == self.out / CONFIG:
+                (self.out / target).parent.mkdir(parents=True, exist_ok=True)
+                if target == CONFIG:
                     fsync_folder(self.out)
-                source.replace(target)
-                if source == self.out / CONFIG:
+                (self.out / source).replace(self.out / target)
+                if source == CONFIG:
                     fsync_folder(self.out)
             fsync_folder(self.out)
         except BaseException as error:
-            self._undo(moves, made)
+            self.restore()
+            for folder in made:
+                if self.state not in folder.parents:
+                    with suppress(OSError):
+                        folder.rmdir()
             if isinstance(error, OSError):
                 raise OutputError(f"cannot move the result into `{self.out}`: {error.strerror}") from error
             raise
+        (self.state / MOVES).unlink()
         shutil.rmtree(self.state, ignore_errors=True)
 
-    def _undo(self, moves: list[tuple[Path, Path]], made: list[Path]) -> None:
-        """Take back what was moved, in reverse, and the folders made for it."""
-        for source, target in reversed(moves):
-            if not source.exists() and target.exists():
-                target.replace(source)
-        for folder in made:
-            if self.state not in folder.parents:
-                with suppress(OSError):
-                    folder.rmdir()
+    def restore(self) -> None:
+        """Take back the moves of a commit that did not end, in reverse; one that fails is left for the next time."""
+        journal = self.state / MOVES
+        if not journal.is_file():
+            return
+        failed = False
+        for source, target in reversed(json.loads(journal.read_bytes())):
+            here, there = self.out / source, self.out / target
+            if not here.exists() and there.exists():
+                try:
+                    there.replace(here)
+                except OSError:
+                    failed = True
+        if not failed:
+            journal.unlink()
 
     def abandon(self) -> None:
-        """Remove what this run built, and the folders it created."""
+        """Remove what this run built, and the folders it created; not while an old checkpoint is in there."""
+        if (self.state / MOVES).exists():
+            return
         shutil.rmtree(self.state, ignore_errors=True)
         for folder in self._made:
             try:

@@ -27,7 +27,7 @@ class StoredReader:
             for suffix, spec in self.specs.items()
             if spec.transposed or spec.rows_per_element == 0
         }
-        self.scale_tag = next(r.dtype for suffix, r in stored.refs.items() if suffix in ("scales", "weight_scale"))
+        self.scale_tag = stored.scale.dtype
 
     @property
     def column_groups(self) -> Tensor | None:

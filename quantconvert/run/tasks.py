@@ -135,8 +135,13 @@ class Bench:
                         target.encode(recast(quantized, scale_dtype, stored), scheme, stored.shape),
                     )
                 else:
-                    weight = dequantize(quantized, stored.scheme, reader.column_groups)
-                    yield first, last - first, {"weight": weight.to(dtype)}
+                    weight = dequantize(quantized, stored.scheme, reader.column_groups).to(dtype)
+                    if not bool(torch.isfinite(weight).all()):
+                        raise UnsupportedError(
+                            f"`{stored.module}` has weights that {task.outputs[0].dtype} does not hold",
+                            hint="--dtype bfloat16 or float32",
+                        )
+                    yield first, last - first, {"weight": weight}
 
         self._stream(task, parts, make)
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from quantconvert.checkpoint import Checkpoint, TensorRef
 from quantconvert.errors import CheckpointError, QuantConvertError, UnsupportedError
 from quantconvert.formats import FORMATS, Format, Stored
 from quantconvert.formats.base import TensorSpec
+
+FLOATS = ("F16", "BF16", "F32")
 
 
 def find_stored(
@@ -19,7 +23,7 @@ def find_stored(
     `read` returns the bytes of a small tensor. Each module's tensors are checked against what its format promises;
     contradictions are appended to `errors`. Raises `UnsupportedError` where there is no format that we read.
     """
-    block = quantization_block(checkpoint)
+    block = checkpoint.quantization_block
     method = str(block.get("quant_method", "")) if block else ""
     fmt = FORMATS.get(method)
     if block is None or fmt is None:
@@ -33,37 +37,62 @@ def find_stored(
         module, _, suffix = ref.name.rpartition(".")
         if suffix in fmt.suffixes:
             modules.setdefault(module, {})[suffix] = ref
-    reader = fmt.reader(block, read)
-    stored = []
-    for module, refs in modules.items():
-        try:
-            one = reader(module, refs)
-            if one is not None:
-                _check(fmt, one)
-                stored.append(one)
-        except QuantConvertError as error:
-            errors.append(error)
-        except (KeyError, ValueError) as error:
-            errors.append(CheckpointError(f"`{module}` does not fit its quantization_config: {error}"))
+    stored = _read_modules(fmt, block, modules, read, errors)
+    known = {ref.name for one in stored for ref in one.refs.values()}
+    stray = [ref for ref in checkpoint.tensors if ref.name not in known and _is_quantized(ref)]
+    if stray and not errors:
+        errors.append(
+            UnsupportedError(
+                f"{len(stray)} tensors belong to a quantization that is not read: "
+                f"{', '.join(f'`{ref.name}`' for ref in stray[:3])}"
+            )
+        )
     if not stored and not errors:
         errors.append(UnsupportedError(f"`{checkpoint.location}` says `{method}` but holds no quantized weight"))
+    if not all(one.scheme.symmetric for one in stored) and fmt.zeros_tell_symmetry:
+        stored = [replace(one, scheme=replace(one.scheme, symmetric=False)) for one in stored]
     return fmt, stored
 
 
-def quantization_block(checkpoint: Checkpoint) -> Mapping[str, Any] | None:
-    """The `quantization_config` of config.json, wherever writers put it."""
-    for config in (checkpoint.config, checkpoint.text_config):
-        for key in ("quantization_config", "compression_config"):
-            if isinstance(config.get(key), dict):
-                block: Mapping[str, Any] = config[key]
-                return block
-    return None
+_SUFFIXES = ("weight_packed", "qweight", "qzeros", "scales", "weight_scale", "weight_scale_inv", "weight_zero_point",
+             "weight_shape", "weight_g_idx", "input_scale", "input_zero_point", "weight_global_scale")  # fmt: skip
+
+
+def _is_quantized(ref: TensorRef) -> bool:
+    return ref.name.rpartition(".")[2] in _SUFFIXES or ref.dtype.startswith(("F8", "F4", "F6"))
+
+
+def _read_modules(
+    fmt: Format,
+    block: Mapping[str, Any],
+    modules: Mapping[str, Mapping[str, TensorRef]],
+    read: Callable[[TensorRef], bytes],
+    errors: list[QuantConvertError],
+) -> list[Stored]:
+    """Every module that the format's reader recognises; whatever does not fit the config is a refusal."""
+    stored = []
+    where = "quantization_config"
+    try:
+        reader = fmt.reader(block, read)
+        for where, refs in modules.items():
+            try:
+                one = reader(where, refs)
+                if one is not None:
+                    _check(fmt, one)
+                    stored.append(one)
+            except QuantConvertError as error:
+                errors.append(error)
+    except QuantConvertError as error:
+        errors.append(error)
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, StopIteration, struct.error) as error:
+        reason = f"{type(error).__name__} {error}"
+        errors.append(CheckpointError(f"`{where}` does not fit its quantization_config: {reason}"))
+    return stored
 
 
 def specs_of(fmt: Format, stored: Stored) -> dict[str, TensorSpec]:
     """What the format promises for a stored module, by suffix."""
-    dtype = next(ref.dtype for suffix, ref in stored.refs.items() if suffix in ("scales", "weight_scale"))
-    return {spec.suffix: spec for spec in fmt.outputs(stored.shape, dtype, stored.scheme)}
+    return {spec.suffix: spec for spec in fmt.outputs(stored.shape, stored.scale.dtype, stored.scheme)}
 
 
 def _check(fmt: Format, stored: Stored) -> None:
@@ -72,6 +101,9 @@ def _check(fmt: Format, stored: Stored) -> None:
         optional = suffix in ("g_idx", "weight_shape")
         if ref is None and not optional:
             raise CheckpointError(f"`{stored.module}` has no `{suffix}`: its quantization_config asks for one")
+        kind = FLOATS if suffix == stored.scale_suffix else (spec.dtype,)
+        if ref is not None and ref.dtype not in kind:
+            raise CheckpointError(f"tensor `{ref.name}` in `{ref.file}`: expected {' or '.join(kind)}, got {ref.dtype}")
         if ref is not None and ref.shape != spec.shape:
             raise CheckpointError(
                 f"tensor `{ref.name}` in `{ref.file}`: expected shape {list(spec.shape)} for "

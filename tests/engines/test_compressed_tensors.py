@@ -19,9 +19,9 @@ from compressed_tensors.quantization.lifecycle.forward import dequantize, quanti
 from compressed_tensors.quantization.utils import calculate_qparams
 
 from quantconvert.api import convert, plan
-from quantconvert.schemes import Scheme
 from quantconvert.kernels.packing import pack_columns, pack_rows
 from quantconvert.methods import rtn
+from quantconvert.schemes import Scheme
 from tests.builders import llama_tensors, weight, write_checkpoint
 from tests.engines.common import TINY_LLAMA
 
