@@ -91,7 +91,7 @@ def _schemes(block: dict[str, Any]) -> tuple[str, ...]:
     if bits is None:
         return ()
     width = {None: "per channel", -1: "per channel", 0: "per tensor"}.get(size, f"g{size}")
-    symmetric = block.get("sym", block.get("symmetric"))
+    symmetric = block.get("sym", block.get("symmetric", block.get("zero_point") is False))
     kind = "zero points" if block.get("zero_point") else "symmetric" if symmetric else "asymmetric"
     return (f"int{bits} {width} {kind}".strip(),)
 

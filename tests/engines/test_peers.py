@@ -4,8 +4,6 @@ All comparisons are bit for bit: a product of a code and a scale is exact in flo
 dtype that the peer multiplies in is the same rounding: the scales' own, bfloat16 in compressed-tensors and in
 GPTQModel's AWQ, float16 in GPTQ. The compressed-tensors part runs in the ordinary test environment, the other where
 GPTQModel is (`install_gptqmodel.sh`).
-
-Strict `xfail` marks are mistakes of ours that are still open; each says what is wrong.
 """
 
 from __future__ import annotations
@@ -124,7 +122,7 @@ def test_dequantize_gives_the_peers_values(made: Made, tmp_path):
 def refusal(name: str, layout: str) -> str | None:
     """Why a layout cannot hold what a peer wrote; None where it can."""
     if "desc_act" in name:
-        return "it can be dequantized only"
+        return "orders columns by g_idx"
     if layout in ("awq", "gptq") and "tensor" in name:
         return "no per-tensor scales"
     if layout == "awq" and ("int8" in name or "W8" in name):
@@ -148,17 +146,14 @@ def test_repack_keeps_the_peers_values(made: Made, layout: str, tmp_path):
             assert torch.equal(weight.to(made.weights[module].dtype), made.weights[module]), module
 
 
-def test_inspect(made: Made, request):
-    if made.name.startswith("W8A8"):
-        request.applymarker(pytest.mark.xfail(strict=True, reason="inspect counts packed modules only"))
-    if made.name == "awq":
-        request.applymarker(pytest.mark.xfail(strict=True, reason="inspect reads `zero_point: false` as asymmetric"))
+def test_inspect(made: Made):
     found = quantconvert.inspect(made.folder)
     assert found.quant_method == quantization_config(made.folder)["quant_method"]
     assert found.num_quantized_modules == peers.LINEARS
     (line,) = found.schemes
     bits = "int8" if "int8" in made.name or "W8" in made.name else "int4"
-    width = next((f"per {w}" for w in ("channel", "tensor") if w in made.name), "g32")
+    usual = "per channel" if made.name == "W8A8" else "g32"
+    width = next((f"per {w}" for w in ("channel", "tensor") if w in made.name), usual)
     assert line.startswith(f"{bits} {width}")
     assert ("asymmetric" in line or "zero points" in line) == ("asymmetric" in made.name)
 
@@ -167,12 +162,7 @@ def test_inspect(made: Made, request):
     "one_sided",
     [
         False,
-        pytest.param(
-            True,
-            marks=pytest.mark.xfail(
-                strict=True, reason="GPTQModel adds 1 to the whole word, so that a stored -1 borrows from its neighbour"
-            ),
-        ),
+        True,
     ],
 )
 @pytest.mark.parametrize("bits", [4, 8])
@@ -196,29 +186,14 @@ def test_two_config_groups(tmp_path):
     ]  # fmt: skip
 
 
-RARE: dict[str, tuple[dict[str, Any], str]] = {
-    "W4A8": (
-        {"weights": {"num_bits": 4, **GROUP}, "activations": TOKEN},
-        "int4 codes in an int8 `weight` are signed 4-bit numbers",
-    ),
-    "W8A8 asymmetric": (
-        {"weights": {"num_bits": 8, "strategy": "channel", "symmetric": False}, "activations": TOKEN},
-        "KeyError: `outputs` does not promise int-quantized zero points",
-    ),
-    "W8A8 static": (
-        {"weights": {"num_bits": 8, "strategy": "channel"}, "activations": STATIC},
-        "`input_scale` tensors stay behind in the plain checkpoint",
-    ),
+RARE: dict[str, dict[str, Any]] = {
+    "W4A8": {"weights": {"num_bits": 4, **GROUP}, "activations": TOKEN},
+    "W8A8 asymmetric": {"weights": {"num_bits": 8, "strategy": "channel", "symmetric": False}, "activations": TOKEN},
+    "W8A8 static": {"weights": {"num_bits": 8, "strategy": "channel"}, "activations": STATIC},
 }
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
-        pytest.param(options, marks=pytest.mark.xfail(strict=True, reason=why), id=k)
-        for k, (options, why) in RARE.items()
-    ],
-)
+@pytest.mark.parametrize("options", RARE.values(), ids=RARE)
 def test_rare_schemes_are_read_or_refused(options: dict[str, Any], tmp_path):
     made = make_compressed(tmp_path, "rare", options)
     try:
@@ -228,16 +203,14 @@ def test_rare_schemes_are_read_or_refused(options: dict[str, Any], tmp_path):
     assert_same_values(made, read_tensors(tmp_path / "plain"))
 
 
-@pytest.mark.xfail(strict=True, reason="every int8 `weight` is taken for W8A8, whatever the config says of activations")
 def test_weight_only_int8_stays_weight_only(tmp_path):
     """`naive-quantized` int8 without activations: repacking must not make the engine round activations."""
     options = {"weights": {"num_bits": 8, "strategy": "channel"}, "forced_format": "naive-quantized"}
     made = make_compressed(tmp_path, "naive", options)
-    plan = quantconvert.repack(made.folder, tmp_path / "again", "compressed-tensors").plan
-    assert not any(scheme.activations for scheme in plan.schemes)
+    with pytest.raises(quantconvert.UnsupportedError, match="stores int8 without quantizing activations"):
+        quantconvert.repack(made.folder, tmp_path / "again", "compressed-tensors")
 
 
-@pytest.mark.xfail(strict=True, reason="config.json keeps the dtype of the quantized checkpoint")
 def test_transformers_reads_the_dtype_asked_for(tmp_path):
     """`dtype="auto"` is the default of transformers 5: it follows config.json, and would round the weights again."""
     import transformers
