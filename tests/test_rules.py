@@ -256,3 +256,12 @@ def test_gpt2_is_refused_until_transposed_weights_are_read(tmp_path: Path):
     source = write_checkpoint(tmp_path / "gpt2", tensors, {"model_type": "gpt2"})
     with pytest.raises(quantconvert.UnsupportedError, match=r"`gpt2` stores its weights transposed"):
         quantconvert.plan(source)
+
+
+def test_a_rule_that_names_what_is_never_quantized_is_refused(source: Path):
+    with pytest.raises(
+        quantconvert.UnsupportedError, match=r"embed_tokens\.weight` stays in high precision"
+    ):
+        quantconvert.plan(source, rules=["model.embed_tokens=W8A16"])
+    with pytest.raises(quantconvert.UnsupportedError, match=r"stays in high precision: normalisation"):
+        quantconvert.plan(source, rules=["model.norm=W8A16"])

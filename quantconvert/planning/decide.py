@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from quantconvert.checkpoint import Checkpoint, TensorRef
 from quantconvert.errors import QuantConvertError, UnsupportedError
-from quantconvert.families import Classifier, FusedSet, Role
+from quantconvert.families import REASON_TEXT, Classifier, FusedSet, Role
 from quantconvert.job import Job
 from quantconvert.patterns import WEIGHT_SUFFIX, template_of
 from quantconvert.planning.decision import Decision
@@ -27,7 +27,11 @@ def decide(
     rules = verdicts(checkpoint, job, errors)
     decisions = []
     for ref in checkpoint.tensors:
-        decision = _by_rule(ref, classifier.role(ref), rules.get(ref.name), job.base)
+        verdict = rules.get(ref.name)
+        decision = _by_rule(ref, classifier.role(ref), verdict, job.base)
+        if verdict and verdict.forced and verdict.request and decision.reason:
+            why = f"stays in high precision: {REASON_TEXT[decision.reason]}"
+            errors.append(UnsupportedError(f"{verdict.evidence}: `{ref.name}` {why}", hint="drop this rule"))
         if decision.request and ref.name in nonfinite:
             decision = decision.kept("non-finite", nonfinite[ref.name])
         decisions.append(decision)
