@@ -354,3 +354,10 @@ def test_sigterm_exits_143_and_leaves_the_old_result(large: Path, tmp_path: Path
     assert (code, stdout) == (143, "")
     assert lines == ["converting 8 tensors, 201 MB", INTERRUPTED]
     assert snapshot(out) == before
+
+
+def test_a_closed_pipe_is_no_bug(source: Path) -> None:
+    command = f"{sys.executable} -m quantconvert inspect {source} | head -n 1; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+    assert done.returncode in (0, 141)
+    assert "Traceback" not in done.stderr

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import signal
 import sys
@@ -160,10 +161,10 @@ def inspect(
     """What a checkpoint holds, quantized or not: dtypes, sizes, schemes."""
     with _exit_codes():
         inventory = api.inspect(folder, revision=revision)
-    if json:
-        print_json(inventory.to_json())
-    else:
-        print_inventory(inventory, verbose)
+        if json:
+            print_json(inventory.to_json())
+        else:
+            print_inventory(inventory, verbose)
 
 
 @app.command()
@@ -237,13 +238,12 @@ def _show_plan(
 ) -> None:
     with _exit_codes():
         made = api.plan(source, out, revision=revision, overwrite=overwrite, **asked)
-    free = free_nbytes(out or Path.cwd())
-    if as_recipe:
-        print(write_recipe(made.job, made.format), end="")
-    elif json:
-        print_json(made.to_json() | {"free_nbytes": free})
-    elif not quiet:
-        print_plan(made, free, verbose)
+        if as_recipe:
+            print(write_recipe(made.job, made.format), end="")
+        elif json:
+            print_json(made.to_json() | {"free_nbytes": free_nbytes(out or Path.cwd())})
+        elif not quiet:
+            print_plan(made, free_nbytes(out or Path.cwd()), verbose)
 
 
 class _Terminated(BaseException):
@@ -264,9 +264,13 @@ def _exit_codes() -> Iterator[None]:
         signal.signal(number, _on_signal)
     try:
         yield
+        sys.stdout.flush()
     except QuantConvertError as error:
         _print_error(error)
         raise typer.Exit(error.exit_code) from None
+    except BrokenPipeError:  # whoever read our output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise typer.Exit(141) from None
     except (KeyboardInterrupt, _Terminated) as interruption:
         stderr.print("interrupted: the output folder is as it was before")
         raise typer.Exit(130 if isinstance(interruption, KeyboardInterrupt) else 143) from None

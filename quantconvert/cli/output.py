@@ -21,9 +21,15 @@ from quantconvert.planning import Plan
 LOG_WIDTH = 160  # where there is no terminal to ask
 
 
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        """Left to the one place for errors; rich would exit with 1, which is for our bugs."""
+        raise BrokenPipeError
+
+
 def _console(stream: TextIO) -> Console:
     """Plain where there is no terminal or NO_COLOR is set; text of ours is never taken for emoji or numbers."""
-    return Console(
+    return _Console(
         stderr=stream is sys.stderr,
         soft_wrap=True,
         highlight=False,
