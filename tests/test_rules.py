@@ -259,9 +259,7 @@ def test_gpt2_is_refused_until_transposed_weights_are_read(tmp_path: Path):
 
 
 def test_a_rule_that_names_what_is_never_quantized_is_refused(source: Path):
-    with pytest.raises(
-        quantconvert.UnsupportedError, match=r"embed_tokens\.weight` stays in high precision"
-    ):
+    with pytest.raises(quantconvert.UnsupportedError, match=r"embed_tokens\.weight` stays in high precision"):
         quantconvert.plan(source, rules=["model.embed_tokens=W8A16"])
     with pytest.raises(quantconvert.UnsupportedError, match=r"stays in high precision: normalisation"):
         quantconvert.plan(source, rules=["model.norm=W8A16"])

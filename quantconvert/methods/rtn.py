@@ -75,7 +75,8 @@ def qparams(span: Range, scheme: Scheme, dtype: torch.dtype, scale_dtype: torch.
     else:
         width = rounded(span.high - span.low)
         scale = rounded(width / steps)
-        scale = torch.where(torch.isinf(width), rounded(span.high / steps - span.low / steps), scale)
+        if bool(torch.isinf(width).any()):
+            scale = torch.where(torch.isinf(width), rounded(span.high / steps - span.low / steps), scale)
     scale = torch.where(scale == 0, 1.0, scale)
     zero_point = None
     if not scheme.symmetric:
