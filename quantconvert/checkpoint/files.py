@@ -13,7 +13,7 @@ FileKind = Literal["side", "rewritten", "duplicate", "hidden"]
 
 _REWRITTEN = {"config.json", "README.md", INDEX_NAME}
 # Weights in another form, or configs of another quantizer: copied, they would shadow what we write (vLLM prefers
-# `consolidated*` over the index, transformers prefers `model.safetensors`; ../shared/formats.md section 7).
+# `consolidated*` over the index, transformers prefers `model.safetensors`).
 _DUPLICATES = (
     "*.safetensors.index.json", "consolidated*", "params.json", "pytorch_model*", "model*.bin", "*.bin.index.json",
     "*.pth", "*.pt", "*.ckpt", "*.gguf", "*.ggml", "*.h5", "*.msgpack", "*.ot", "*.onnx", "*.onnx_data", "*.tflite",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from quantconvert.families.model import FusedSet, Reason
 
 # Searched in the module name, first match wins. Sources: the weight names in transformers' model files and the
-# keep lists of vLLM's and SGLang's loaders (collected in ../shared/formats.md sections 5.1 and 5.3).
+# keep lists of vLLM's and SGLang's loaders.
 
 # Other models inside the checkpoint: their layers bear the same names as the language model's, so this comes first.
 TOWERS: tuple[tuple[str, Reason], ...] = (

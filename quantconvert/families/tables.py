@@ -34,7 +34,7 @@ QWEN_MOE = Family(
 )
 
 # kv_b_proj stays dense: SGLang reads it only as a plain or AWQ weight; q_a/kv_a are fused by every engine, and
-# SGLang joins packed ones along the wrong axis (../shared/formats.md section 5.3).
+# SGLang joins packed ones along the wrong axis (`deepseek_weight_loader.py`).
 DEEPSEEK = Family(
     name="deepseek",
     model_types=("deepseek_v2", "deepseek_v3", "deepseek_v32", "kimi_k2"),

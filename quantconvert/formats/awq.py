@@ -4,7 +4,7 @@ For a module `M` with weight [O, I], group size S, G = I / S:
     M.qweight int32 [I, O/8]    M.qzeros int32 [G, O/8]    M.scales float16 [G, O]
 Nibble k (least significant first) of a word holds output column `ORDER[k]` of its eight; zero points are unsigned
 0..15 without offset; `w = (u - z) * s`. Sources: GPTQModel `gptqmodel/quantization/awq/utils/packing_utils.py`, vLLM
-`vllm/model_executor/layers/quantization/auto_awq.py`; ../shared/formats.md section 3.
+`vllm/model_executor/layers/quantization/auto_awq.py`.
 """
 
 from __future__ import annotations

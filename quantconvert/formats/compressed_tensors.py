@@ -8,7 +8,7 @@ For a module `M` with weight [O, I], b bits, G groups, `pack-quantized` is
 and `int-quantized` is
     M.weight int8 [O, I]    M.weight_scale as above    M.weight_zero_point int8 [O, G], only asymmetric
 Sources: compressed-tensors 0.20 `compressors/pack_quantized/base.py` and `helpers.py`,
-`compressors/naive_quantized/base.py`, `quantization/quant_config.py`; ../shared/formats.md section 1. The config uses
+`compressors/naive_quantized/base.py`, `quantization/quant_config.py`. The config uses
 only keys that versions 0.17 to 0.20 know.
 """
 

@@ -8,8 +8,7 @@ For a module `M` with weight [O, I], b bits, p = 32 / b, G groups:
 `w = scales * (u - zero)`, u unsigned. Symmetric weights (zero 2^(b-1)) are written as checkpoint_format `gptq` (v1),
 which stores zero - 1; asymmetric ones as `gptq_v2`, which stores the zero itself: a v1 zero of 0 would wrap into its
 neighbour. Sources: GPTQModel 7.7 `gptqmodel/nn_modules/qlinear/__init__.py` (`pack_block`) and `utils/model.py`; vLLM
-`quantization/utils/gptq_utils.py` for `dynamic`; optimum `gptq/quantizer.py` for `modules_in_block_to_quantize`;
-../shared/formats.md section 2.
+`quantization/utils/gptq_utils.py` for `dynamic`; optimum `gptq/quantizer.py` for `modules_in_block_to_quantize`.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ For a module `M` with weight [O, I] and G groups (G = 1 per channel):
         scale, zero = (x.repeat_interleave(size, dim=1) for x in (scale, zero))
         return (weight.int() - zero.int()).to(scale.dtype) * scale
 
-In the spirit of vLLM's removed `rtn.py` (vllm PRs 18768, 20766, 26051); ../shared/formats.md section 10.3.
+In the spirit of vLLM's removed `rtn.py` (vllm PRs 18768, 20766, 26051).
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Scales and zero points follow compressed-tensors `quantization/utils/helpers.py::calculate_qparams` operation by
 operation: each result is rounded to the weight's own dtype (`dt` below). Codes divide in float32 by the *stored*
-scale, without that intermediate rounding (compressed-tensors' Triton path; ../shared/formats.md sections 1.5, 10.4).
+scale, without that intermediate rounding (compressed-tensors' Triton path).
 
     mn = min(min w, 0), mx = max(max w, 0)                     R = 2^b - 1, q in [-2^(b-1), 2^(b-1) - 1]
     symmetric:  s = dt(max(-mn, mx) / (R / 2))                 zp = 0
