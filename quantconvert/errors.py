@@ -70,6 +70,12 @@ class Refusal(QuantConvertError):
         super().__init__("\n\n".join(str(error) for error in self.errors))
 
 
+def some(names: Sequence[str]) -> str:
+    """The first three names in backticks, and how many more there are."""
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(f"`{name}`" for name in names[:3]) + more
+
+
 def raise_all(errors: Sequence[QuantConvertError]) -> None:
     """Raise nothing, the single error, or one `Refusal` that holds them all."""
     if len(errors) == 1:

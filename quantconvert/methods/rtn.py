@@ -18,6 +18,7 @@ Shapes: O rows of the block, I columns, G groups of a row, S columns of a group.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -61,6 +62,18 @@ def measure(w_OI: Tensor, scheme: Scheme) -> Range:
         raise NonFinite
     found = Range(low, high)
     return found.joined(found) if scheme.strategy == "tensor" else found
+
+
+def measure_all(blocks: Iterable[Tensor], scheme: Scheme) -> Range | None:
+    """The range of a whole tensor from its blocks, for the one scale that it shares; None where each group has its own.
+
+    Nothing of `blocks` is read in that case. Raises `NonFinite`.
+    """
+    span: Range | None = None
+    for w_OI in blocks if scheme.strategy == "tensor" else ():
+        found = measure(w_OI, scheme)
+        span = span.joined(found) if span else found
+    return span
 
 
 def qparams(span: Range, scheme: Scheme, dtype: torch.dtype, scale_dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:

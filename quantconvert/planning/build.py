@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from quantconvert.checkpoint import Checkpoint
@@ -14,7 +13,7 @@ from quantconvert.job import Job
 from quantconvert.planning.choose import Choice, choose_format
 from quantconvert.planning.decide import decide
 from quantconvert.planning.decision import Decision
-from quantconvert.planning.layout import Promise, place
+from quantconvert.planning.layout import Promise, place, promised, unchanged
 from quantconvert.planning.memory import COPY_CHUNK_NBYTES, check_memory, cut, execution_for
 from quantconvert.planning.model import Execution, Output, Plan, Task
 from quantconvert.schemes import Scheme
@@ -37,7 +36,6 @@ def build_plan(checkpoint: Checkpoint, job: Job, nonfinite: Mapping[str, str] | 
     raise_all(errors)
     execution = execution_for(job.limits)
     units = [_promises(decision, choice) for decision in decisions]
-    _check_names(units)
     outputs, shards = place(units, job.max_shard_nbytes)
     tasks = tuple(_task(d, o, choice, execution) for d, o in zip(decisions, outputs, strict=True))
     check_memory(tasks, execution)
@@ -100,20 +98,8 @@ def _nothing_to_do(checkpoint: Checkpoint, decisions: Sequence[Decision]) -> Uns
 def _promises(decision: Decision, choice: Choice) -> tuple[Promise, ...]:
     ref = decision.ref
     if decision.request is None:
-        return (Promise(ref.name, ref.dtype, ref.shape, 0, False, ref.nbytes),)
-    specs = choice.format.outputs(ref.shape, ref.dtype, choice.scheme(decision.request))
-    return tuple(
-        Promise(f"{decision.module}.{s.suffix}", s.dtype, s.shape, s.rows_per_element, s.transposed, s.nbytes)
-        for s in specs
-    )
-
-
-def _check_names(units: Sequence[Sequence[Promise]]) -> None:
-    """A source tensor may be called what a format calls one of its own."""
-    counts = Counter(promise.name for unit in units for promise in unit)
-    twice = next((name for name, count in counts.items() if count > 1), None)
-    if twice:
-        raise UnsupportedError(f"the result would hold `{twice}` twice: it is in the source, and made from a weight")
+        return unchanged(ref)
+    return promised(decision.module, choice.format.outputs(ref.shape, ref.dtype, choice.scheme(decision.request)))
 
 
 def _task(decision: Decision, outputs: tuple[Output, ...], choice: Choice, execution: Execution) -> Task:

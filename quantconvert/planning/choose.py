@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from quantconvert.errors import QuantConvertError, UnsupportedError
+from quantconvert.errors import QuantConvertError, UnsupportedError, some
 from quantconvert.families.parallel import part_of
 from quantconvert.formats import FORMATS, Format, get_format
 from quantconvert.formats.awq import ENGINE_GROUPS
@@ -96,9 +96,8 @@ def _check(
         for problem in fmt.problems(choice.scheme(decision.request), decision.ref.shape, decision.module):
             found.setdefault(problem, []).append(decision)
     for problem, decisions in found.items():
-        more = f" and {len(decisions) - 3} more" if len(decisions) > 3 else ""
-        names = ", ".join(f"`{d.module}`" for d in decisions[:3])
-        errors.append(UnsupportedError(f"{problem}: {names}{more}", hint=_other_format(choice, decisions)))
+        names = some([d.module for d in decisions])
+        errors.append(UnsupportedError(f"{problem}: {names}", hint=_other_format(choice, decisions)))
 
 
 def _check_ranks(
@@ -116,10 +115,9 @@ def _check_ranks(
             for problem in choice.format.rank_problems(choice.scheme(d.request), part.shape, d.module):
                 found.setdefault(problem, []).append(d)
     for problem, decisions in found.items():
-        names = ", ".join(f"`{d.module}`" for d in decisions[:3]) + (" ..." if len(decisions) > 3 else "")
         errors.append(
             UnsupportedError(
-                f"on each of {ranks} ranks: {problem}: {names}",
+                f"on each of {ranks} ranks: {problem}: {some([d.module for d in decisions])}",
                 hint="--format compressed-tensors --symmetric, fewer ranks, or --rule 'PATTERN=skip' for these layers",
             )
         )

@@ -8,11 +8,15 @@ from __future__ import annotations
 
 import json
 import struct
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from quantconvert.checkpoint import TensorRef
 from quantconvert.checkpoint.files import SINGLE_NAME
 from quantconvert.dtypes import DTYPES
+from quantconvert.errors import UnsupportedError
+from quantconvert.formats import TensorSpec
 from quantconvert.planning.model import Output, Shard
 
 
@@ -26,6 +30,18 @@ class Promise:
     rows_per_element: int
     transposed: bool
     nbytes: int
+
+
+def promised(module: str, specs: Iterable[TensorSpec]) -> tuple[Promise, ...]:
+    """What a format promises for `module`, by full name."""
+    return tuple(
+        Promise(f"{module}.{s.suffix}", s.dtype, s.shape, s.rows_per_element, s.transposed, s.nbytes) for s in specs
+    )
+
+
+def unchanged(ref: TensorRef) -> tuple[Promise, ...]:
+    """A source tensor that is copied as it is."""
+    return (Promise(ref.name, ref.dtype, ref.shape, 0, False, ref.nbytes),)
 
 
 def split_shards(sizes: Iterable[int], max_nbytes: int) -> list[int]:
@@ -44,7 +60,8 @@ def split_shards(sizes: Iterable[int], max_nbytes: int) -> list[int]:
 
 
 def place(units: Sequence[Sequence[Promise]], max_nbytes: int) -> tuple[list[tuple[Output, ...]], tuple[Shard, ...]]:
-    """Outputs with shard and offset, unit by unit, and the shards."""
+    """Outputs with shard and offset, unit by unit, and the shards. Raises `UnsupportedError` for a name given twice."""
+    _check_names(units)
     numbers = split_shards((sum(p.nbytes for p in unit) for unit in units), max_nbytes)
     count = (numbers[-1] + 1) if numbers else 0
     members: list[list[Promise]] = [[] for _ in range(count)]
@@ -64,6 +81,14 @@ def place(units: Sequence[Sequence[Promise]], max_nbytes: int) -> tuple[list[tup
         name = SINGLE_NAME if count == 1 else f"model-{number + 1:05d}-of-{count:05d}.safetensors"
         shards.append(Shard(name, offset, header))
     return [tuple(placed[p.name] for p in unit) for unit in units], tuple(shards)
+
+
+def _check_names(units: Sequence[Sequence[Promise]]) -> None:
+    """A source tensor may be called what a format calls one of its own."""
+    counts = Counter(promise.name for unit in units for promise in unit)
+    twice = next((name for name, count in counts.items() if count > 1), None)
+    if twice:
+        raise UnsupportedError(f"the result would hold `{twice}` twice: it is in the source, and made from a weight")
 
 
 def header_bytes(promises: Sequence[Promise]) -> bytes:

@@ -36,7 +36,6 @@ class Verdict:
 
     request: Request | None
     evidence: str
-    is_ignore: bool
     forced: bool = False
 
 
@@ -66,10 +65,10 @@ def verdicts(checkpoint: Checkpoint, job: Job, errors: list[QuantConvertError]) 
         request, text = job.request(rule.scheme), f"{option} {rule.pattern}={rule.scheme}"
         for ref in hits:
             forced = rule.pattern in (ref.name, module_of(ref.name))
-            found[ref.name] = Verdict(request, text, False, forced)
+            found[ref.name] = Verdict(request, text, forced)
     for pattern in job.ignore:
         for ref in _hits(checkpoint.tensors, pattern, f"--ignore `{pattern}`", errors):
-            found[ref.name] = Verdict(None, f"--ignore {pattern}", True)
+            found[ref.name] = Verdict(None, f"--ignore {pattern}")
     return found
 
 

@@ -7,14 +7,14 @@ from typing import Literal
 
 from quantconvert.checkpoint import Checkpoint, TensorRef
 from quantconvert.dtypes import nbytes_of
-from quantconvert.errors import QuantConvertError, UnsupportedError, raise_all
+from quantconvert.errors import QuantConvertError, UnsupportedError, raise_all, some
 from quantconvert.families import Classifier
 from quantconvert.formats import Format, Selection, Stored, get_format
 from quantconvert.formats.base import all_caveats
 from quantconvert.job import Job
 from quantconvert.patterns import WEIGHT_SUFFIX
 from quantconvert.planning.decision import LINEAR_REASONS
-from quantconvert.planning.layout import Promise, place
+from quantconvert.planning.layout import Promise, place, promised, unchanged
 from quantconvert.planning.memory import COPY_CHUNK_NBYTES, check_memory, cut, execution_for
 from quantconvert.planning.model import Execution, Output, Plan, Task
 from quantconvert.schemes import Scheme
@@ -40,9 +40,7 @@ def build_transcode(
         for problem in target.problems(_scheme(target, one.scheme), one.shape, one.module):
             found.setdefault((problem, "--format compressed-tensors"), []).append(one.module)
     for (problem, hint), modules in found.items():
-        names = ", ".join(f"`{name}`" for name in modules[:3])
-        more = f" and {len(modules) - 3} more" if len(modules) > 3 else ""
-        errors.append(UnsupportedError(f"{problem}: {names}{more}", hint=hint))
+        errors.append(UnsupportedError(f"{problem}: {some(modules)}", hint=hint))
     schemes = list(dict.fromkeys(_scheme(target, one.scheme) for one in stored)) if target else []
     mixed = target.mix_problem(schemes) if target and len(schemes) > 1 else None
     if mixed:
@@ -92,16 +90,12 @@ def _leads(ref: TensorRef, stored: Stored | None) -> bool:
 
 def _promises(ref: TensorRef, stored: Stored | None, target: Format | None, dtype: str | None) -> tuple[Promise, ...]:
     if stored is None:
-        return (Promise(ref.name, ref.dtype, ref.shape, 0, False, ref.nbytes),)
+        return unchanged(ref)
     if target is None:
         tag = PLAIN_TAGS[dtype or "bfloat16"]
         nbytes = nbytes_of(tag, stored.shape[0] * stored.shape[1])
         return (Promise(stored.module + WEIGHT_SUFFIX, tag, stored.shape, 1, False, nbytes),)
-    specs = target.outputs(stored.shape, stored.scale.dtype, _scheme(target, stored.scheme))
-    return tuple(
-        Promise(f"{stored.module}.{s.suffix}", s.dtype, s.shape, s.rows_per_element, s.transposed, s.nbytes)
-        for s in specs
-    )
+    return promised(stored.module, target.outputs(stored.shape, stored.scale.dtype, _scheme(target, stored.scheme)))
 
 
 def _task(

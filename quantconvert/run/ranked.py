@@ -60,10 +60,7 @@ def _quantized(
 
     blocks: dict[str, list[Tensor]] = {spec.suffix: [] for spec in specs}
     try:
-        span = None
-        for w_OI in read() if scheme.strategy == "tensor" else ():
-            found = rtn.measure(w_OI, scheme)
-            span = span.joined(found) if span else found
+        span = rtn.measure_all(read(), scheme)
         for w_OI in read():
             encoded = fmt.encode(rtn.quantize(w_OI, scheme, dtype, scale_dtype, span), scheme, part.shape)
             for suffix, block in encoded.items():

@@ -18,7 +18,6 @@ from quantconvert.planning.memory import COPY_CHUNK_NBYTES, Cut, cut, spans
 from quantconvert.run.io import Files, Workspace, bytes_of, torch_dtype, write_all
 from quantconvert.run.stored import StoredReader, dequantize, recast
 from quantconvert.run.writer import ShardWriter
-from quantconvert.schemes import Scheme
 
 # First row, number of rows, and blocks by suffix, row axis first.
 Tile = tuple[int, int, dict[str, Tensor]]
@@ -99,19 +98,22 @@ class Bench:
         assert scheme is not None
         parts = self._cut(task, fmt.row_multiple(scheme))
         dtype, scale_dtype = torch_dtype(ref.dtype), torch_dtype(fmt.scale_dtype(ref.dtype))
-        span = self._whole_range(ref, scheme, parts) if scheme.strategy == "tensor" else None
+
+        def read(begin: int, end: int) -> Iterator[tuple[int, Tensor]]:
+            return tiles(self.files, self.work, ref, begin, end, parts.tile_rows)
 
         def make(begin: int, end: int) -> Iterator[Tile]:
-            for first, w_OI in tiles(self.files, self.work, ref, begin, end, parts.tile_rows):
-                try:
-                    quantized = rtn.quantize(w_OI, scheme, dtype, scale_dtype, span)
-                except rtn.NonFinite:
-                    raise nonfinite_error(ref, count_nonfinite(self.files, ref, self.work)) from None
-                except rtn.ScaleOverflow:
-                    raise overflow_error(ref, fmt.name) from None
+            for first, w_OI in read(begin, end):
+                quantized = rtn.quantize(w_OI, scheme, dtype, scale_dtype, span)
                 yield first, w_OI.shape[0], fmt.encode(quantized, scheme, ref.shape)
 
-        self._stream(task, parts, make)
+        try:
+            span = rtn.measure_all((w_OI for _, w_OI in read(0, ref.shape[0])), scheme)
+            self._stream(task, parts, make)
+        except rtn.NonFinite:
+            raise nonfinite_error(ref, count_nonfinite(self.files, ref, self.work)) from None
+        except rtn.ScaleOverflow:
+            raise overflow_error(ref, fmt.name) from None
 
     def _transcode(self, task: Task) -> None:
         """Stored codes into another layout, or into plain weights."""
@@ -152,18 +154,6 @@ class Bench:
             for o in task.outputs
             if o.transposed
         }
-
-    def _whole_range(self, ref: TensorRef, scheme: Scheme, parts: Cut) -> rtn.Range:
-        """A first pass over the tensor, for the one scale that all of it shares."""
-        span: rtn.Range | None = None
-        for _, w_OI in tiles(self.files, self.work, ref, 0, ref.shape[0], parts.tile_rows):
-            try:
-                found = rtn.measure(w_OI, scheme)
-            except rtn.NonFinite:
-                raise nonfinite_error(ref, count_nonfinite(self.files, ref, self.work)) from None
-            span = span.joined(found) if span else found
-        assert span is not None
-        return span
 
 
 def tiles(
