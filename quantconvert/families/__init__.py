@@ -12,11 +12,14 @@ from functools import cache
 from quantconvert.checkpoint import Checkpoint, TensorRef
 from quantconvert.dtypes import DTYPES
 from quantconvert.families.common import EXPERT_NAMES, FUSED_COMMON, KEEP_BY_NAME, TOWERS
-from quantconvert.families.model import REASON_TEXT, REASONS, Family, FusedSet, Reason, Role
+from quantconvert.families.model import REASON_TEXT, REASONS, Dims, Family, FusedExperts, FusedSet, Reason, Role
 from quantconvert.families.tables import FAMILIES
 from quantconvert.patterns import WEIGHT_SUFFIX, template_of
 
-__all__ = ["FAMILIES", "REASONS", "REASON_TEXT", "Classifier", "Family", "FusedSet", "Reason", "Role", "find_family"]
+__all__ = [
+    "FAMILIES", "REASONS", "REASON_TEXT", "Classifier", "Dims", "Family", "FusedExperts", "FusedSet", "Reason", "Role",
+    "find_family",
+]  # fmt: skip
 
 NO_TABLE = Family("unknown", (), (), fused=FUSED_COMMON)
 _LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.")
@@ -47,7 +50,7 @@ class Classifier:
         if self.num_layers is not None:
             layer = _LAYER.search(ref.name)
             if layer and int(layer[1]) >= self.num_layers:
-                return Role("mtp", f"config: layer {layer[1]} of num_hidden_layers {self.num_layers}")
+                return Role("mtp", f"config: layer {layer[1]} of num_hidden_layers {self.num_layers}", by_table=True)
         role = self._by_template(template_of(ref.name), len(ref.shape))
         if role.reason is None and not ref.nbytes:
             return Role("not a weight", "no elements", role.is_expert)
@@ -61,14 +64,14 @@ class Classifier:
         family = self.family or NO_TABLE
         for pattern, reason in family.keep:
             if re.search(pattern, module):
-                return Role(reason, f"family {family.name}: `{pattern}`")
+                return Role(reason, f"family {family.name}: `{pattern}`", by_table=True)
         for pattern, reason in TOWERS:
             if re.search(pattern, module):
                 return Role(reason, f"name rule `{pattern}`")
         for pattern in family.linear if is_weight and rank == 2 else ():
             if re.search(pattern, module):
                 is_expert = bool(family.experts and re.search(family.experts, module))
-                return Role(None, f"family {family.name}: `{pattern}`", is_expert)
+                return Role(None, f"family {family.name}: `{pattern}`", is_expert, by_table=True)
         if template.endswith(".bias"):
             return Role("bias", "name ends in `.bias`")
         for pattern, reason in KEEP_BY_NAME:

@@ -44,11 +44,45 @@ class FusedSet:
 
 
 @dataclass(frozen=True, slots=True)
+class FusedExperts:
+    """All routed experts of a layer in one 3-D tensor [E, rows, columns], as a family's Hub checkpoints hold them.
+
+    `pattern` is searched in the tensor's name without `.weight`, and ends in `$`; what it matches is replaced by
+    `.experts.<number>.<projection>`, the per-expert name that engines read. `projections`: what each expert's matrix
+    holds, in order: one after the other, or row by row in turn (`interleaved`). `transposed`: each expert's matrix is
+    stored [in, out]. `experts`, `out_features`, `in_features`: the config keys of the sizes, those of ONE projection;
+    the tensor's shape must be what they say, which side is longer never decides.
+    """
+
+    pattern: str
+    projections: tuple[str, ...]
+    experts: str
+    out_features: str
+    in_features: str
+    transposed: bool = False
+    interleaved: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Dims:
+    """What the config says of the shape [out_features, in_features] of the modules that `pattern` finds.
+
+    Checked where the config has both keys.
+    """
+
+    pattern: str
+    out_features: str
+    in_features: str
+
+
+@dataclass(frozen=True, slots=True)
 class Family:
     """One model family: tables only.
 
     `linear` and `keep` hold regular expressions that are searched in the *module* name (layer and expert numbers
-    replaced by `N`); `keep` comes first. `experts` matches the modules inside routed experts.
+    replaced by `N`); `keep` comes first, and names every linear weight that stays in high precision. `experts` matches
+    the modules inside routed experts. `transposed`: modules whose weight is stored [in, out] (transformers' Conv1D).
+    `fused_experts`: 3-D tensors of experts. `dims`: shapes that the config must agree with.
     """
 
     name: str
@@ -57,12 +91,19 @@ class Family:
     keep: tuple[tuple[str, Reason], ...] = ()
     fused: tuple[FusedSet, ...] = ()
     experts: str | None = None
+    transposed: tuple[str, ...] = ()
+    fused_experts: tuple[FusedExperts, ...] = ()
+    dims: tuple[Dims, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Role:
-    """What a tensor is: quantizable (`reason` None) or kept for a reason, and where that was learned."""
+    """What a tensor is: quantizable (`reason` None) or kept for a reason, and where that was learned.
+
+    `by_table`: from the config or the family's table, not from what names and shapes mean in every family.
+    """
 
     reason: Reason | None
     evidence: str
     is_expert: bool = False
+    by_table: bool = False
