@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Unpack
 
-from quantconvert.checkpoint import Checkpoint, LocalFolder, Repo, load_checkpoint
+from quantconvert.checkpoint import Checkpoint, LocalFolder, Repo, TensorRef, load_checkpoint
 from quantconvert.checkpoint.files import INDEX_NAME
 from quantconvert.errors import QuantConvertError, Refusal, UsageError, raise_all
 from quantconvert.events import Finished, Note, Reporter, Started, silent
@@ -134,7 +134,7 @@ def _transcode(
     repo = open_repo(source, None)
 
     def build(checkpoint: Checkpoint) -> Plan:
-        return build_transcode(checkpoint, job, lambda ref: repo.read(ref.file, ref.offset, ref.nbytes), dtype)
+        return build_transcode(checkpoint, job, _small(repo), dtype)
 
     return _run(repo, out, overwrite, build, report, command)
 
@@ -170,7 +170,12 @@ Builder = Callable[[Checkpoint], Plan]
 
 
 def _builder(repo: Repo, job: Job) -> Builder:
-    return lambda checkpoint: build_plan(checkpoint, job, _find_nonfinite(checkpoint, repo, job))
+    return lambda checkpoint: build_plan(checkpoint, job, _small(repo), _find_nonfinite(checkpoint, repo, job))
+
+
+def _small(repo: Repo) -> Callable[[TensorRef], bytes]:
+    """Reads the bytes of a small tensor of `repo`."""
+    return lambda ref: repo.read(ref.file, ref.offset, ref.nbytes)
 
 
 def _run(repo: Repo, out: Path, overwrite: bool, build: Builder, report: Reporter, command: str | None) -> Result:
@@ -209,8 +214,8 @@ def _find_nonfinite(checkpoint: Checkpoint, repo: Repo, job: Job) -> Mapping[str
     from quantconvert.run.scan import find_nonfinite
 
     root = repo.materialize(tuple(file.path for file in checkpoint.weight_files))
-    candidates = build_plan(checkpoint, job).quantized
-    return find_nonfinite([task.source for task in candidates], root)
+    made = build_plan(checkpoint, job, _small(repo))
+    return find_nonfinite([task.source for task in made.quantized], root, made.execution)
 
 
 def _execute(made: Plan, repo: Repo, out: Path, report: Reporter, command: str | None) -> None:

@@ -2,33 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 
-from quantconvert.checkpoint import Checkpoint
+from quantconvert.checkpoint import Checkpoint, TensorRef
 from quantconvert.errors import QuantConvertError, UnsupportedError, raise_all
 from quantconvert.families import Classifier
 from quantconvert.formats import Selection
 from quantconvert.formats.base import all_caveats
 from quantconvert.job import Job
+from quantconvert.planning.account import check_accounts
 from quantconvert.planning.choose import Choice, choose_format
 from quantconvert.planning.decide import decide
 from quantconvert.planning.decision import Decision
+from quantconvert.planning.dims import check_dims
 from quantconvert.planning.layout import Promise, place, promised, unchanged
-from quantconvert.planning.memory import COPY_CHUNK_NBYTES, check_memory, cut, execution_for
-from quantconvert.planning.model import Execution, Output, Plan, Task
+from quantconvert.planning.memory import COPY_CHUNK_NBYTES, check_memory, cut, execution_for, read_multiple
+from quantconvert.planning.model import Execution, Operation, Output, Plan, Task
+from quantconvert.planning.origin import requantized
 from quantconvert.schemes import Scheme
+from quantconvert.sources import Sources, Weight, find_sources
 
 
-def build_plan(checkpoint: Checkpoint, job: Job, nonfinite: Mapping[str, str] | None = None) -> Plan:
+def build_plan(
+    checkpoint: Checkpoint,
+    job: Job,
+    read: Callable[[TensorRef], bytes],
+    nonfinite: Mapping[str, str] | None = None,
+) -> Plan:
     """Decide everything, or raise every refusal at once.
 
+    read: the bytes of a small tensor, asked for only where the source is quantized by GPTQ or AWQ.
     nonfinite: weights that hold NaN or Inf, name to description, when `--nan-policy keep` has looked for them.
     """
     errors: list[QuantConvertError] = []
-    _check_unquantized(checkpoint, errors)
-    _check_transposed(checkpoint, errors)
     classifier = Classifier(checkpoint)
-    decisions = decide(checkpoint, job, classifier, nonfinite or {}, errors)
+    sources = find_sources(checkpoint, classifier.family, read, errors)
+    if not errors:
+        check_dims(sources, classifier.family, checkpoint.text_config, errors)
+    decisions = decide(checkpoint, sources, job, classifier, nonfinite or {}, errors)
     quantized = [d for d in decisions if d.request]
     if not quantized and not errors:
         errors.append(_nothing_to_do(checkpoint, decisions))
@@ -39,6 +51,7 @@ def build_plan(checkpoint: Checkpoint, job: Job, nonfinite: Mapping[str, str] | 
     outputs, shards = place(units, job.max_shard_nbytes)
     tasks = tuple(_task(d, o, choice, execution) for d, o in zip(decisions, outputs, strict=True))
     check_memory(tasks, execution)
+    check_accounts(checkpoint, tasks, sources.dropped)
     selection = _selection(decisions, choice, classifier)
     family = classifier.family.name if classifier.family else None
     return Plan(
@@ -49,42 +62,12 @@ def build_plan(checkpoint: Checkpoint, job: Job, nonfinite: Mapping[str, str] | 
         format_reason=choice.reason,
         tasks=tasks,
         shards=shards,
-        source_format=None,
+        source_format=sources.method,
         quantization_config=choice.format.config(selection),
-        notes=_notes(checkpoint, decisions, choice, selection, family),
+        notes=_notes(checkpoint, sources, decisions, choice, selection, family),
         execution=execution,
+        dropped=sources.dropped,
     )
-
-
-# Families whose linear weights are transformers' Conv1D, stored [in, out] (transformers `pytorch_utils.py`).
-_CONV1D = ("gpt2", "openai-gpt", "imagegpt", "decision_transformer")
-
-
-def _check_transposed(checkpoint: Checkpoint, errors: list[QuantConvertError]) -> None:
-    if checkpoint.model_type in _CONV1D:
-        errors.append(
-            UnsupportedError(
-                f"model_type `{checkpoint.model_type}` stores its weights transposed (Conv1D): not read yet"
-            )
-        )
-
-
-QUANTIZED_SUFFIXES = (".weight_packed", ".qweight", ".weight_scale_inv", ".weight_scale", "_blocks", ".scales", ".SCB")
-
-
-def _check_unquantized(checkpoint: Checkpoint, errors: list[QuantConvertError]) -> None:
-    """A quantized source would be quantized twice, or half of it copied as if it were plain."""
-    block = checkpoint.quantization_block
-    method = block.get("quant_method", "unknown method") if block else None
-    sidecar = next((ref.name for ref in checkpoint.tensors if ref.name.endswith(QUANTIZED_SUFFIXES)), None)
-    if method or sidecar:
-        where = f"config.json says `{method}`" if method else f"it holds `{sidecar}`"
-        errors.append(
-            UnsupportedError(
-                f"source `{checkpoint.location}` is already quantized: {where}",
-                hint="give the original checkpoint in bfloat16, float16 or float32",
-            )
-        )
 
 
 def _nothing_to_do(checkpoint: Checkpoint, decisions: Sequence[Decision]) -> UnsupportedError:
@@ -105,11 +88,16 @@ def _promises(decision: Decision, choice: Choice) -> tuple[Promise, ...]:
 def _task(decision: Decision, outputs: tuple[Output, ...], choice: Choice, execution: Execution) -> Task:
     ref = decision.ref
     if decision.request is None:
+        if decision.is_decoded:
+            peak = cut(ref, ref.shape, 0, read_multiple(ref), execution).peak_nbytes
+            return Task(ref, "dequantize", decision.reason, decision.evidence, None, outputs, peak)
         peak = min(ref.nbytes, COPY_CHUNK_NBYTES)
-        return Task(ref, "copy", decision.reason, decision.evidence, None, outputs, peak)
+        operation: Operation = "split" if isinstance(ref, Weight) else "copy"
+        return Task(ref, operation, decision.reason, decision.evidence, None, outputs, peak)
     scheme = choice.scheme(decision.request)
     turned = sum(o.nbytes for o in outputs if o.transposed)
-    parts = cut(ref.shape, ref.dtype, turned, choice.format.row_multiple(scheme), execution)
+    multiple = math.lcm(choice.format.row_multiple(scheme), read_multiple(ref))
+    parts = cut(ref, ref.shape, turned, multiple, execution)
     return Task(ref, "quantize", None, decision.evidence, scheme, outputs, parts.peak_nbytes)
 
 
@@ -134,17 +122,30 @@ def _selection(decisions: Sequence[Decision], choice: Choice, classifier: Classi
 
 
 def _notes(
-    checkpoint: Checkpoint, decisions: Sequence[Decision], choice: Choice, selection: Selection, family: str | None
+    checkpoint: Checkpoint,
+    sources: Sources,
+    decisions: Sequence[Decision],
+    choice: Choice,
+    selection: Selection,
+    family: str | None,
 ) -> tuple[str, ...]:
     """What the user should know before it runs."""
     notes = all_caveats(choice.format, selection)
     if family is None:
         kind = checkpoint.model_type or "no model_type"
         notes.append(f"unknown family ({kind}): which weights are linear was decided from names; check the plan")
-    stray = [d for d in decisions if d.is_kept_experts]
+    again = requantized(decisions)
+    if again:
+        bits = max(d.ref.num_bits or 0 for d in again if isinstance(d.ref, Weight))
+        notes.append(
+            f"--requantize: {len(again)} weights are decoded from {sources.method} ({bits} bits) and quantized again; "
+            "the errors of both add up"
+        )
+    stray = [d for d in decisions if d.is_kept_experts and d.reason == "not 2-D"]
     if stray:
         notes.append(
-            f"{len(stray)} fused expert tensors such as `{stray[0].ref.name}` are kept: only 2-D experts are read"
+            f"{len(stray)} fused expert tensors such as `{stray[0].ref.name}` are kept: their layout is not known "
+            "without a table for this family"
         )
     skipped = sum(1 for d in decisions if d.reason == "indivisible")
     if skipped:

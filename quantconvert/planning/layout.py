@@ -12,12 +12,12 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from quantconvert.checkpoint import TensorRef
 from quantconvert.checkpoint.files import SINGLE_NAME
-from quantconvert.dtypes import DTYPES
+from quantconvert.dtypes import DTYPES, nbytes_of
 from quantconvert.errors import UnsupportedError
 from quantconvert.formats import TensorSpec
 from quantconvert.planning.model import Output, Shard
+from quantconvert.sources import Source, Weight
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,9 +39,10 @@ def promised(module: str, specs: Iterable[TensorSpec]) -> tuple[Promise, ...]:
     )
 
 
-def unchanged(ref: TensorRef) -> tuple[Promise, ...]:
-    """A source tensor that is copied as it is."""
-    return (Promise(ref.name, ref.dtype, ref.shape, 0, False, ref.nbytes),)
+def unchanged(ref: Source) -> tuple[Promise, ...]:
+    """A tensor that stays in high precision, under its own name."""
+    rows = 1 if isinstance(ref, Weight) else 0
+    return (Promise(ref.name, ref.dtype, ref.shape, rows, False, nbytes_of(ref.dtype, ref.num_elements)),)
 
 
 def split_shards(sizes: Iterable[int], max_nbytes: int) -> list[int]:

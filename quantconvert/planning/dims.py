@@ -1,0 +1,42 @@
+"""Shapes against the config: a checkpoint whose config speaks of other sizes is not the one it says it is."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from functools import cache
+from typing import Any
+
+from quantconvert.errors import CheckpointError, QuantConvertError
+from quantconvert.families import Dims, Family
+from quantconvert.patterns import WEIGHT_SUFFIX, template_of
+from quantconvert.sources import Sources
+
+
+def check_dims(
+    sources: Sources, family: Family | None, config: Mapping[str, Any], errors: list[QuantConvertError]
+) -> None:
+    """Refuse weights whose shape is not what the family's table reads from the config; one refusal a kind of layer."""
+
+    @cache
+    def row_of(template: str) -> Dims | None:
+        rows = family.dims if family else ()
+        return next((row for row in rows if re.search(row.pattern, template)), None)
+
+    seen: set[str] = set()
+    for source in sources.tensors:
+        if len(source.shape) != 2 or not source.name.endswith(WEIGHT_SUFFIX):
+            continue
+        template = template_of(source.name.removesuffix(WEIGHT_SUFFIX))
+        row = row_of(template)
+        sizes = tuple(config.get(key) for key in (row.out_features, row.in_features)) if row else ()
+        if row is None or template in seen or not all(type(size) is int for size in sizes) or source.shape == sizes:
+            continue
+        seen.add(template)
+        errors.append(
+            CheckpointError(
+                f"tensor `{source.name}` in `{source.file}`: expected shape {list(sizes)} from config.json "
+                f"({row.out_features}, {row.in_features}), got {list(source.shape)}",
+                hint="this config.json belongs to another checkpoint, or one of the two is damaged",
+            )
+        )
