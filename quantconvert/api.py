@@ -49,17 +49,18 @@ def plan(
     out: Source | None = None,
     *,
     revision: str | None = None,
+    subfolder: str | None = None,
     overwrite: bool = False,
     **options: Unpack[JobOptions],
 ) -> Plan:
     """Everything a conversion would do, from headers alone; nothing is written.
 
     source: a local folder or a Hub repository id (only headers are fetched). out: where the result would go; when
-    given, it is checked too. options: see `JobOptions`. Raises `UsageError`, `CheckpointError`, `UnsupportedError`,
-    `OutputError`, or one `Refusal` with all of them.
+    given, it is checked too. subfolder: the folder of the source that holds the model. options: see `JobOptions`.
+    Raises `UsageError`, `CheckpointError`, `UnsupportedError`, `OutputError`, or one `Refusal` with all of them.
     """
     job = Job.from_options(options)
-    repo = open_repo(source, revision)
+    repo = open_repo(source, revision, subfolder)
     return _plan(repo, None if out is None else Path(out), overwrite, _builder(repo, job))
 
 
@@ -68,6 +69,7 @@ def convert(
     out: Source,
     *,
     revision: str | None = None,
+    subfolder: str | None = None,
     overwrite: bool = False,
     report: Reporter = silent,
     command: str | None = None,
@@ -80,7 +82,7 @@ def convert(
     for what shows only in the data (NaN, a file that ends early, a full disk).
     """
     job = Job.from_options(options)
-    repo = open_repo(source, revision)
+    repo = open_repo(source, revision, subfolder)
     return _run(repo, Path(out), overwrite, _builder(repo, job), report, command)
 
 
@@ -140,7 +142,13 @@ def _transcode(
 
 
 def iter_quantized(
-    source: Source, *, tp_rank: int = 0, tp_size: int = 1, revision: str | None = None, **options: Unpack[JobOptions]
+    source: Source,
+    *,
+    tp_rank: int = 0,
+    tp_size: int = 1,
+    revision: str | None = None,
+    subfolder: str | None = None,
+    **options: Unpack[JobOptions],
 ) -> Iterator[tuple[str, Tensor]]:
     """(name, tensor) of one tensor-parallel rank, for engines that quantize while they load; nothing is written.
 
@@ -155,15 +163,15 @@ def iter_quantized(
     _load_torch()
     from quantconvert.run.ranked import iter_rank
 
-    repo = open_repo(source, revision)
+    repo = open_repo(source, revision, subfolder)
     made = _plan(repo, None, False, _builder(repo, Job.from_options({**options, "tensor_parallel": tp_size})))
     root = repo.materialize(tuple(file.path for file in made.checkpoint.weight_files))
     return iter_rank(made, root, tp_rank, tp_size)
 
 
-def inspect(folder: Source, *, revision: str | None = None) -> Inventory:
+def inspect(folder: Source, *, revision: str | None = None, subfolder: str | None = None) -> Inventory:
     """What a checkpoint holds, quantized or not: dtypes, sizes, schemes. Reads headers only."""
-    return take_inventory(load_checkpoint(open_repo(folder, revision)))
+    return take_inventory(load_checkpoint(open_repo(folder, revision, subfolder)))
 
 
 Builder = Callable[[Checkpoint], Plan]

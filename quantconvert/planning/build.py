@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 
 from quantconvert.checkpoint import Checkpoint, TensorRef
-from quantconvert.errors import QuantConvertError, UnsupportedError, raise_all
+from quantconvert.errors import QuantConvertError, UnsupportedError, raise_all, some
 from quantconvert.families import Classifier
 from quantconvert.formats import Selection
 from quantconvert.formats.base import all_caveats
@@ -41,6 +41,8 @@ def build_plan(
     if not errors:
         check_dims(sources, classifier.family, checkpoint.text_config, errors)
     decisions = decide(checkpoint, sources, job, classifier, nonfinite or {}, errors)
+    if job.strict:
+        _check_strict(decisions, classifier, errors)
     quantized = [d for d in decisions if d.request]
     if not quantized and not errors:
         errors.append(_nothing_to_do(checkpoint, decisions))
@@ -68,6 +70,21 @@ def build_plan(
         execution=execution,
         dropped=sources.dropped,
     )
+
+
+def _check_strict(decisions: Sequence[Decision], classifier: Classifier, errors: list[QuantConvertError]) -> None:
+    """--strict: what stays in high precision must be in the family's table, the config, or the user's own rules."""
+    found = [d for d in decisions if (d.is_kept_linear or d.is_kept_experts) and not d.by_table]
+    if found:
+        table = f"the table of {classifier.family.name}" if classifier.family else "any table (unknown family)"
+        reasons = ", ".join(sorted({str(d.reason) for d in found}))
+        errors.append(
+            UnsupportedError(
+                f"--strict: {len(found)} linear weights would stay in high precision for reasons outside {table} "
+                f"({reasons}): {some([d.module for d in found])}",
+                hint="accept them by --ignore PATTERN, quantize them by --rule PATTERN=SCHEME, or drop --strict",
+            )
+        )
 
 
 def _nothing_to_do(checkpoint: Checkpoint, decisions: Sequence[Decision]) -> UnsupportedError:

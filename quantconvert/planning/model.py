@@ -75,6 +75,17 @@ class Task:
     def output_nbytes(self) -> int:
         return sum(output.nbytes for output in self.outputs)
 
+    @property
+    def role(self) -> str:
+        """What the tensor is in the model: `linear`, `expert`, or what it is kept for."""
+        if self.reason in _NOT_ROLES:
+            return "expert" if ".experts." in self.source.name else "linear"
+        return str(self.reason)
+
+
+# Why a linear weight may stay as it is although it could be quantized.
+_NOT_ROLES = (None, "ignored", "indivisible", "non-finite", "plain")
+
 
 @dataclass(frozen=True, slots=True)
 class Shard:
@@ -265,6 +276,7 @@ def _task_json(task: Task) -> dict[str, Any]:
         "inputs": [ref.name for ref in task.inputs],
         "dtype": task.source.dtype,
         "shape": list(task.source.shape),
+        "role": task.role,
         "operation": task.operation,
         "scheme": task.scheme.label if task.scheme else None,
         "reason": task.reason,
