@@ -41,6 +41,8 @@ def is_merged(module: str) -> bool:
 def part_of(module: str, shape: tuple[int, ...], rank: int, size: int, config: Mapping[str, Any]) -> Part | None:
     """What rank `rank` of `size` holds of `module`; None where its dimension does not divide by the ranks."""
     rows, columns = shape
+    if size == 1:
+        return Part((0, rows), (0, columns))
     if _ROW_PARALLEL.search(module):
         width = columns // size
         return None if columns % size else Part((0, rows), (rank * width, (rank + 1) * width))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 
 from quantconvert.checkpoint import Checkpoint, TensorRef
 from quantconvert.errors import QuantConvertError, UnsupportedError, raise_all, some
@@ -16,7 +17,7 @@ from quantconvert.planning.choose import Choice, choose_format
 from quantconvert.planning.decide import decide
 from quantconvert.planning.decision import Decision
 from quantconvert.planning.dims import check_dims
-from quantconvert.planning.layout import Promise, place, promised, unchanged
+from quantconvert.planning.layout import Promise, named, place, unchanged, unnamed
 from quantconvert.planning.memory import COPY_CHUNK_NBYTES, check_memory, cut, execution_for, read_multiple
 from quantconvert.planning.model import Execution, Operation, Output, Plan, Task
 from quantconvert.planning.origin import requantized
@@ -49,7 +50,8 @@ def build_plan(
     choice = choose_format(job, decisions, checkpoint.text_config, errors)
     raise_all(errors)
     execution = execution_for(job.limits)
-    units = [_promises(decision, choice) for decision in decisions]
+    of_shape = cache(lambda shape, dtype, scheme: unnamed(choice.format.outputs(shape, dtype, scheme)))
+    units = [_promises(decision, choice, of_shape) for decision in decisions]
     outputs, shards = place(units, job.max_shard_nbytes)
     tasks = tuple(_task(d, o, choice, execution) for d, o in zip(decisions, outputs, strict=True))
     check_memory(tasks, execution)
@@ -95,11 +97,13 @@ def _nothing_to_do(checkpoint: Checkpoint, decisions: Sequence[Decision]) -> Uns
     )
 
 
-def _promises(decision: Decision, choice: Choice) -> tuple[Promise, ...]:
+def _promises(
+    decision: Decision, choice: Choice, of_shape: Callable[[tuple[int, ...], str, Scheme], tuple[Promise, ...]]
+) -> tuple[Promise, ...]:
     ref = decision.ref
     if decision.request is None:
         return unchanged(ref)
-    return promised(decision.module, choice.format.outputs(ref.shape, ref.dtype, choice.scheme(decision.request)))
+    return named(decision.module, of_shape(ref.shape, ref.dtype, choice.scheme(decision.request)))
 
 
 def _task(decision: Decision, outputs: tuple[Output, ...], choice: Choice, execution: Execution) -> Task:
