@@ -32,7 +32,7 @@ def test_planning_imports_no_torch(tmp_path: Path):
 
 
 ROOMS = ["version", "errors", "events", "dtypes", "patterns", "checkpoint", "schemes", "job", "families", "methods",
-         "formats", "kernels", "sources", "planning", "hub", "inventory", "recipe", "run", "card", "api", "__init__",
+         "formats", "kernels", "sources", "planning", "hub", "inventory", "recipe", "run", "verify", "card", "api", "__init__",
          "cli", "integrations", "__main__"]  # fmt: skip
 
 

@@ -5,6 +5,7 @@ Planning imports this package, so nothing here imports torch until `encode` runs
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -118,6 +119,13 @@ def grouped_scheme(num_bits: int, symmetric: bool, columns: int, groups: int, de
     return Scheme(num_bits, symmetric, "group", columns // groups)
 
 
+def skipped_by(block: Mapping[str, Any]) -> Callable[[str], bool]:
+    """Whether a `dynamic` rule of GPTQModel (`-:REGEX`) leaves a module alone."""
+    rules = [str(rule) for rule in block.get("dynamic") or ()]
+    patterns = [re.compile(rule.removeprefix("-:")) for rule in rules if rule.startswith("-:")]
+    return lambda module: any(pattern.match(module) for pattern in patterns)
+
+
 class Format(ABC):
     """One on-disk layout. Sources for each layout stand in its own file."""
 
@@ -180,6 +188,10 @@ class Format(ABC):
     @abstractmethod
     def config(self, selection: Selection) -> dict[str, Any]:
         """The `quantization_config` block of config.json."""
+
+    @abstractmethod
+    def leaves(self, block: Mapping[str, Any]) -> Callable[[str], bool]:
+        """Whether a config block tells engines to leave the linear layer of a name alone."""
 
     @abstractmethod
     def load_hint(self, out: str, scheme: Scheme) -> list[str]:

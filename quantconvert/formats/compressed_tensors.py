@@ -198,6 +198,17 @@ class CompressedTensors(Format):
             "global_compression_ratio": None,
         }
 
+    def leaves(self, block: Mapping[str, Any]) -> Callable[[str], bool]:
+        groups = [_Group.read(group) for group in (block.get("config_groups") or {}).values()]
+        ignored = [compile_pattern(str(pattern)) for pattern in block.get("ignore") or ()]
+
+        def left(module: str) -> bool:
+            if any(matches(module) for matches in ignored):
+                return True
+            return not any(group.targets(module) or group.targets("Linear") for group in groups)
+
+        return left
+
     def load_hint(self, out: str, scheme: Scheme) -> list[str]:
         model = f'AutoModelForCausalLM.from_pretrained("{out}"'
         if not scheme.symmetric:
