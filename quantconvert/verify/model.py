@@ -26,7 +26,8 @@ class TensorError:
     """How far one weight is from its source.
 
     max_error: in steps (scales), before clipping; at most one half where nothing was clipped. relative_error: Frobenius
-    norm of the difference over that of the source, 0 where that is zero. sqnr: signal to quantization noise in dB; None without noise.
+    norm of the difference over that of the source, 0 where that is zero. sqnr: signal to quantization noise in dB,
+    None without noise.
     """
 
     name: str
