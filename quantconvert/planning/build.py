@@ -130,6 +130,7 @@ def _selection(decisions: Sequence[Decision], choice: Choice, classifier: Classi
         ),
         fused=classifier.fused,
         has_experts=any(d.is_expert for d in decisions),
+        tied=classifier.tied,
     )
 
 
