@@ -15,6 +15,7 @@ _HEADS: tuple[tuple[str, Reason], ...] = (
     (r"^(\w+\.)?pooler(\.dense)?$", "head"),
     (r"^(classifier(\.(dense|out_proj))?|qa_outputs|score)$", "head"),
 )
+_MASKED = "cls.predictions.decoder"
 _LAYER_DIMS = (
     Dims(r"\.intermediate\.dense$", "intermediate_size", "hidden_size"),
     Dims(r"(?<!attention)\.output\.dense$", "hidden_size", "intermediate_size"),
@@ -37,6 +38,7 @@ BERT = Family(
     ),
     fused=(FusedSet("qkv_proj", ("query", "key", "value")),),
     dims=(*_LAYER_DIMS, Dims(r"attention\.self\.(query|key|value)$", "hidden_size", "hidden_size")),
+    tied=(_MASKED, "lm_head.decoder", "generator_lm_head"),
 )
 
 MPNET = Family(
@@ -45,6 +47,7 @@ MPNET = Family(
     linear=(r"\.attention\.attn\.[qkvo]$", r"\.layer\.N\.(intermediate|output)\.dense$"),
     keep=_HEADS,
     dims=(*_LAYER_DIMS, Dims(r"\.attention\.attn\.[qkvo]$", "hidden_size", "hidden_size")),
+    tied=("lm_head.decoder",),
 )
 
 _DISTILBERT_ATTENTION = r"\.attention\.(q_lin|k_lin|v_lin|out_lin)$"
@@ -59,6 +62,7 @@ DISTILBERT = Family(
         Dims(r"\.ffn\.lin1$", "hidden_dim", "dim"),
         Dims(r"\.ffn\.lin2$", "dim", "hidden_dim"),
     ),
+    tied=("vocab_projector",),
 )
 
 # in_proj, pos_proj and pos_q_proj are DeBERTa's of the first version; both versions multiply relative positions.
@@ -74,11 +78,12 @@ DEBERTA = Family(
         r"\.layer\.N\.(intermediate|output)\.dense$",
     ),
     keep=(
-        *_HEADS,
         (r"(^|\.)embed_proj$", "head"),
         (r"^(lm_predictions\.lm_head\.dense|mask_predictions\.(dense|classifier))$", "head"),
+        *_HEADS,
     ),
     dims=(*_LAYER_DIMS, Dims(_DEBERTA_ATTENTION, "hidden_size", "hidden_size")),
+    tied=(_MASKED,),
 )
 
 # One layer serves every depth (transformers `modeling_albert.py`): its tensors are few, their error is repeated.
@@ -97,6 +102,7 @@ ALBERT = Family(
         Dims(r"\.ffn$", "intermediate_size", "hidden_size"),
         Dims(r"\.ffn_output$", "hidden_size", "intermediate_size"),
     ),
+    tied=("predictions.decoder",),
 )
 
 # Wqkv and Wi (gate and up) are stored fused; the decoder of the same design stores query, key and value apart.
@@ -110,6 +116,7 @@ MODERNBERT = Family(
         Dims(r"\.attn\.Wo$", "hidden_size", "hidden_size"),
         Dims(r"\.mlp\.Wo$", "hidden_size", "intermediate_size"),
     ),
+    tied=("decoder",),
 )
 
 # vLLM joins fc12 and fc11 as gate_up_proj (`bert_with_rope.py`). Remote code's config has GPT-2's keys.
@@ -125,6 +132,7 @@ NOMIC_BERT = Family(
         Dims(r"\.mlp\.(fc11|fc12|fc1)$", "n_inner", "n_embd"),
         Dims(r"\.mlp\.fc2$", "n_embd", "n_inner"),
     ),
+    tied=(_MASKED,),
 )
 
 EUROBERT = Family(

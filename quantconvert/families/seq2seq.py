@@ -51,4 +51,5 @@ WHISPER = Family(
     keep=_HEADS,
     fused=_FUSED,
     dims=_DIMS,
+    tied=("proj_out",),
 )

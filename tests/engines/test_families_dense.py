@@ -95,7 +95,8 @@ CASES = {
     "phi": Case("PhiForCausalLM", GROUPED, each("model.layers.N.self_attn", *QKV, "dense") + FC, UNTIED),
     "starcoder2": Case("Starcoder2ForCausalLM", GROUPED,
                        ATTENTION + each("model.layers.N.mlp", "c_fc", "c_proj"), EMBEDDED),
-    "gpt_bigcode": Case("GPTBigCodeForCausalLM", OLD, old("attn", "c_attn", "c_proj"), OLD_EMBEDDED, dequantize=True),
+    "gpt_bigcode": Case("GPTBigCodeForCausalLM", OLD, old("attn", "c_attn", "c_proj"), OLD_EMBEDDED,
+                        loads="with dequantize"),
     "gpt_neo": Case("GPTNeoForCausalLM",
                     {"vocab_size": 96, "hidden_size": 64, "num_layers": 2, "num_heads": 4,
                      "attention_types": [[["global", "local"], 1]], "max_position_embeddings": 64},
@@ -108,9 +109,9 @@ CASES = {
                      {"gpt_neox.embed_in.weight": "embedding", "embed_out.weight": "lm_head"}),
     "persimmon": Case("PersimmonForCausalLM", SIZES, h4("model.layers.N", "self_attn"), UNTIED),
     "falcon": Case("FalconForCausalLM", SIZES | {"ffn_hidden_size": 128}, h4("transformer.h.N", "self_attention"),
-                   WORDS, dequantize=True),
+                   WORDS, loads="with dequantize"),
     "falcon 40b": Case("FalconForCausalLM", SIZES | {"new_decoder_architecture": True, "num_kv_heads": 2},
-                       h4("transformer.h.N", "self_attention"), WORDS, dequantize=True),
+                       h4("transformer.h.N", "self_attention"), WORDS, loads="with dequantize"),
     "bloom": Case("BloomForCausalLM", {"vocab_size": 96, "hidden_size": 64, "n_layer": 2, "n_head": 4},
                   h4("transformer.h.N", "self_attention"), WORDS),
     "mpt": Case("MptForCausalLM", {"vocab_size": 96, "d_model": 64, "n_layers": 2, "n_heads": 4, "max_seq_len": 64},
@@ -126,13 +127,13 @@ CASES = {
                  each("model.layers.N.self_attn", *QKV, "out_proj") + each("model.layers.N", "fc1", "fc2"), EMBEDDED),
     "mamba": Case("MambaForCausalLM", STATE | {"time_step_rank": 32},
                   each("backbone.layers.N.mixer", "in_proj", "out_proj"),
-                  mamba("A_log", "x_proj.weight", "dt_proj.weight"), dequantize=True),
+                  mamba("A_log", "x_proj.weight", "dt_proj.weight"), loads="with dequantize"),
     "mamba2": Case("Mamba2ForCausalLM", STATE | {"num_heads": 8, "head_dim": 16, "n_groups": 1, "chunk_size": 16},
                    each("backbone.layers.N.mixer", "in_proj", "out_proj"), mamba() | {"lm_head.weight": "lm_head"},
-                   dequantize=True),
+                   loads="with dequantize"),
     "falcon_mamba": Case("FalconMambaForCausalLM", STATE | {"time_step_rank": 32},
                          each("backbone.layers.N.mixer", "in_proj", "out_proj"),
-                         mamba("A_log", "x_proj.weight", "dt_proj.weight"), dequantize=True),
+                         mamba("A_log", "x_proj.weight", "dt_proj.weight"), loads="with dequantize"),
 }  # fmt: skip
 
 # transformers' Conv1D is no `Linear`, and compressed-tensors replaces nothing else: vLLM alone loads these
@@ -153,7 +154,7 @@ def test_family(case: Case, tmp_path):
     assert_awq_is_close(source, convert(source, tmp_path / "awq", format="awq"))
 
 
-UNINITIALIZED = {name: case for name, case in CASES.items() if case.dequantize}
+UNINITIALIZED = {name: case for name, case in CASES.items() if case.loads != "packed"}
 
 
 @pytest.mark.parametrize("case", UNINITIALIZED.values(), ids=UNINITIALIZED)
