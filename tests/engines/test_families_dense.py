@@ -21,7 +21,8 @@ SIZES: dict[str, Any] = {
 }  # fmt: skip
 GROUPED = SIZES | {"num_key_value_heads": 2}
 WIDE_HEADS = GROUPED | {"head_dim": 32}
-OLD: dict[str, Any] = {"vocab_size": 96, "n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 64}
+OLD: dict[str, Any] = {"vocab_size": 96, "n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 64,
+                       "bos_token_id": 1, "eos_token_id": 2}  # fmt: skip
 
 EMBEDDED = {"model.embed_tokens.weight": "embedding"}
 UNTIED = EMBEDDED | {"lm_head.weight": "lm_head"}
@@ -99,7 +100,8 @@ CASES = {
                         loads="with dequantize"),
     "gpt_neo": Case("GPTNeoForCausalLM",
                     {"vocab_size": 96, "hidden_size": 64, "num_layers": 2, "num_heads": 4,
-                     "attention_types": [[["global", "local"], 1]], "max_position_embeddings": 64},
+                     "attention_types": [[["global", "local"], 1]], "max_position_embeddings": 64,
+                     "bos_token_id": 1, "eos_token_id": 2},
                     old("attn.attention", *QKV, "out_proj"), OLD_EMBEDDED),
     "gptj": Case("GPTJForCausalLM", OLD | {"rotary_dim": 8},
                  old("attn", *QKV, "out_proj", mlp=("fc_in", "fc_out")), GPT_J),
