@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
-from quantconvert.families.common import FUSED_COMMON, FUSED_QKV, KEEP_HEADS, LINEAR_ATTENTION, LINEAR_MLP
+from quantconvert.families.common import (
+    FUSED_COMMON,
+    FUSED_QKV,
+    KEEP_HEADS,
+    LINEAR_ATTENTION,
+    LINEAR_MLP,
+    REINITIALIZED,
+    SCALED_ACTIVATION,
+)
 from quantconvert.families.model import Dims, Family
 
 _MLP_DIMS = (
@@ -65,6 +73,7 @@ STARCODER2 = Family(
         Dims(r"\.mlp\.c_fc$", "intermediate_size", "hidden_size"),
         Dims(r"\.mlp\.c_proj$", "hidden_size", "intermediate_size"),
     ),
+    awq_problem=SCALED_ACTIVATION,
 )
 
 # Small recurrent projections stay: they feed an exponential, and no engine reads them packed (vLLM `mamba_mixer.py`).
@@ -78,4 +87,5 @@ MAMBA = Family(
         *KEEP_HEADS,
     ),
     dims=(Dims(r"\.mixer\.out_proj$", "hidden_size", "intermediate_size"),),
+    awq_problem=REINITIALIZED,
 )

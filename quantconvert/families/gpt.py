@@ -5,7 +5,7 @@ Names and shapes: transformers' model files; fused sets: vLLM's packed_modules_m
 
 from __future__ import annotations
 
-from quantconvert.families.common import FUSED_QKV, KEEP_HEADS
+from quantconvert.families.common import FUSED_QKV, KEEP_HEADS, SCALED_ACTIVATION
 from quantconvert.families.model import Dims, Family
 
 _GPT2_LINEAR = (r"\.(attn|crossattention)\.(c_attn|q_attn|c_proj)$", r"\.mlp\.(c_fc|c_proj)$")
@@ -28,7 +28,12 @@ GPT2 = Family(
 
 # The same names, but ordinary linear layers (transformers `modeling_gpt_bigcode.py`).
 GPT_BIGCODE = Family(
-    name="gpt-bigcode", model_types=("gpt_bigcode",), linear=_GPT2_LINEAR, keep=_GPT2_KEEP, dims=_GPT2_DIMS
+    name="gpt-bigcode",
+    model_types=("gpt_bigcode",),
+    linear=_GPT2_LINEAR,
+    keep=_GPT2_KEEP,
+    dims=_GPT2_DIMS,
+    awq_problem=SCALED_ACTIVATION,
 )
 
 GPT_NEO = Family(
@@ -44,11 +49,10 @@ GPT_NEO = Family(
     ),
 )
 
-# CodeGen stores query, key and value as one qkv_proj.
 GPT_J = Family(
     name="gpt-j",
-    model_types=("gptj", "codegen"),
-    linear=(r"\.attn\.(q_proj|k_proj|v_proj|qkv_proj|out_proj)$", r"\.mlp\.(fc_in|fc_out)$"),
+    model_types=("gptj",),
+    linear=(r"\.attn\.(q_proj|k_proj|v_proj|out_proj)$", r"\.mlp\.(fc_in|fc_out)$"),
     keep=KEEP_HEADS,
     fused=FUSED_QKV,
     dims=(
@@ -56,20 +60,39 @@ GPT_J = Family(
         Dims(r"\.mlp\.fc_in$", "n_inner", "n_embd"),
         Dims(r"\.mlp\.fc_out$", "n_embd", "n_inner"),
     ),
+    awq_problem=SCALED_ACTIVATION,
+)
+
+# The same but for query, key and value, which are stored as one.
+CODEGEN = Family(
+    name="codegen",
+    model_types=("codegen",),
+    linear=(r"\.attn\.(qkv_proj|out_proj)$", r"\.mlp\.(fc_in|fc_out)$"),
+    keep=KEEP_HEADS,
+    dims=GPT_J.dims,
 )
 
 _MLP_4H = r"\.mlp\.(dense_h_to_4h|dense_4h_to_h)$"
 
 GPT_NEOX = Family(
     name="gpt-neox",
-    model_types=("gpt_neox", "persimmon"),
-    linear=(r"\.(attention|self_attn)\.(query_key_value|dense)$", _MLP_4H),
+    model_types=("gpt_neox",),
+    linear=(r"\.attention\.(query_key_value|dense)$", _MLP_4H),
     keep=((r"(^|\.)embed_out$", "lm_head"), *KEEP_HEADS),
     dims=(
-        Dims(r"\.(attention|self_attn)\.dense$", "hidden_size", "hidden_size"),
+        Dims(r"\.attention\.dense$", "hidden_size", "hidden_size"),
         Dims(r"\.mlp\.dense_h_to_4h$", "intermediate_size", "hidden_size"),
         Dims(r"\.mlp\.dense_4h_to_h$", "hidden_size", "intermediate_size"),
     ),
+    awq_problem=SCALED_ACTIVATION,
+)
+
+PERSIMMON = Family(
+    name="persimmon",
+    model_types=("persimmon",),
+    linear=(r"\.self_attn\.(query_key_value|dense)$", _MLP_4H),
+    keep=KEEP_HEADS,
+    dims=(Dims(r"\.self_attn\.dense$", "hidden_size", "hidden_size"), *GPT_NEOX.dims[1:]),
 )
 
 FALCON = Family(
@@ -82,6 +105,7 @@ FALCON = Family(
         Dims(r"\.mlp\.dense_h_to_4h$", "ffn_hidden_size", "hidden_size"),
         Dims(r"\.mlp\.dense_4h_to_h$", "hidden_size", "ffn_hidden_size"),
     ),
+    awq_problem=SCALED_ACTIVATION,
 )
 
 BLOOM = Family(
@@ -90,6 +114,7 @@ BLOOM = Family(
     linear=(r"\.self_attention\.(query_key_value|dense)$", _MLP_4H),
     keep=KEEP_HEADS,
     dims=(Dims(r"\.self_attention\.dense$", "hidden_size", "hidden_size"),),
+    awq_problem=SCALED_ACTIVATION,
 )
 
 MPT = Family(
@@ -98,6 +123,7 @@ MPT = Family(
     linear=(r"\.attn\.(Wqkv|out_proj)$", r"\.ffn\.(up_proj|down_proj)$"),
     keep=KEEP_HEADS,
     dims=(Dims(r"\.attn\.out_proj$", "d_model", "d_model"),),
+    awq_problem=SCALED_ACTIVATION,
 )
 
 _OPT_ATTENTION = r"\.self_attn\.(q_proj|k_proj|v_proj|out_proj)$"

@@ -84,7 +84,7 @@ class Family:
     the modules inside routed experts. `transposed`: modules whose weight is stored [in, out] (transformers' Conv1D).
     `fused_experts`: 3-D tensors of experts. `dims`: shapes that the config must agree with. `tied`: output heads
     other than `lm_head` that share the embeddings' table, so that checkpoints do not hold them and engines have to be
-    told by name that they are not quantized.
+    told by name that they are not quantized. `awq_problem`: why AWQ is not chosen for the family, if so.
     """
 
     name: str
@@ -97,6 +97,7 @@ class Family:
     fused_experts: tuple[FusedExperts, ...] = ()
     dims: tuple[Dims, ...] = ()
     tied: tuple[str, ...] = ()
+    awq_problem: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,13 +13,26 @@ from quantconvert.families.encoders import (
     MPNET,
     NOMIC_BERT,
 )
-from quantconvert.families.gpt import BLOOM, FALCON, GPT2, GPT_BIGCODE, GPT_J, GPT_NEO, GPT_NEOX, MPT, OPT, XGLM
+from quantconvert.families.gpt import (
+    BLOOM,
+    CODEGEN,
+    FALCON,
+    GPT2,
+    GPT_BIGCODE,
+    GPT_J,
+    GPT_NEO,
+    GPT_NEOX,
+    MPT,
+    OPT,
+    PERSIMMON,
+    XGLM,
+)
 from quantconvert.families.model import Family
 from quantconvert.families.moe import DEEPSEEK, MIXTRAL, QWEN_MOE
 from quantconvert.families.seq2seq import BART, T5, WHISPER
 
 _DENSE = (LLAMA, PHI3, GLM, PHI, STARCODER2, MAMBA)
-_GPT = (GPT2, GPT_BIGCODE, GPT_NEO, GPT_J, GPT_NEOX, FALCON, BLOOM, MPT, OPT, XGLM)
+_GPT = (GPT2, GPT_BIGCODE, GPT_NEO, GPT_J, CODEGEN, GPT_NEOX, PERSIMMON, FALCON, BLOOM, MPT, OPT, XGLM)
 _MOE = (MIXTRAL, QWEN_MOE, DEEPSEEK)
 _ENCODERS = (BERT, MPNET, DISTILBERT, DEBERTA, ALBERT, MODERNBERT, NOMIC_BERT, EUROBERT)
 _SEQ2SEQ = (T5, BART, WHISPER)
