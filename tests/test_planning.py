@@ -77,7 +77,7 @@ def test_format_auto_leaves_awq_for_narrow_outputs(tmp_path: Path):
     assert plan.format_reason == "AWQ needs out_features % 8 == 0, `model.layers.0.self_attn.k_proj` has 12"
 
 
-@pytest.mark.parametrize("model_type", ["starcoder2", "gpt_neox", "falcon", "bloom", "mpt", "gptj", "gpt_bigcode"])
+@pytest.mark.parametrize("model_type", ["starcoder2", "gpt_neox", "falcon", "bloom", "mpt", "gptj"])
 def test_format_auto_leaves_awq_where_transformers_scales_activations(tmp_path: Path, model_type: str):
     source = write_checkpoint(tmp_path / "model", config=LLAMA_CONFIG | {"model_type": model_type})
     plan = quantconvert.plan(source)
@@ -88,7 +88,7 @@ def test_format_auto_leaves_awq_where_transformers_scales_activations(tmp_path: 
     assert "random numbers" in plan.format_reason
 
 
-@pytest.mark.parametrize("model_type", ["t5", "modernbert", "mamba", "nomic_bert"])
+@pytest.mark.parametrize("model_type", ["gpt_bigcode", "t5", "modernbert", "mamba", "nomic_bert"])
 def test_format_auto_leaves_awq_where_transformers_cannot_load_it(tmp_path: Path, model_type: str):
     plan = quantconvert.plan(write_checkpoint(tmp_path / "model", config=LLAMA_CONFIG | {"model_type": model_type}))
     assert plan.format == "compressed-tensors"

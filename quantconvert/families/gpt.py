@@ -5,7 +5,7 @@ Names and shapes: transformers' model files; fused sets: vLLM's packed_modules_m
 
 from __future__ import annotations
 
-from quantconvert.families.common import FUSED_QKV, KEEP_HEADS, SCALED_ACTIVATION
+from quantconvert.families.common import FUSED_QKV, KEEP_HEADS, REINITIALIZED, SCALED_ACTIVATION
 from quantconvert.families.model import Dims, Family
 
 _GPT2_LINEAR = (r"\.(attn|crossattention)\.(c_attn|q_attn|c_proj)$", r"\.mlp\.(c_fc|c_proj)$")
@@ -33,7 +33,7 @@ GPT_BIGCODE = Family(
     linear=_GPT2_LINEAR,
     keep=_GPT2_KEEP,
     dims=_GPT2_DIMS,
-    awq_problem=SCALED_ACTIVATION,
+    awq_problem=REINITIALIZED,
 )
 
 GPT_NEO = Family(

@@ -3,7 +3,7 @@
 | asked | written |
 |---|---|
 | int4 weight-only, group 32/64/128, dense model, every quantized out_features % 8 == 0 | awq, asymmetric by default |
-| int4 otherwise (experts, per channel, mixed schemes, other widths, some families) | compressed-tensors, symmetric by default |
+| int4 otherwise (experts, channels, mixed schemes, widths, some families) | compressed-tensors, symmetric by default |
 | int8 weight-only | compressed-tensors, symmetric by default |
 | W8A8 | compressed-tensors (int-quantized), symmetric |
 """
