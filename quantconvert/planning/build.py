@@ -47,7 +47,7 @@ def build_plan(
     quantized = [d for d in decisions if d.request]
     if not quantized and not errors:
         errors.append(_nothing_to_do(checkpoint, decisions))
-    choice = choose_format(job, decisions, checkpoint.text_config, errors)
+    choice = choose_format(job, decisions, checkpoint.text_config, errors, classifier.awq_problem)
     raise_all(errors)
     execution = execution_for(job.limits)
     of_shape = cache(lambda shape, dtype, scheme: unnamed(choice.format.outputs(shape, dtype, scheme)))
@@ -68,7 +68,7 @@ def build_plan(
         shards=shards,
         source_format=sources.method,
         quantization_config=choice.format.config(selection),
-        notes=_notes(checkpoint, sources, decisions, choice, selection, family),
+        notes=_notes(checkpoint, sources, decisions, choice, selection, classifier),
         execution=execution,
         dropped=sources.dropped,
     )
@@ -139,6 +139,7 @@ def _selection(decisions: Sequence[Decision], choice: Choice, classifier: Classi
         ),
         fused=classifier.fused,
         has_experts=any(d.is_expert for d in decisions),
+        tied=classifier.tied,
     )
 
 
@@ -148,10 +149,13 @@ def _notes(
     decisions: Sequence[Decision],
     choice: Choice,
     selection: Selection,
-    family: str | None,
+    classifier: Classifier,
 ) -> tuple[str, ...]:
     """What the user should know before it runs."""
     notes = all_caveats(choice.format, selection)
+    if choice.format.name == "awq" and classifier.awq_problem:
+        notes.append(classifier.awq_problem)
+    family = classifier.family.name if classifier.family else None
     if family is None:
         kind = checkpoint.model_type or "no model_type"
         notes.append(f"unknown family ({kind}): which weights are linear was decided from names; check the plan")
