@@ -1,0 +1,127 @@
+"""One tiny random model a family: what of it is quantized, and whether engines read the result.
+
+A `Case` says literally what must happen to each tensor of two or more dimensions, by name template, so that the
+expectation shares nothing with the tables. Models are built and saved by transformers' own classes, under Hub names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import quantconvert
+from quantconvert.families import Classifier
+from quantconvert.patterns import template_of
+from tests.builders import decode_awq, read_tensors
+from tests.engines.common import load, write_reference
+from tests.engines.decoding import decode_all
+
+# What name rules may decide in any family; everything else is the family's table to say.
+NOT_LINEAR = {"embedding", "norm", "conv", "bias", "one-dimensional", "not 2-D", "not a weight"}
+TOLERANCE = 1e-4  # of outputs that int4 moves by more than 100 times as much; measured: 0 but for the order of sums
+
+
+@dataclass(frozen=True)
+class Case:
+    """`model`: transformers' class. `quantized`: templates of modules. `kept`: template of a tensor to its reason.
+
+    `inputs`: shapes of floating-point inputs by name, where the model reads no token ids. `dequantize`: transformers
+    loads the family with `CompressedTensorsConfig(dequantize=True)` only, and multiplies in the stored dtype then.
+    """
+
+    model: str
+    config: dict[str, Any]
+    quantized: tuple[str, ...]
+    kept: dict[str, str]
+    inputs: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    dequantize: bool = False
+
+
+def each(stem: str, *names: str) -> tuple[str, ...]:
+    """`stem` with every one of `names` after it."""
+    return tuple(f"{stem}.{name}" for name in names)
+
+
+def save(case: Case, folder: Path) -> Path:
+    """The model in bfloat16, every matrix and bias random and large enough to show in the outputs."""
+    import transformers
+
+    torch.manual_seed(0)
+    model_class = getattr(transformers, case.model)
+    model = model_class(model_class.config_class(**case.config))
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.dim() > 1 or name.endswith("bias"):
+                parameter.normal_(std=0.15)
+    model.bfloat16().save_pretrained(folder)
+    return folder
+
+
+def assert_selection(case: Case, source: Path, **options: Any) -> None:
+    """Exactly the expected modules are quantized, and the family's table says so of every linear weight."""
+    plan = quantconvert.plan(source, **options)
+    wide = [task for task in plan.tasks if len(task.source.shape) > 1]
+    assert {template_of(t.source.name) for t in wide if not t.reason} == {f"{name}.weight" for name in case.quantized}
+    assert {template_of(t.source.name): t.reason for t in wide if t.reason} == case.kept
+    classifier = Classifier(plan.checkpoint)
+    roles = {ref.name: classifier.role(ref) for ref in plan.checkpoint.tensors}
+    guessed = {name for name, role in roles.items() if not role.by_table and role.reason not in NOT_LINEAR}
+    assert not guessed, guessed
+
+
+def convert(source: Path, folder: Path, **options: Any) -> Path:
+    quantconvert.convert(source, folder, group_size=32, **options)
+    return folder
+
+
+def assert_loads(case: Case, source: Path, work: Path) -> None:
+    """transformers reads the compressed-tensors folder as it reads a plain one of the decoded weights."""
+    folder = convert(source, work / "packed", format="compressed-tensors")
+    decoded = decode_all(folder, None if case.dequantize else torch.float32)
+    found = outputs(case, load(folder, case.model, **load_options(case)))
+    expected = outputs(case, load(write_reference(source, folder, work / "reference", decoded), case.model))
+    original = outputs(case, load(source, case.model))
+    assert any((a - b).abs().max() > 100 * TOLERANCE for a, b in zip(original, expected, strict=True))
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=TOLERANCE)
+
+
+def load_options(case: Case) -> dict[str, Any]:
+    import transformers
+
+    return {"quantization_config": transformers.CompressedTensorsConfig(dequantize=True)} if case.dequantize else {}
+
+
+def assert_awq_is_close(source: Path, folder: Path, transposed: Iterable[str] = ()) -> None:
+    """Every decoded weight lies within half a step of the source's.
+
+    And a tenth: the range of a group, its scale and its zero point are rounded to bfloat16 first (measured: 0.57).
+    """
+    tensors, originals = read_tensors(folder), read_tensors(source)
+    modules = [name.removesuffix(".qweight") for name in tensors if name.endswith(".qweight")]
+    assert modules
+    for module in modules:
+        weight = originals[f"{module}.weight"].float()
+        weight = weight.t() if module.rpartition(".")[2] in transposed else weight
+        step = tensors[f"{module}.scales"].float().repeat_interleave(32, 0).t()
+        off = (decode_awq(tensors, module).float() - weight).abs() / step
+        assert 0.4 < off.max() < 0.6, module
+
+
+def outputs(case: Case, model: Any) -> list[Tensor]:
+    """Every floating-point tensor that the model answers with."""
+    generator = torch.Generator().manual_seed(5)
+    ids = torch.randint(3, 96, (2, 12), generator=generator)
+    given = {name: torch.randn(shape, generator=generator) for name, shape in case.inputs.items()}
+    if not given:
+        given["input_ids"] = ids
+    if model.config.is_encoder_decoder and model.can_generate():
+        given["decoder_input_ids"] = ids[:, :6]
+    with torch.no_grad():
+        answer = model(**given, return_dict=True)
+    return [value.float() for value in answer.values() if isinstance(value, Tensor) and value.is_floating_point()]
