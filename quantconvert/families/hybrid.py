@@ -29,7 +29,7 @@ from quantconvert.families.moe import (
 )
 
 _DELTA_STATE: tuple[tuple[str, Reason], ...] = (
-    (r"\.linear_attn\.conv1d$", "conv"),
+    (r"\.linear_attn\.conv1d(\.|$)", "conv"),
     (r"\.linear_attn\.(in_proj_ba|in_proj_a|in_proj_b|A_log|dt_bias)$", "state-space"),
 )
 
@@ -76,7 +76,12 @@ GRANITE_HYBRID = Family(
     name="granite-hybrid",
     model_types=("granitemoehybrid",),
     linear=(*GRANITE_LINEAR, r"\.mamba\.(in_proj|out_proj)$"),
-    keep=((r"\.mamba\.conv1d$", "conv"), *GRANITE_ROUTER, *KEEP_HEADS),
+    keep=(
+        (r"\.mamba\.conv1d(\.|$)", "conv"),
+        (r"\.mamba\.(A_log|D|dt_bias)$", "state-space"),
+        *GRANITE_ROUTER,
+        *KEEP_HEADS,
+    ),
     fused=FUSED_COMMON,
     experts=EXPERT_NAMES,
     fused_experts=GRANITE_EXPERTS,
