@@ -148,5 +148,5 @@ def test_a_shape_that_the_config_does_not_say_is_refused(layout: Layout, tmp_pat
     """Which side is longer never decides: a tensor the other way round is no tensor we know."""
     tensors = {name: tensor.transpose(1, 2).contiguous() for name, tensor in fused_tensors(layout).items()}
     source = write_checkpoint(tmp_path / "in", tensors, layout.config)
-    with pytest.raises(QuantConvertError, match="192"):
+    with pytest.raises(QuantConvertError, match="gate_up|down|linear"):
         quantconvert.plan(source, format="compressed-tensors", group_size=32)

@@ -227,10 +227,21 @@ FUSED = {
 }  # fmt: skip
 
 
-def rewrite(folder: Path, out: Path, tensors: dict[str, Tensor]) -> Path:
-    """The checkpoint of `folder` with other tensors."""
+def config_of(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "config.json").read_text())
+
+
+def rewrite(folder: Path, out: Path, tensors: dict[str, Tensor], config: dict[str, Any] | None = None) -> Path:
+    """The checkpoint of `folder` with other tensors, and another config if given."""
     own = {name: tensor.contiguous().clone() for name, tensor in tensors.items()}
-    return write_checkpoint(out, own, json.loads((folder / "config.json").read_text()))
+    return write_checkpoint(out, own, config or config_of(folder))
+
+
+def hub_config(name: str, config: dict[str, Any]) -> dict[str, Any]:
+    """Qwen3-VL's on the Hub says `num_experts`, which transformers 5 renames when it saves."""
+    if name == "qwen3_vl_moe":
+        config["text_config"]["num_experts"] = config["text_config"].pop("num_local_experts")
+    return config
 
 
 def take_apart(family: Fused, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -28,7 +27,17 @@ from tests.engines.families import (
     outputs,
     save,
 )
-from tests.engines.moe_families import CASES, FUSED, Fused, hub_tensors, join, rewrite, take_apart
+from tests.engines.moe_families import (
+    CASES,
+    FUSED,
+    Fused,
+    config_of,
+    hub_config,
+    hub_tensors,
+    join,
+    rewrite,
+    take_apart,
+)
 
 ALL: dict[str, Case] = CASES | {name: family.case for name, family in FUSED.items()}
 # transformers 5.23 reads experts one by one where its `conversion_mapping.py` merges them ("qwen2_moe", "mixtral") or,
@@ -48,9 +57,9 @@ def folders(tmp_path_factory) -> dict[str, Path]:
             work = tmp_path_factory.mktemp(name)
             source = save(ALL[name], work / "saved")
             if name in FUSED:
-                hub = hub_tensors(name, source)
-                rewrite(source, work / "hub", hub)
-                source = rewrite(source, work / "parts", take_apart(FUSED[name], hub))
+                hub, config = hub_tensors(name, source), hub_config(name, config_of(source))
+                rewrite(source, work / "hub", hub, config)
+                source = rewrite(source, work / "parts", take_apart(FUSED[name], hub), config)
             self[name] = source
             return source
 
@@ -96,10 +105,6 @@ def in_float32(model: Any) -> Any:
     for parameter in model.parameters():
         parameter.data = parameter.data.float() if parameter.is_floating_point() else parameter.data
     return model
-
-
-def config_of(folder: Path) -> dict[str, Any]:
-    return json.loads((folder / "config.json").read_text())
 
 
 @pytest.mark.parametrize("name", UNREADABLE & FUSED.keys())
@@ -153,9 +158,8 @@ def with_mtp(name: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 def test_layers_that_predict_a_second_token_stay(name: str, folders: Mapping[str, Path], tmp_path):
     tensors = read_tensors(folders[name])
     mtp = with_mtp(name, tensors)
-    folder = rewrite(folders[name], tmp_path / "mtp", tensors | mtp)
-    config = config_of(folder) | {"num_nextn_predict_layers": 1}
-    (folder / "config.json").write_text(json.dumps(config))
+    config = config_of(folders[name]) | {"num_nextn_predict_layers": 1}
+    folder = rewrite(folders[name], tmp_path / "mtp", tensors | mtp, config)
     found = read_tensors(convert(folder, tmp_path / "out", format="compressed-tensors"))
     assert len(mtp) > 10
     for key, tensor in mtp.items():
@@ -182,8 +186,8 @@ def test_fused_experts_of_the_second_token_stay(folders: Mapping[str, Path], tmp
 def test_kimi_k2_is_deepseek_v3_by_another_name(folders: Mapping[str, Path], tmp_path):
     """Its modelling code lies on the Hub, with DeepSeek-V3's names and shapes."""
     source = folders["deepseek_v3"]
-    folder = rewrite(source, tmp_path / "kimi", read_tensors(source))
-    (folder / "config.json").write_text(json.dumps(config_of(source) | {"model_type": "kimi_k2"}))
+    config = config_of(source) | {"model_type": "kimi_k2"}
+    folder = rewrite(source, tmp_path / "kimi", read_tensors(source), config)
     assert_selection(CASES["deepseek_v3"], folder, group_size=32, format="compressed-tensors")
     found = read_tensors(convert(folder, tmp_path / "out", format="compressed-tensors"))
     expected = read_tensors(convert(source, tmp_path / "deepseek", format="compressed-tensors"))
