@@ -26,7 +26,9 @@ VISION_LANGUAGE = Family(
     dims=gated_dims(r"layers\.N\.mlp", "intermediate_size"),
 )  # fmt: skip
 
-# The Hub holds experts [in, out] (`conversion_mapping.py`, "qwen3_vl_moe": both tensors are transposed while loading).
+# The Hub holds experts [in, out] beside a config with `num_experts`. transformers 5 transposes while it loads, where
+# the shape calls for it, but not back when it saves (`core_model_loading.py`, `Transpose(check_dims=True)`), and
+# renames the key: its rows come second, and the config's keys tell which are meant.
 QWEN3_VL_MOE = Family(
     name="qwen3-vl-moe",
     model_types=("qwen3_vl_moe", "qwen3_vl_moe_text"),
@@ -34,6 +36,9 @@ QWEN3_VL_MOE = Family(
     keep=(*KEEP_VISION, *ROUTER, *KEEP_HEADS),
     fused=FUSED_COMMON,
     experts=EXPERT_NAMES,
-    fused_experts=fused_gated("num_experts", "moe_intermediate_size", transposed=True),
+    fused_experts=(
+        *fused_gated("num_experts", "moe_intermediate_size", transposed=True),
+        *fused_gated("num_local_experts", "moe_intermediate_size"),
+    ),
     dims=QWEN_DIMS,
 )

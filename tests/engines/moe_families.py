@@ -22,7 +22,7 @@ TEXT: dict[str, Any] = {
     "head_dim": 32, "intermediate_size": 96, "max_position_embeddings": 128, "tie_word_embeddings": False,
     "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0, "num_experts_per_tok": 2,
 }  # fmt: skip
-MOE = TEXT | {"num_experts": 4, "moe_intermediate_size": 32}
+MOE = TEXT | {"num_experts": 4, "moe_intermediate_size": 96, "intermediate_size": 160}
 SHARED = MOE | {"shared_expert_intermediate_size": 64}
 LOCAL = TEXT | {"num_local_experts": 4}
 ROUTED = TEXT | {"n_routed_experts": 4, "moe_intermediate_size": 32, "first_k_dense_replace": 1}
@@ -163,6 +163,13 @@ class Fused:
     interleaved: bool = False
 
 
+QWEN3_VL_MOE = Case(
+    "Qwen3VLMoeForConditionalGeneration",
+    {"text_config": MOE, "vision_config": QWEN_EYE | {"deepstack_visual_indexes": [0]}, "tie_word_embeddings": False},
+    layer(root="model.language_model", mlp__experts__N=GATED),
+    inside("model.language_model", UNTIED | GATE) | QWEN_VISION
+    | {f"model.visual.deepstack_merger_list.N.linear_fc{i}.weight": "vision" for i in (1, 2)},
+)  # fmt: skip
 FUSED = {
     "qwen3_5_moe": Fused(
         Case(
@@ -195,15 +202,10 @@ FUSED = {
         ".experts.gate_up_proj", ".experts.down_proj", ".experts", transposed=True,
     ),
     "qwen3_vl_moe": Fused(
-        Case(
-            "Qwen3VLMoeForConditionalGeneration",
-            {"text_config": MOE, "vision_config": QWEN_EYE | {"deepstack_visual_indexes": [0]},
-             "tie_word_embeddings": False},
-            layer(root="model.language_model", mlp__experts__N=GATED),
-            inside("model.language_model", UNTIED | GATE) | QWEN_VISION
-            | {f"model.visual.deepstack_merger_list.N.linear_fc{i}.weight": "vision" for i in (1, 2)},
-        ),
-        ".experts.gate_up_proj", ".experts.down_proj", ".experts", transposed=True,
+        QWEN3_VL_MOE, ".experts.gate_up_proj", ".experts.down_proj", ".experts", transposed=True,
+    ),
+    "qwen3_vl_moe, saved by transformers 5": Fused(
+        QWEN3_VL_MOE, ".experts.gate_up_proj", ".experts.down_proj", ".experts",
     ),
     "granitemoe": Fused(
         Case("GraniteMoeForCausalLM", LOCAL, layer(block_sparse_moe__experts__N=GATED), UNTIED | GRANITE_ROUTER),
@@ -292,16 +294,15 @@ def join(family: Fused, like: dict[str, Tensor], tensors: dict[str, Tensor]) -> 
 
 
 def hub_tensors(name: str, saved: Path) -> dict[str, Tensor]:
-    """What `save_pretrained` wrote, with experts as the Hub has them.
-
-    Only Qwen3.5's differ: transformers saves one tensor an expert, as it does for Qwen3's.
+    """What `save_pretrained` wrote, with experts as the Hub has them: transformers 5 saves Qwen3.5's one by one, as
+    Qwen3's, and Qwen3-VL's the other way round.
     """
     tensors = read_tensors(saved)
+    if name == "qwen3_vl_moe":
+        return {key: tensor.transpose(1, 2) if tensor.dim() == 3 else tensor for key, tensor in tensors.items()}
     if name != "qwen3_5_moe":
         return tensors
     stems = {key.split(".experts.")[0] for key in tensors if ".experts." in key}
-    shapes = {
-        f"{stem}.experts.{fused}": torch.empty(4, *shape)
-        for stem in stems for fused, shape in (("gate_up_proj", (64, 64)), ("down_proj", (64, 32)))
-    }  # fmt: skip
-    return join(FUSED[name], shapes, tensors)
+    shapes = {"gate_up_proj": (4, 192, 64), "down_proj": (4, 64, 96)}
+    like = {f"{stem}.experts.{fused}": torch.empty(shape) for stem in stems for fused, shape in shapes.items()}
+    return join(FUSED[name], like, tensors)
