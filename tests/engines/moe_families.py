@@ -7,6 +7,7 @@ conversion makes of the fused tensors can be compared with what it makes of the 
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from quantconvert.checkpoint import LocalFolder, load_checkpoint
+from quantconvert.families import find_family
+from quantconvert.patterns import template_of
 from tests.builders import read_tensors, write_checkpoint
 from tests.engines.families import Case, each
 
@@ -23,7 +27,7 @@ TEXT: dict[str, Any] = {
     "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0, "num_experts_per_tok": 2,
 }  # fmt: skip
 MOE = TEXT | {"num_experts": 4, "moe_intermediate_size": 96, "intermediate_size": 160}
-SHARED = MOE | {"shared_expert_intermediate_size": 64}
+SHARED = MOE | {"shared_expert_intermediate_size": 128}
 LOCAL = TEXT | {"num_local_experts": 4}
 ROUTED = TEXT | {"n_routed_experts": 4, "moe_intermediate_size": 32, "first_k_dense_replace": 1}
 LATENT = ROUTED | {
@@ -132,8 +136,8 @@ CASES = {
         layer(mlp=GATED, mlp__experts__N=GATED, mlp__shared_experts=GATED), UNTIED | GATE,
     ),
     "qwen3_next": Case(
-        "Qwen3NextForCausalLM", SHARED | DELTA,
-        layer(linear_attn=("in_proj_qkvz", "out_proj"), mlp__experts__N=GATED, mlp__shared_expert=GATED),
+        "Qwen3NextForCausalLM", SHARED | DELTA | {"mlp_only_layers": [0]},
+        layer(linear_attn=("in_proj_qkvz", "out_proj"), mlp=GATED, mlp__experts__N=GATED, mlp__shared_expert=GATED),
         UNTIED | TWO_GATES | CONV | kept("linear_attn.in_proj_ba.weight", reason="state-space"),
     ),
     "qwen3_5_text": Case(
@@ -165,8 +169,9 @@ class Fused:
 
 QWEN3_VL_MOE = Case(
     "Qwen3VLMoeForConditionalGeneration",
-    {"text_config": MOE, "vision_config": QWEN_EYE | {"deepstack_visual_indexes": [0]}, "tie_word_embeddings": False},
-    layer(root="model.language_model", mlp__experts__N=GATED),
+    {"text_config": MOE | {"mlp_only_layers": [0]}, "vision_config": QWEN_EYE | {"deepstack_visual_indexes": [0]},
+     "tie_word_embeddings": False},
+    layer(root="model.language_model", mlp=GATED, mlp__experts__N=GATED),
     inside("model.language_model", UNTIED | GATE) | QWEN_VISION
     | {f"model.visual.deepstack_merger_list.N.linear_fc{i}.weight": "vision" for i in (1, 2)},
 )  # fmt: skip
@@ -213,14 +218,14 @@ FUSED = {
     ),
     "granitemoeshared": Fused(
         Case(
-            "GraniteMoeSharedForCausalLM", LOCAL | {"shared_intermediate_size": 64},
+            "GraniteMoeSharedForCausalLM", LOCAL | {"shared_intermediate_size": 128},
             layer(block_sparse_moe__experts__N=GATED, shared_mlp=SHARED_MLP), UNTIED | GRANITE_ROUTER,
         ),
         ".input_linear.weight", ".output_linear.weight", ".experts",
     ),
     "granitemoehybrid": Fused(
         Case(
-            "GraniteMoeHybridForCausalLM", LOCAL | MAMBA | {"shared_intermediate_size": 64},
+            "GraniteMoeHybridForCausalLM", LOCAL | MAMBA | {"shared_intermediate_size": 128},
             layer(block_sparse_moe__experts__N=GATED, shared_mlp=SHARED_MLP, mamba=("in_proj", "out_proj")),
             UNTIED | GRANITE_ROUTER | kept("mamba.conv1d.weight", reason="conv"),
         ),
@@ -244,6 +249,19 @@ def hub_config(name: str, config: dict[str, Any]) -> dict[str, Any]:
     if name == "qwen3_vl_moe":
         config["text_config"]["num_experts"] = config["text_config"].pop("num_local_experts")
     return config
+
+
+def assert_dims(folder: Path) -> set[str]:
+    """What the family's table reads of shapes from the config is what the model has. Returns the rows that applied."""
+    checkpoint = load_checkpoint(LocalFolder(folder))
+    family, config, found = find_family(checkpoint), checkpoint.text_config, set()
+    assert family is not None
+    for ref in checkpoint.tensors:
+        for row in family.dims:
+            if re.search(row.pattern, template_of(ref.name).removesuffix(".weight")):
+                assert ref.shape == (config[row.out_features], config[row.in_features]), ref.name
+                found.add(row.pattern)
+    return found
 
 
 def take_apart(family: Fused, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,8 @@ from torch import Tensor
 pytest.importorskip("transformers")
 pytest.importorskip("compressed_tensors")
 
+from quantconvert.checkpoint import LocalFolder, TensorRef, load_checkpoint
+from quantconvert.families import Classifier, Role
 from quantconvert.patterns import compile_pattern
 from tests.builders import read_tensors, write_checkpoint
 from tests.engines.common import load, write_reference
@@ -31,6 +33,7 @@ from tests.engines.moe_families import (
     CASES,
     FUSED,
     Fused,
+    assert_dims,
     config_of,
     hub_config,
     hub_tensors,
@@ -69,6 +72,28 @@ def folders(tmp_path_factory) -> dict[str, Path]:
 @pytest.mark.parametrize("name", ALL)
 def test_selection(name: str, folders: Mapping[str, Path]):
     assert_selection(ALL[name], folders[name], group_size=32, format="compressed-tensors")
+
+
+@pytest.mark.parametrize("name", FUSED)
+def test_nothing_two_dimensional_is_guessed_beside_fused_experts(name: str, folders: Mapping[str, Path]):
+    assert folders[name].name == "parts"
+    roles = roles_of(folders[name].with_name("hub"), lambda ref: len(ref.shape) == 2)
+    guessed = {key for key, role in roles.items() if not role.by_table and role.reason != "embedding"}
+    assert len(roles) > 10
+    assert not guessed
+
+
+def roles_of(folder: Path, wanted: Callable[[TensorRef], bool]) -> dict[str, Role]:
+    checkpoint = load_checkpoint(LocalFolder(folder))
+    classifier = Classifier(checkpoint)
+    return {ref.name: classifier.role(ref) for ref in checkpoint.tensors if wanted(ref)}
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_config_says_the_shapes_of_experts(name: str, folders: Mapping[str, Path]):
+    rows = assert_dims(folders[name])
+    assert len(rows) >= 2
+    assert any("experts" in row for row in rows) == (name not in ("qwen3_5", "qwen3_5_text"))
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -161,15 +186,27 @@ def test_layers_that_predict_a_second_token_stay(name: str, folders: Mapping[str
     config = config_of(folders[name]) | {"num_nextn_predict_layers": 1}
     folder = rewrite(folders[name], tmp_path / "mtp", tensors | mtp, config)
     found = read_tensors(convert(folder, tmp_path / "out", format="compressed-tensors"))
+    roles = roles_of(folder, lambda ref: ref.name in mtp)
     assert len(mtp) > 10
     for key, tensor in mtp.items():
         assert torch.equal(found[key], tensor), key
+        assert (roles[key].reason, roles[key].by_table) == ("mtp", True), key
     patterns = config_of(tmp_path / "out")["quantization_config"]["ignore"]
     matches = [compile_pattern(pattern) for pattern in patterns]
     for key in mtp.keys() | decode_all(tmp_path / "out").keys():
         module = key.removesuffix(".weight")
         linear = key not in mtp or (mtp[key].dim() == 2 and not key.endswith("embed_tokens.weight"))
         assert not linear or any(match(module) for match in matches) == (key in mtp), key
+
+
+@pytest.mark.parametrize("name", ["deepseek_v3", "glm4_moe"])
+def test_parts_that_only_such_a_layer_has_are_known_by_name(name: str, folders: Mapping[str, Path], tmp_path):
+    """Where the config says nothing of it."""
+    tensors = read_tensors(folders[name])
+    config = {key: value for key, value in config_of(folders[name]).items() if "nextn" not in key}
+    folder = rewrite(folders[name], tmp_path / "mtp", tensors | with_mtp(name, tensors), config)
+    roles = roles_of(folder, lambda ref: ref.name.endswith(("eh_proj.weight", "shared_head.head.weight")))
+    assert [(role.reason, role.by_table) for role in roles.values()] == [("mtp", True)] * 2
 
 
 @core_pending

@@ -15,6 +15,7 @@ pytest.importorskip("compressed_tensors")
 
 from tests.builders import read_tensors, write_checkpoint
 from tests.engines.families import Case, assert_awq_is_close, assert_loads, assert_selection, convert, each, save
+from tests.engines.moe_families import assert_dims
 
 TEXT: dict[str, Any] = {
     "vocab_size": 96, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
@@ -144,6 +145,11 @@ def folders(tmp_path_factory) -> dict[str, Path]:
 @every_case
 def test_selection(name: str, folders: Mapping[str, Path]):
     assert_selection(CASES[name], folders[name], group_size=32, format="compressed-tensors")
+
+
+@every_case
+def test_config_says_the_shapes_of_the_language_model(name: str, folders: Mapping[str, Path]):
+    assert len(assert_dims(folders[name])) == 2
 
 
 @every_case
