@@ -82,7 +82,9 @@ class Family:
     `linear` and `keep` hold regular expressions that are searched in the *module* name (layer and expert numbers
     replaced by `N`); `keep` comes first, and names every linear weight that stays in high precision. `experts` matches
     the modules inside routed experts. `transposed`: modules whose weight is stored [in, out] (transformers' Conv1D).
-    `fused_experts`: 3-D tensors of experts. `dims`: shapes that the config must agree with.
+    `fused_experts`: 3-D tensors of experts. `dims`: shapes that the config must agree with. `tied`: output heads
+    other than `lm_head` that share the embeddings' table, so that checkpoints do not hold them and engines have to be
+    told by name that they are not quantized. `awq_problem`: why AWQ is not chosen for the family, if so.
     """
 
     name: str
@@ -94,6 +96,8 @@ class Family:
     transposed: tuple[str, ...] = ()
     fused_experts: tuple[FusedExperts, ...] = ()
     dims: tuple[Dims, ...] = ()
+    tied: tuple[str, ...] = ()
+    awq_problem: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -76,12 +76,16 @@ StoredReader = Callable[[str, Mapping[str, TensorRef]], Stored | None]
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """What the config block has to tell an engine: which modules have which scheme, and which were left alone."""
+    """What the config block has to tell an engine: which modules have which scheme, and which were left alone.
+
+    tied: heads left alone that the checkpoint may not hold, because they share the embeddings' table.
+    """
 
     schemes: Mapping[Scheme, tuple[str, ...]]
     kept: tuple[str, ...]
     fused: tuple[FusedSet, ...]
     has_experts: bool
+    tied: tuple[str, ...] = ()
 
     @property
     def fused_pairs(self) -> tuple[tuple[str, tuple[str, ...]], ...]:

@@ -32,7 +32,7 @@ def build_plan(checkpoint: Checkpoint, job: Job, nonfinite: Mapping[str, str] | 
     quantized = [d for d in decisions if d.request]
     if not quantized and not errors:
         errors.append(_nothing_to_do(checkpoint, decisions))
-    choice = choose_format(job, decisions, checkpoint.text_config, errors)
+    choice = choose_format(job, decisions, checkpoint.text_config, errors, classifier.awq_problem)
     raise_all(errors)
     execution = execution_for(job.limits)
     units = [_promises(decision, choice) for decision in decisions]
@@ -51,7 +51,7 @@ def build_plan(checkpoint: Checkpoint, job: Job, nonfinite: Mapping[str, str] | 
         shards=shards,
         source_format=None,
         quantization_config=choice.format.config(selection),
-        notes=_notes(checkpoint, decisions, choice, selection, family),
+        notes=_notes(checkpoint, decisions, choice, selection, classifier),
         execution=execution,
     )
 
@@ -130,14 +130,18 @@ def _selection(decisions: Sequence[Decision], choice: Choice, classifier: Classi
         ),
         fused=classifier.fused,
         has_experts=any(d.is_expert for d in decisions),
+        tied=classifier.tied,
     )
 
 
 def _notes(
-    checkpoint: Checkpoint, decisions: Sequence[Decision], choice: Choice, selection: Selection, family: str | None
+    checkpoint: Checkpoint, decisions: Sequence[Decision], choice: Choice, selection: Selection, classifier: Classifier
 ) -> tuple[str, ...]:
     """What the user should know before it runs."""
     notes = all_caveats(choice.format, selection)
+    if choice.format.name == "awq" and classifier.awq_problem:
+        notes.append(classifier.awq_problem)
+    family = classifier.family.name if classifier.family else None
     if family is None:
         kind = checkpoint.model_type or "no model_type"
         notes.append(f"unknown family ({kind}): which weights are linear was decided from names; check the plan")

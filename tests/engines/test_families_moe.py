@@ -24,6 +24,7 @@ from tests.engines.families import (
     TOLERANCE,
     Case,
     assert_awq_is_close,
+    assert_close,
     assert_selection,
     convert,
     outputs,
@@ -134,16 +135,12 @@ def in_float32(model: Any) -> Any:
 
 @pytest.mark.parametrize("name", sorted(UNREADABLE))
 def test_values_where_transformers_cannot_load(name: str, folders: Mapping[str, Path], tmp_path):
-    """Every decoded weight lies within half a step of the fused tensor's own slice, and biases are untouched."""
+    """Every decoded weight lies within half a step of its own; biases are untouched."""
     folder = convert(folders[name], tmp_path / "packed", format="compressed-tensors")
     tensors, originals = read_tensors(folder), read_tensors(folders[name])
     decoded = decode_all(folder)
     assert any(".experts.3.down_proj" in module for module in decoded)
-    for module, weight in decoded.items():
-        step = tensors[f"{module}.weight_scale"].float().repeat_interleave(32, 1)
-        off = (weight.float() - originals[f"{module}.weight"].float()).abs() / step
-        assert off.max() < 0.6, module
-        assert off.max() > 0.4, module
+    assert_close(folders[name], decoded, tensors, "weight_scale")
     for bias in (bias for bias in originals if bias.endswith(".bias")):
         assert torch.equal(tensors[bias], originals[bias])
 
