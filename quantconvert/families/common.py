@@ -47,3 +47,9 @@ REINITIALIZED = "transformers stops at packed layers of this family, but for com
 LINEAR_ATTENTION = r"\.(self_attn|attention|attn)\.(q_proj|k_proj|v_proj|o_proj)$"
 LINEAR_MLP = r"\.mlp\.(gate_proj|up_proj|down_proj)$"
 EXPERT_NAMES = r"\.experts\.N\."
+
+# The other half of what looks at pictures, under the names that Hub checkpoints of all vision-language models share.
+KEEP_VISION: tuple[tuple[str, Reason], ...] = (
+    (r"(^|\.)(visual|vision_tower|vision_model|multi_modal_projector|image_newline)(\.|$)", "vision"),
+)
+KEEP_MTP: tuple[tuple[str, Reason], ...] = ((r"(^|\.)mtp\.", "mtp"),)

@@ -27,14 +27,19 @@ from quantconvert.families.gpt import (
     PERSIMMON,
     XGLM,
 )
+from quantconvert.families.hybrid import GRANITE_HYBRID, QWEN3_NEXT, QWEN35, QWEN35_MOE
 from quantconvert.families.model import Family
-from quantconvert.families.moe import DEEPSEEK, MIXTRAL, QWEN_MOE
+from quantconvert.families.moe import DEEPSEEK, GLM_MOE, GPT_OSS, GRANITE_MOE, LLAMA4, MIXTRAL, OLMOE, QWEN_MOE
+from quantconvert.families.multimodal import QWEN3_VL_MOE, VISION_LANGUAGE
 from quantconvert.families.seq2seq import BART, T5, WHISPER
 
 _DENSE = (LLAMA, PHI3, GLM, PHI, STARCODER2, MAMBA)
 _GPT = (GPT2, GPT_BIGCODE, GPT_NEO, GPT_J, CODEGEN, GPT_NEOX, PERSIMMON, FALCON, BLOOM, MPT, OPT, XGLM)
-_MOE = (MIXTRAL, QWEN_MOE, DEEPSEEK)
+_MOE = (MIXTRAL, QWEN_MOE, OLMOE, DEEPSEEK, GLM_MOE, GPT_OSS, LLAMA4, GRANITE_MOE)
+_HYBRID = (QWEN3_NEXT, QWEN35, QWEN35_MOE, GRANITE_HYBRID)
+_MULTIMODAL = (VISION_LANGUAGE, QWEN3_VL_MOE)
 _ENCODERS = (BERT, MPNET, DISTILBERT, DEBERTA, ALBERT, MODERNBERT, NOMIC_BERT, EUROBERT)
 _SEQ2SEQ = (T5, BART, WHISPER)
 
-FAMILIES: tuple[Family, ...] = (*_DENSE, *_GPT, *_MOE, *_ENCODERS, *_SEQ2SEQ)
+# Multimodal ones first: their text_config's model_type is that of the language model inside.
+FAMILIES: tuple[Family, ...] = (*_MULTIMODAL, *_MOE, *_HYBRID, *_DENSE, *_GPT, *_ENCODERS, *_SEQ2SEQ)
