@@ -32,8 +32,8 @@ def test_planning_imports_no_torch(tmp_path: Path):
 
 
 ROOMS = ["version", "errors", "events", "dtypes", "patterns", "checkpoint", "schemes", "job", "families", "methods",
-         "formats", "kernels", "sources", "planning", "hub", "inventory", "recipe", "run", "verify", "card", "api", "__init__",
-         "cli", "integrations", "__main__"]  # fmt: skip
+         "formats", "kernels", "sources", "planning", "hub", "inventory", "recipe", "run", "verify", "card", "api",
+         "__init__", "cli", "integrations", "__main__"]  # fmt: skip
 
 
 def test_rooms_import_only_from_those_above():
