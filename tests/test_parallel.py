@@ -138,6 +138,8 @@ ROW_PARALLEL = [
     "encoder.albert_layer_groups.0.albert_layers.0.attention.dense", "decoder.block.0.layer.1.EncDecAttention.o",
     "encoder.block.0.layer.0.SelfAttention.o", "encoder.block.0.layer.1.DenseReluDense.wo",
     "model.encoder.layers.0.self_attn.out_proj", "backbone.layers.0.mixer.out_proj",
+    "model.layers.0.shared_mlp.output_linear", "model.layers.0.linear_attn.out_proj",
+    "model.layers.0.block_sparse_moe.experts.0.w2", "model.layers.0.feed_forward.shared_expert.down_proj",
 ]  # fmt: skip
 COLUMN_PARALLEL = [
     "model.layers.0.mlp.fc1", "transformer.h.0.mlp.fc_in", "transformer.h.0.mlp.dense_h_to_4h",
@@ -148,7 +150,8 @@ COLUMN_PARALLEL = [
 MERGED = [
     "model.layers.0.self_attn.qkv_proj", "model.layers.0.mlp.gate_up_proj", "transformer.h.0.attn.c_attn",
     "transformer.h.0.self_attention.query_key_value", "model.layers.0.attn.Wqkv", "model.layers.0.mlp.Wi",
-    "backbone.layers.0.mixer.in_proj",
+    "backbone.layers.0.mixer.in_proj", "model.layers.0.shared_mlp.input_linear",
+    "model.layers.0.linear_attn.in_proj_qkv",
 ]  # fmt: skip
 
 

@@ -14,10 +14,12 @@ from typing import Any
 
 _ROW_PARALLEL = re.compile(
     r"(^|\.)(o_proj|down_proj|w2|out_proj|fc2|wo|dense_4h_to_h|c_proj|output\.dense|out_lin|lin2|fc_out"
-    r"|ffn_output|Wo)$|(?i:attention|attn)\.(dense|o)$"
+    r"|ffn_output|Wo|output_linear)$|(?i:attention|attn)\.(dense|o)$"
 )
 # Layers that hold several projections one after the other: a contiguous share would be all of one and none of another.
-_MERGED = re.compile(r"(^|\.)(qkv_proj|qkv|gate_up_proj|query_key_value|Wqkv|W_pack|c_attn|in_proj\w*|wqkv|Wi)$")
+_MERGED = re.compile(
+    r"(^|\.)(qkv_proj|qkv|gate_up_proj|query_key_value|Wqkv|W_pack|c_attn|in_proj\w*|wqkv|Wi|input_linear)$"
+)
 _KEY_VALUE = re.compile(r"(^|\.)(k_proj|v_proj)$")
 
 
