@@ -21,7 +21,6 @@ import quantconvert
 from quantconvert.errors import QuantConvertError
 from tests.builders import decode_compressed_tensors, read_tensors, weight, write_checkpoint
 
-pytestmark = pytest.mark.skip(reason="core pending")
 
 E, H, I = 3, 64, 96  # noqa: E741
 TEXT = {"hidden_size": H, "num_hidden_layers": 1, "tie_word_embeddings": False}

@@ -51,7 +51,8 @@ class FusedExperts:
     `.experts.<number>.<projection>`, the per-expert name that engines read. `projections`: what each expert's matrix
     holds, in order: one after the other, or row by row in turn (`interleaved`). `transposed`: each expert's matrix is
     stored [in, out]. `experts`, `out_features`, `in_features`: the config keys of the sizes, those of ONE projection;
-    the tensor's shape must be what they say, which side is longer never decides. `bias`: what follows the tensor's name
+    the tensor's shape must be what they say, which side is longer never decides. Of rows for one tensor the one whose
+    `experts` key the config has is meant. `bias`: what follows the tensor's name
     in that of its biases [E, rows], in the same order.
     """
 

@@ -40,7 +40,7 @@ def build_plan(
     classifier = Classifier(checkpoint)
     sources = find_sources(checkpoint, classifier.family, read, errors)
     if not errors:
-        check_dims(sources, classifier.family, checkpoint.text_config, errors)
+        check_dims(sources, classifier, checkpoint.text_config, errors)
     decisions = decide(checkpoint, sources, job, classifier, nonfinite or {}, errors)
     if job.strict:
         _check_strict(decisions, classifier, errors)

@@ -167,7 +167,6 @@ def test_transformers_must_be_asked_to_dequantize(case: Case, tmp_path):
         load(folder, case.model)
 
 
-@pytest.mark.skip(reason="core pending")
 @pytest.mark.parametrize("case", CONV1D.values(), ids=CONV1D)
 def test_family_of_transposed_weights(case: Case, tmp_path):
     source = save(case, tmp_path / "in")

@@ -49,7 +49,6 @@ ALL: dict[str, Case] = CASES | {name: family.case for name, family in FUSED.item
 # gpt-oss, Granite and Qwen3-VL it knows only the fused tensors: what is written there is compared tensor by tensor.
 UNREADABLE = FUSED.keys() - {"qwen3_5_moe", "llama4"}
 LISTED = {"llama4"}  # experts that stay modules, and multiply in the dtype asked for
-core_pending = pytest.mark.skip(reason="core pending")
 
 
 @pytest.fixture(scope="module")
@@ -145,7 +144,6 @@ def test_values_where_transformers_cannot_load(name: str, folders: Mapping[str, 
         assert torch.equal(tensors[bias], originals[bias])
 
 
-@core_pending
 @pytest.mark.parametrize("format", ["compressed-tensors", "awq"])
 @pytest.mark.parametrize("name", FUSED)
 def test_fused_experts_become_what_their_parts_become(name: str, format: str, folders: Mapping[str, Path], tmp_path):
@@ -206,7 +204,6 @@ def test_parts_that_only_such_a_layer_has_are_known_by_name(name: str, folders: 
     assert [(role.reason, role.by_table) for role in roles.values()] == [("mtp", True)] * 2
 
 
-@core_pending
 def test_fused_experts_of_the_second_token_stay(folders: Mapping[str, Path], tmp_path):
     tensors = read_tensors(folders["qwen3_5_moe"].with_name("hub"))
     mtp = with_mtp("qwen3_5_moe", tensors)
