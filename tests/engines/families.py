@@ -6,6 +6,7 @@ expectation shares nothing with the tables. Models are built and saved by transf
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 
 import quantconvert
+from quantconvert.checkpoint import Checkpoint
 from quantconvert.families import Classifier
 from quantconvert.patterns import template_of
 from tests.builders import decode_awq, read_tensors
@@ -73,6 +75,25 @@ def assert_selection(case: Case, source: Path, **options: Any) -> None:
     roles = {ref.name: classifier.role(ref) for ref in plan.checkpoint.tensors}
     guessed = {name for name, role in roles.items() if not role.by_table and role.reason not in NOT_LINEAR}
     assert not guessed, guessed
+    # Mamba2's config has no inner width
+    assert assert_dims(classifier, plan.checkpoint) or case.model == "Mamba2ForCausalLM"
+
+
+def assert_dims(classifier: Classifier, checkpoint: Checkpoint) -> int:
+    """What the family's table says of shapes is what transformers built from this config; how often it said so."""
+    family, config = classifier.family, checkpoint.text_config
+    assert family
+    checked = 0
+    for ref in checkpoint.tensors:
+        module = template_of(ref.name).removesuffix(".weight")
+        stored_turned = any(re.search(pattern, module) for pattern in family.transposed)
+        shape = ref.shape[::-1] if stored_turned else ref.shape
+        for dims in family.dims if classifier.role(ref).reason is None else ():
+            said = config.get(dims.out_features), config.get(dims.in_features)
+            if re.search(dims.pattern, module) and None not in said:
+                assert shape == said, (module, dims)
+                checked += 1
+    return checked
 
 
 def convert(source: Path, folder: Path, **options: Any) -> Path:
