@@ -104,8 +104,8 @@ def check_refused(model: Model, folder: Path, *names: str) -> None:
 
 def stem_of(name: str) -> str:
     """What a refusal may call the whole that a tensor belongs to."""
-    for tail in (".weight_scale", "_blocks", "_scales", "_bias", "_scale_inv", "_scale", ".weight_packed", ".weight_shape",
-                 ".qzeros", ".scales", ".g_idx"):  # fmt: skip
+    tails = "_blocks _scales _bias _scale_inv _scale .weight_packed .weight_shape .qweight .qzeros .scales .g_idx"
+    for tail in (".weight_scale", *tails.split()):
         name = name.removesuffix(tail)
     return name
 

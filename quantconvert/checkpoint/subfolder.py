@@ -10,7 +10,7 @@ from quantconvert.errors import CheckpointError, UsageError
 
 
 def open_subfolder(repo: Repo, folder: str) -> Repo:
-    """The folder `folder` of `repo`. Raises `UsageError` where that leaves it, `CheckpointError` where there is none."""
+    """The folder `folder` of `repo`; raises `UsageError` outside it, `CheckpointError` where there is none."""
     path = PurePosixPath(folder)
     if path.is_absolute() or ".." in path.parts or path == PurePosixPath("."):
         raise UsageError(f"--subfolder: expected a folder inside the source, got `{folder}`")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 
 from quantconvert.checkpoint import Checkpoint, TensorRef
 from quantconvert.errors import QuantConvertError, UnsupportedError, raise_all, some
@@ -16,7 +17,7 @@ from quantconvert.planning.choose import Choice, choose_format
 from quantconvert.planning.decide import decide
 from quantconvert.planning.decision import Decision
 from quantconvert.planning.dims import check_dims
-from quantconvert.planning.layout import Promise, place, promised, unchanged
+from quantconvert.planning.layout import Promise, named, place, unchanged, unnamed
 from quantconvert.planning.memory import COPY_CHUNK_NBYTES, check_memory, cut, execution_for, read_multiple
 from quantconvert.planning.model import Execution, Operation, Output, Plan, Task
 from quantconvert.planning.origin import requantized
@@ -39,17 +40,18 @@ def build_plan(
     classifier = Classifier(checkpoint)
     sources = find_sources(checkpoint, classifier.family, read, errors)
     if not errors:
-        check_dims(sources, classifier.family, checkpoint.text_config, errors)
+        check_dims(sources, classifier, checkpoint.text_config, errors)
     decisions = decide(checkpoint, sources, job, classifier, nonfinite or {}, errors)
     if job.strict:
         _check_strict(decisions, classifier, errors)
     quantized = [d for d in decisions if d.request]
     if not quantized and not errors:
         errors.append(_nothing_to_do(checkpoint, decisions))
-    choice = choose_format(job, decisions, checkpoint.text_config, errors)
+    choice = choose_format(job, decisions, checkpoint.text_config, errors, classifier.awq_problem)
     raise_all(errors)
     execution = execution_for(job.limits)
-    units = [_promises(decision, choice) for decision in decisions]
+    of_shape = cache(lambda shape, dtype, scheme: unnamed(choice.format.outputs(shape, dtype, scheme)))
+    units = [_promises(decision, choice, of_shape) for decision in decisions]
     outputs, shards = place(units, job.max_shard_nbytes)
     tasks = tuple(_task(d, o, choice, execution) for d, o in zip(decisions, outputs, strict=True))
     check_memory(tasks, execution)
@@ -66,7 +68,7 @@ def build_plan(
         shards=shards,
         source_format=sources.method,
         quantization_config=choice.format.config(selection),
-        notes=_notes(checkpoint, sources, decisions, choice, selection, family),
+        notes=_notes(checkpoint, sources, decisions, choice, selection, classifier),
         execution=execution,
         dropped=sources.dropped,
     )
@@ -95,11 +97,13 @@ def _nothing_to_do(checkpoint: Checkpoint, decisions: Sequence[Decision]) -> Uns
     )
 
 
-def _promises(decision: Decision, choice: Choice) -> tuple[Promise, ...]:
+def _promises(
+    decision: Decision, choice: Choice, of_shape: Callable[[tuple[int, ...], str, Scheme], tuple[Promise, ...]]
+) -> tuple[Promise, ...]:
     ref = decision.ref
     if decision.request is None:
         return unchanged(ref)
-    return promised(decision.module, choice.format.outputs(ref.shape, ref.dtype, choice.scheme(decision.request)))
+    return named(decision.module, of_shape(ref.shape, ref.dtype, choice.scheme(decision.request)))
 
 
 def _task(decision: Decision, outputs: tuple[Output, ...], choice: Choice, execution: Execution) -> Task:
@@ -135,6 +139,7 @@ def _selection(decisions: Sequence[Decision], choice: Choice, classifier: Classi
         ),
         fused=classifier.fused,
         has_experts=any(d.is_expert for d in decisions),
+        tied=classifier.tied,
     )
 
 
@@ -144,10 +149,13 @@ def _notes(
     decisions: Sequence[Decision],
     choice: Choice,
     selection: Selection,
-    family: str | None,
+    classifier: Classifier,
 ) -> tuple[str, ...]:
     """What the user should know before it runs."""
     notes = all_caveats(choice.format, selection)
+    if choice.format.name == "awq" and classifier.awq_problem:
+        notes.append(classifier.awq_problem)
+    family = classifier.family.name if classifier.family else None
     if family is None:
         kind = checkpoint.model_type or "no model_type"
         notes.append(f"unknown family ({kind}): which weights are linear was decided from names; check the plan")

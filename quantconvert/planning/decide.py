@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 
 from quantconvert.checkpoint import Checkpoint
 from quantconvert.errors import QuantConvertError, UnsupportedError
@@ -105,8 +106,13 @@ def _widen_nonfinite(decisions: list[Decision], fused: Sequence[FusedSet]) -> li
     return decisions
 
 
+@lru_cache(maxsize=1024)
+def _label(request: Request) -> str:
+    return request.label
+
+
 def _says(decision: Decision) -> str:
-    return decision.request.label if decision.request else f"kept ({decision.reason})"
+    return _label(decision.request) if decision.request else f"kept ({decision.reason})"
 
 
 def _check_fused(decisions: Sequence[Decision], fused: Sequence[FusedSet], errors: list[QuantConvertError]) -> None:

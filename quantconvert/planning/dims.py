@@ -8,19 +8,19 @@ from functools import cache
 from typing import Any
 
 from quantconvert.errors import CheckpointError, QuantConvertError
-from quantconvert.families import Dims, Family
+from quantconvert.families import Classifier, Dims
 from quantconvert.patterns import WEIGHT_SUFFIX, template_of
 from quantconvert.sources import Sources
 
 
 def check_dims(
-    sources: Sources, family: Family | None, config: Mapping[str, Any], errors: list[QuantConvertError]
+    sources: Sources, classifier: Classifier, config: Mapping[str, Any], errors: list[QuantConvertError]
 ) -> None:
-    """Refuse weights whose shape is not what the family's table reads from the config; one refusal a kind of layer."""
+    """Refuse linear weights whose shape is not what the family's table reads from the config; one a kind of layer."""
+    rows = classifier.family.dims if classifier.family else ()
 
     @cache
     def row_of(template: str) -> Dims | None:
-        rows = family.dims if family else ()
         return next((row for row in rows if re.search(row.pattern, template)), None)
 
     seen: set[str] = set()
@@ -32,6 +32,8 @@ def check_dims(
         sizes = tuple(config.get(key) for key in (row.out_features, row.in_features)) if row else ()
         if row is None or template in seen or not all(type(size) is int for size in sizes) or source.shape == sizes:
             continue
+        if classifier.role(source).reason is not None:
+            continue  # a vision tower has an `mlp` of its own
         seen.add(template)
         errors.append(
             CheckpointError(

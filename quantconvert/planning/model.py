@@ -216,14 +216,19 @@ class Plan:
         return config
 
     @property
-    def digest(self) -> str:
-        """sha256 over everything that decides the output's bytes, the source's layout included."""
+    def source_digest(self) -> str:
+        """sha256 over the names, dtypes, shapes and places of the source's tensors, and how each is read."""
         source = [
             [(ref.name, ref.dtype, ref.shape, ref.file, ref.offset) for ref in task.inputs] + [_reading(task.source)]
             for task in self.tasks
         ]
+        return hashlib.sha256(json.dumps(source).encode()).hexdigest()
+
+    @property
+    def digest(self) -> str:
+        """sha256 over everything that decides the output's bytes, the source's layout included."""
         headers = [hashlib.sha256(shard.header).hexdigest() for shard in self.shards]
-        value = [self.job.to_json(), source, headers, self.config]
+        value = [self.job.to_json(), self.source_digest, headers, self.config]
         return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
     def to_json(self) -> dict[str, Any]:

@@ -150,4 +150,6 @@ def _selection(tasks: Sequence[Task], classifier: Classifier) -> Selection:
             if reason is None or reason in LINEAR_REASONS:
                 kept.append(task.source.name.removesuffix(WEIGHT_SUFFIX))
     has_experts = any(".experts." in name for names in schemes.values() for name in names)
-    return Selection({s: tuple(n) for s, n in schemes.items()}, tuple(kept), classifier.fused, has_experts)
+    return Selection(
+        {s: tuple(n) for s, n in schemes.items()}, tuple(kept), classifier.fused, has_experts, classifier.tied
+    )

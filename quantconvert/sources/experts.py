@@ -26,7 +26,8 @@ def split_source(
     if family is None:
         return [source]
     bare = source.name.removesuffix(WEIGHT_SUFFIX)
-    for row in family.fused_experts:
+    rows = sorted(family.fused_experts, key=lambda row: row.experts not in config)  # what the config speaks of first
+    for row in rows:
         match = re.search(row.pattern, bare)
         of_bias = re.search(row.pattern, bare.removesuffix(row.bias)) if row.bias and bare.endswith(row.bias) else None
         try:

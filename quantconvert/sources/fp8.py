@@ -30,6 +30,7 @@ def find_fp8(
     refs: all tensors by name. block: the source's quantization_config. dtype: of the weights once decoded.
     """
     found = []
+    declared = _declared(block)
     for ref in refs.values():
         if not ref.dtype.startswith(("F8_E4M3", "F8_E5M2")):
             continue
@@ -42,7 +43,7 @@ def find_fp8(
             errors.append(CheckpointError(f"tensor `{ref.name}` in `{ref.file}` is {ref.dtype}: expected {wanted}"))
             continue
         try:
-            shared = _block(ref, scale, _declared(block))
+            shared = _block(ref, scale, declared)
         except CheckpointError as error:
             errors.append(error)
             continue
@@ -78,6 +79,8 @@ def _block(ref: TensorRef, scale: TensorRef, declared: tuple[int, int]) -> tuple
     lead = ref.shape[:-2]
     tail = scale.shape[len(lead) :]
     blocks = (-(-rows // declared[0]), -(-columns // declared[1]))
+    if scale.shape == blocks and rows > 1:
+        return declared
     shapes = {
         (): (rows, columns), (1,): (rows, columns), (1, 1): (rows, columns),
         (rows,): (1, columns), (rows, 1): (1, columns), (1, columns): (rows, 1), blocks: declared,
