@@ -18,7 +18,7 @@ from torch import Tensor
 
 import quantconvert
 import quantconvert.families
-from quantconvert.families import Dims, Family, FusedExperts, FusedSet
+from quantconvert.families import Dims, Family, FusedExperts, FusedSet, Reason
 from quantconvert.run.io import Files, Workspace
 from quantconvert.run.readers import open_reader
 from tests.builders import weight
@@ -46,7 +46,7 @@ DIMS = (
     Dims(r"\.experts\.N\.(gate|up)_proj$", "moe_intermediate_size", "hidden_size"),
     Dims(r"\.experts\.N\.down_proj$", "hidden_size", "moe_intermediate_size"),
 )
-KEEP = ((r"\.mlp\.router$", "router"),)
+KEEP: tuple[tuple[str, Reason], ...] = ((r"\.mlp\.router$", "router"), (r"^lm_head$", "lm_head"))
 ROWS = (
     Family("toy-dense", ("toy_dense",), LINEAR, KEEP, FUSED, r"\.experts\.N\.", dims=DIMS),
     Family("toy-turned", ("toy_turned",), LINEAR, KEEP, FUSED, transposed=(r"\.(mlp|self_attn)\.\w+_proj$",)),
@@ -244,20 +244,37 @@ def turned_model() -> Model:
     return model
 
 
-def fused_model(transposed: bool) -> Model:
-    """All experts of a layer in one tensor each: gate before up."""
-    kind = "toy_fused_turned" if transposed else "toy_fused"
+def fused_model(transposed: bool, interleaved: bool = False) -> Model:
+    """All experts of a layer in one tensor each: gate before up, or row by row in turn."""
+    kind = "toy_mxfp4" if interleaved else "toy_fused_turned" if transposed else "toy_fused"
     model = Model(plain_rest(H) | attention(torch.float32), config(kind))
     stem = f"{LAYER}.mlp.experts"
     parts = {"gate_proj": (I, H), "up_proj": (I, H), "down_proj": (H, I)}
     experts = {n: weight(E, *s, seed=40 + i, dtype=torch.float32) for i, (n, s) in enumerate(parts.items())}
-    stored = {
-        "gate_up_proj": torch.cat((experts["gate_proj"], experts["up_proj"]), 1),
-        "down_proj": experts["down_proj"],
-    }
+    both = (experts["gate_proj"], experts["up_proj"])
+    gate_up = torch.stack(both, 2).flatten(1, 2) if interleaved else torch.cat(both, 1)
+    stored = {"gate_up_proj": gate_up, "down_proj": experts["down_proj"]}
     for name, w in stored.items():
         model.tensors[f"{stem}.{name}"] = w.transpose(1, 2).contiguous() if transposed else w
     for name, w in experts.items():
         model.expected |= {f"{stem}.{e}.{name}.weight": w[e].double() for e in range(E)}
     model.expected |= {name: t.double() for name, t in model.tensors.items() if "self_attn" in name}
+    return model
+
+
+def fused_fp8_model() -> Model:
+    """All experts in one float8 tensor, with a scale for each row."""
+    model = fused_model(False)
+    stem = f"{LAYER}.mlp.experts"
+    model.config["quantization_config"] = {"quant_method": "fp8"}
+    model.expected = {}
+    for name in ("gate_up_proj", "down_proj"):
+        w = model.tensors[f"{stem}.{name}"]
+        scale = w.abs().amax(-1, keepdim=True) / 448
+        codes = (w / scale).to(torch.float8_e4m3fn)
+        model.tensors |= {f"{stem}.{name}": codes, f"{stem}.{name}_scale": scale}
+        values = codes.double() * scale.double()
+        parts = {"gate_proj": values[:, :I], "up_proj": values[:, I:]} if "gate" in name else {"down_proj": values}
+        for projection, w in parts.items():
+            model.expected |= {f"{stem}.{e}.{projection}.weight": w[e] for e in range(E)}
     return model

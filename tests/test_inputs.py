@@ -20,6 +20,7 @@ from tests.inputs import (
     Model,
     decoded,
     fp8_model,
+    fused_fp8_model,
     fused_model,
     mxfp4_model,
     mxfp4_values,
@@ -164,6 +165,14 @@ def test_activation_scales_of_a_plain_checkpoint_are_not_dropped(tmp_path: Path)
     assert f"{LAYER}.self_attn.k_scale" in read_tensors(tmp_path / "out")
 
 
+def test_empty_float8_is_refused(tmp_path: Path):
+    model = fp8_model()
+    name = f"{LAYER}.mlp.up_proj.weight"
+    model.tensors |= {name: torch.empty(0, 160, dtype=E4M3), f"{name}_scale_inv": torch.empty(0, 2)}
+    with pytest.raises(quantconvert.CheckpointError, match=rf"`{name}` .*expected a float8 matrix, got \[0, 160\]"):
+        quantconvert.dequantize(model.write(tmp_path / "model"), tmp_path / "out")
+
+
 # MXFP4
 
 
@@ -253,9 +262,9 @@ def test_mxfp4_without_a_table_is_refused_not_copied(tmp_path: Path):
 # Stored in another shape
 
 
-@pytest.mark.parametrize("transposed", [False, True])
-def test_fused_experts_are_told_apart(tmp_path: Path, transposed: bool):
-    model = fused_model(transposed)
+@pytest.mark.parametrize("kind", ["fused", "fused turned", "fused interleaved", "fused fp8", "turned"])
+def test_weights_are_told_apart(tmp_path: Path, kind: str):
+    model = MODELS[kind]()
     found = decoded(model.write(tmp_path / "model"), group_size=32)
     assert set(found) == set(model.expected)
     assert all(torch.equal(w, model.expected[name].float()) for name, w in found.items())
@@ -281,6 +290,8 @@ MODELS: dict[str, Any] = {
     "turned": turned_model,
     "fused": lambda: fused_model(False),
     "fused turned": lambda: fused_model(True),
+    "fused interleaved": lambda: fused_model(True, interleaved=True),
+    "fused fp8": fused_fp8_model,
 }
 
 
@@ -314,16 +325,18 @@ def assert_same(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
 @pytest.mark.parametrize("kind", MODELS)
 @pytest.mark.parametrize("format", ["compressed-tensors", "awq", "gptq"])
 def test_tiles_and_slabs_do_not_change_a_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, format: str):
+    """Slabs smaller than a tile, and such as hold several of them."""
     model = MODELS[kind]()
     source = model.write(tmp_path / "model")
     whole = converted(source, tmp_path / "whole", format=format)
     monkeypatch.setattr(memory, "TILE_ELEMENTS", 1500)
-    monkeypatch.setattr(memory, "MAX_SLAB_NBYTES", 3000)
-    plan = quantconvert.plan(source, group_size=32, requantize=True, format=format)
-    task = max(plan.quantized, key=lambda task: task.num_elements)
-    assert memory.cut(task.source, task.source.shape, 0, 8, plan.execution).tile_rows * 3 <= task.source.shape[0]
-    assert plan.execution.slab_nbytes == 3000
-    assert_same(converted(source, tmp_path / "tiled", format=format), whole)
+    for slab in (3000, 20_000):
+        monkeypatch.setattr(memory, "MAX_SLAB_NBYTES", slab)
+        plan = quantconvert.plan(source, group_size=32, requantize=True, format=format)
+        task = max(plan.quantized, key=lambda task: task.num_elements)
+        assert memory.cut(task.source, task.source.shape, 0, 8, plan.execution).tile_rows * 3 <= task.source.shape[0]
+        assert plan.execution.slab_nbytes == slab
+        assert_same(converted(source, tmp_path / f"tiled{slab}", format=format), whole)
 
 
 @pytest.mark.parametrize("kind", ["fp8", "fp8 channel", "mxfp4"])

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 
 import quantconvert
 from tests.builders import read_tensors, weight
-from tests.inputs import LAYER, SHAPES, Model, config, fp8_model, fused_model, mxfp4_model, plain_rest
+from tests.inputs import LAYER, SHAPES, Model, config, fp8_model, fused_fp8_model, fused_model, mxfp4_model, plain_rest
 
 pytestmark = pytest.mark.usefixtures("toy_families")
 Tensors = dict[str, torch.Tensor]
@@ -52,18 +52,6 @@ PARTS: dict[str, tuple[list[str], list[str]]] = {
 }  # fmt: skip
 
 
-def _fused_fp8() -> Model:
-    """All experts in one float8 tensor, with a scale for each row."""
-    model = fused_model(False)
-    for name in ("gate_up_proj", "down_proj"):
-        w = model.tensors[f"{EXPERTS}.{name}"]
-        scale = w.abs().amax(-1, keepdim=True) / 448
-        model.tensors[f"{EXPERTS}.{name}"] = (w / scale).to(torch.float8_e4m3fn)
-        model.tensors[f"{EXPERTS}.{name}_scale"] = scale
-    model.config["quantization_config"] = {"quant_method": "fp8"}
-    return model
-
-
 @pytest.fixture(scope="module")
 def model_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Model]:
     made = {
@@ -72,7 +60,7 @@ def model_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Model]
         "mxfp4": mxfp4_model,
         "fused": lambda: fused_model(False),
         "fused turned": lambda: fused_model(True),
-        "fused fp8": _fused_fp8,
+        "fused fp8": fused_fp8_model,
     }
 
     @cache

@@ -73,7 +73,7 @@ def _block(ref: TensorRef, scale: TensorRef, declared: tuple[int, int]) -> tuple
         raise CheckpointError(
             f"tensor `{scale.name}` in `{scale.file}`: expected a scale as {', '.join(SCALE_DTYPES)}, got {scale.dtype}"
         )
-    if len(ref.shape) not in (2, 3):
+    if len(ref.shape) not in (2, 3) or not ref.num_elements:
         raise CheckpointError(f"tensor `{ref.name}` in `{ref.file}`: expected a float8 matrix, got {list(ref.shape)}")
     rows, columns = ref.shape[-2:]
     lead = ref.shape[:-2]

@@ -30,7 +30,7 @@ def find_mxfp4(refs: Mapping[str, TensorRef], dtype: str, errors: list[QuantConv
         if scales is None:
             errors.append(CheckpointError(f"tensor `{ref.name}` in `{ref.file}` has no partner `{name + SCALES}`"))
             continue
-        if len(ref.shape) < 3 or ref.shape[-1] != GROUP_NBYTES:
+        if len(ref.shape) < 3 or ref.shape[-1] != GROUP_NBYTES or not ref.num_elements:
             errors.append(
                 CheckpointError(f"tensor `{ref.name}` in `{ref.file}`: expected [.., 16] bytes, got {list(ref.shape)}")
             )
