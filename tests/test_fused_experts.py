@@ -21,7 +21,6 @@ import quantconvert
 from quantconvert.errors import QuantConvertError
 from tests.builders import decode_compressed_tensors, read_tensors, weight, write_checkpoint
 
-
 E, H, I = 3, 64, 96  # noqa: E741
 TEXT = {"hidden_size": H, "num_hidden_layers": 1, "tie_word_embeddings": False}
 LOCAL = TEXT | {"num_local_experts": E, "intermediate_size": I}

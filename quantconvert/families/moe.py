@@ -29,12 +29,14 @@ def gated_dims(stem: str, width: str, hidden: str = "hidden_size") -> tuple[Dims
 
 
 def fused_gated(
-    experts: str, width: str, transposed: bool = False, interleaved: bool = False
+    experts: str, width: str, transposed: bool = False, interleaved: bool = False, bias: str | None = None
 ) -> tuple[FusedExperts, ...]:
     """Rows for `experts.gate_up_proj` and `experts.down_proj`, which have no `.weight` in their names."""
     return (
-        FusedExperts(r"\.experts\.gate_up_proj$", GATE_UP, experts, width, "hidden_size", transposed, interleaved),
-        FusedExperts(r"\.experts\.down_proj$", ("down_proj",), experts, "hidden_size", width, transposed),
+        FusedExperts(
+            r"\.experts\.gate_up_proj$", GATE_UP, experts, width, "hidden_size", transposed, interleaved, bias
+        ),
+        FusedExperts(r"\.experts\.down_proj$", ("down_proj",), experts, "hidden_size", width, transposed, False, bias),
     )
 
 
@@ -123,7 +125,9 @@ GPT_OSS = Family(
     keep=((r"\.mlp\.router$", "router"), (r"\.mlp\.experts\.(gate_up|down)_proj_bias$", "bias"), *KEEP_HEADS),
     fused=FUSED_COMMON,
     experts=EXPERT_NAMES,
-    fused_experts=fused_gated("num_local_experts", "intermediate_size", transposed=True, interleaved=True),
+    fused_experts=fused_gated(
+        "num_local_experts", "intermediate_size", transposed=True, interleaved=True, bias="_bias"
+    ),
     dims=gated_dims(r"experts\.N", "intermediate_size"),
 )
 

@@ -16,7 +16,7 @@ from quantconvert.sources import Sources
 def check_dims(
     sources: Sources, classifier: Classifier, config: Mapping[str, Any], errors: list[QuantConvertError]
 ) -> None:
-    """Refuse linear weights whose shape is not what the family's table reads from the config; one refusal a kind of layer."""
+    """Refuse linear weights whose shape is not what the family's table reads from the config; one a kind of layer."""
     rows = classifier.family.dims if classifier.family else ()
 
     @cache
