@@ -25,8 +25,8 @@ GPT2 = Family(
     transposed=_GPT2_LINEAR,
     dims=_GPT2_DIMS,
     caveat=(
-        "transformers 5 loads GPT-2's layers (Conv1D) in no quantized layout: it stops at AWQ and GPTQ, and takes random "
-        "weights for compressed-tensors; vLLM reads it"
+        "transformers 5 loads GPT-2's layers (Conv1D) in no quantized layout: it stops at AWQ and GPTQ, and takes "
+        "random weights for compressed-tensors; vLLM reads it"
     ),
 )
 
