@@ -77,7 +77,7 @@ def test_help_shows_examples(args: list[str]) -> None:
     done = succeeds(*args)
     assert done.stderr == ""
     assert "Examples:" in done.stdout
-    for example in ("./model out --bits 4 --group-size 128", "plan ./model --bits 4 --verbose", "inspect out"):
+    for example in ("./model out --bits 4 --group-size 128", "plan ./model --bits 4 --explain", "inspect out"):
         assert f"quantconvert {example}" in done.stdout
     assert "Exit codes:" in done.stdout
 

@@ -128,13 +128,16 @@ class Bench:
         def make(begin: int, end: int) -> Iterator[Tile]:
             for first, w_OI in tiles(reader, begin, end, parts.tile_rows):
                 weight = w_OI.to(dtype)
-                if not bool(torch.isfinite(weight).all()):
-                    if not bool(torch.isfinite(w_OI).all()):
+                lost = ~torch.isfinite(weight)
+                if bool(lost.any()):
+                    finite = torch.isfinite(w_OI)
+                    if task.reason is None and not bool(finite.all()):
                         raise nonfinite_error(task.source, count_nonfinite(reader, task.source))
-                    raise UnsupportedError(
-                        f"`{task.source.name}` has weights that {task.outputs[0].dtype} does not hold",
-                        hint="--dtype bfloat16 or float32",
-                    )
+                    if bool((lost & finite).any()):  # else kept: NaN of the source's own, as in a copy
+                        raise UnsupportedError(
+                            f"`{task.source.name}` has weights that {task.outputs[0].dtype} does not hold",
+                            hint="--dtype bfloat16 or float32",
+                        )
                 yield first, w_OI.shape[0], {"weight": weight}
 
         self._stream(task, parts, make)
