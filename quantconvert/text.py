@@ -45,6 +45,11 @@ def printable(text: str, newlines: bool = True) -> str:
     )
 
 
+def escaped_json(text: str) -> str:
+    """JSON text with its control characters, line ends between values excepted, as escapes."""
+    return _CONTROLS.sub(lambda match: match[0] if match[0] == "\n" else f"\\u{ord(match[0]):04x}", text)
+
+
 def clean(text: str) -> str:
     """A whole message: printable, newlines kept, and without tokens."""
     return redacted(printable(text))

@@ -43,11 +43,11 @@ _KEYS: dict[str, _Check] = {
 def check_config(config: dict[str, Any], file: str) -> None:
     """Raise `CheckpointError` for values that nothing later is prepared for; null is as good as absent."""
     _check_tree(config, file)
-    inner = config.get("text_config")
-    for where, part in ((f"`{file}`", config), (f"text_config of `{file}`", inner)):
-        for key, (fits, expected) in _KEYS.items() if isinstance(part, dict) else ():
+    parts: list[tuple[str, Any]] = [(f"`{file}`", config), (f"text_config of `{file}`", config.get("text_config"))]
+    for where, part in parts:
+        for key, (fits, expected) in _KEYS.items() if part else ():
             _check_value(where, key, part.get(key), fits, expected)
-        for key in QUANTIZATION_KEYS if isinstance(part, dict) else ():
+        for key in QUANTIZATION_KEYS if part else ():
             block = part.get(key)
             if block:
                 _check_value(f"{key} of {where}", "quant_method", block.get("quant_method"), *_WORD)

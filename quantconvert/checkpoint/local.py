@@ -29,7 +29,7 @@ class LocalFolder:
     """
 
     def __init__(self, path: Path, location: str | None = None, revision: str | None = None) -> None:
-        if not os.path.exists(path):
+        if not exists(path):
             raise CheckpointError(f"source `{path}` does not exist")
         if not path.is_dir():
             raise CheckpointError(f"source `{path}` is a file: expected a folder with config.json and *.safetensors")
@@ -85,6 +85,14 @@ class LocalFolder:
 
     def materialize(self, paths: tuple[str, ...]) -> Path:
         return self.path
+
+
+def exists(path: Path) -> bool:
+    """Whether there is something at `path`; nothing can be where the name is too long or cannot be looked up."""
+    try:
+        return path.exists()
+    except OSError:
+        return False
 
 
 def open_regular(path: str, flags: int) -> int:

@@ -25,7 +25,7 @@ def _paths(folder: Path) -> list[str]:
     """Every file in `folder` except in hidden folders, sorted; links count as files, and are never followed."""
     found = []
     for root, folders, names in os.walk(folder):
-        links = [name for name in folders if os.path.islink(os.path.join(root, name))]
+        links = [name for name in folders if Path(root, name).is_symlink()]
         folders[:] = [name for name in folders if not name.startswith(".")]
         found += [Path(root, name).relative_to(folder).as_posix() for name in [*names, *links]]
     return sorted(found)
