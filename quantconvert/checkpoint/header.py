@@ -94,14 +94,16 @@ def parse_header(raw: bytes, file: str, file_nbytes: int) -> list[TensorRef]:
     return refs
 
 
-def parse_object(raw: bytes, subject: str, strict: bool = False) -> dict[str, Any]:
+def parse_object(raw: bytes, subject: str, strict: bool = False, max_values: int = MAX_VALUES) -> dict[str, Any]:
     """A JSON object with unique keys; `subject` begins the message of the `CheckpointError` otherwise.
+
+    max_values: of commas, colons and opening brackets, counted before anything is parsed.
 
     strict: refuse what Python reads beyond the JSON standard, NaN and infinities (configs do hold them), and `-0`,
     which is no whole number to other readers.
     """
-    if sum(map(raw.count, (b",", b":", b"[", b"{"))) > MAX_VALUES:
-        raise CheckpointError(f"{subject} holds too many values: expected at most {MAX_VALUES}")
+    if sum(map(raw.count, (b",", b":", b"[", b"{"))) > max_values:
+        raise CheckpointError(f"{subject} holds too many values: expected at most {max_values}")
     try:
         text = raw.decode("utf-8")
         del raw

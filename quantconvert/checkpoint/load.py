@@ -20,6 +20,7 @@ from quantconvert.text import is_plain, quoted
 MAX_TENSORS = 500_000
 MAX_HEADERS_NBYTES = 100_000_000
 MAX_INDEX_NBYTES = 50_000_000
+MAX_JSON_VALUES = 1_100_000  # two for each tensor of an index
 _PART = re.compile(r"-(\d{1,6})-of-(\d{1,6})\.safetensors$")
 
 
@@ -57,7 +58,7 @@ def load_checkpoint(repo: Repo) -> Checkpoint:
 def _read_json(repo: Repo, file: RepoFile, limit: int) -> dict[str, Any]:
     if file.nbytes > limit:
         raise CheckpointError(f"`{file.path}` is too large: expected at most {limit} bytes, got {file.nbytes}")
-    return parse_object(repo.read(file.path, 0, file.nbytes), f"`{file.path}`")
+    return parse_object(repo.read(file.path, 0, file.nbytes), f"`{file.path}`", max_values=MAX_JSON_VALUES)
 
 
 def _read_config(repo: Repo, files: dict[str, RepoFile], errors: list[QuantConvertError]) -> dict[str, Any]:
@@ -94,7 +95,7 @@ def _weight_files(
             return None, []
         counts = Counter(weight_map.values())
         errors += islice(_index_problems(counts, files), MAX_REPORTED)
-        return weight_map, sorted(name for name in counts if name in files)
+        return weight_map, sorted(name for name in counts if name in files and name.endswith(".safetensors"))
     if SINGLE_NAME in files:
         return None, [SINGLE_NAME]
     shards = [path for path in files if path.endswith(".safetensors") and "/" not in path]

@@ -117,7 +117,7 @@ def _homes(folder: Path) -> tuple[str, ...]:
 def _problem(path: str, entry: os.DirEntry[str], homes: tuple[str, ...]) -> CheckpointError | None:
     """Why this file cannot be a part of a model, or None."""
     target = os.path.realpath(entry.path) if entry.is_symlink() else None
-    if target is not None and not target.startswith(homes):
+    if target is not None and not os.path.join(target, "").startswith(homes):
         return CheckpointError(
             f"{quoted(path)} is a link out of the source, to {quoted(target)}",
             hint="put the file itself into the folder",
