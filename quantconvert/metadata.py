@@ -9,17 +9,22 @@ from __future__ import annotations
 
 import re
 from datetime import date
+from functools import lru_cache
 from typing import Any
 
-MAX_NBYTES = 100_000
+MAX_NBYTES = 50_000  # yaml takes two seconds for as much at its worst
 MAX_VALUES = 20_000
 MAX_DEPTH = 20
 # Evaluation results of the base model: often longer than all the rest, and not those of the quantized one.
 _RESULTS = "model-index:"
 
 
+@lru_cache(maxsize=1)
 def split_card(card: str | None) -> tuple[dict[str, Any], str]:
-    """Metadata and text of a model card; metadata is empty where there is none or it is not plain, small YAML."""
+    """Metadata and text of a model card; metadata is empty where there is none or it is not plain, small YAML.
+
+    The answer is remembered, for several ask: it is not to be changed.
+    """
     if card is None:
         return {}, ""
     lines = card.splitlines(keepends=True)

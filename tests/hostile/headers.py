@@ -57,6 +57,7 @@ HEADERS = [
     header("Infinity as offset", raw_one(offsets="[0,Infinity]"), f"{H} is not JSON: Infinity is no number of JSON"),
     header("1e999 as offset", raw_one(offsets="[0,1e999]"), OFFSETS),
     header("-0 as offset", raw_one(offsets="[-0,16]"), f"{H} is not JSON: -0 is no whole number"),
+    header("-0 where nobody looks", raw_one(more=',"x":[-0]'), f"{H} is not JSON: -0 is no whole number"),  # fuzz
     header("10,000 digits", raw_one(shape=f"[{'9' * 10_000}]"), f"{H} is not JSON: a number of too many digits"),
     header("4,000 digits", raw_one(shape=f"[{'9' * 4000}]"), SIZES),
     header("metadata a list", {"__metadata__": [], **one()}, NOT_MAP),

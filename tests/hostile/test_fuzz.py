@@ -28,7 +28,7 @@ SECONDS = float(os.environ.get("QUANTCONVERT_FUZZ_SECONDS", "5"))
 SEED = int(os.environ.get("QUANTCONVERT_FUZZ_SEED", "0")) or time.time_ns()
 # Where we are stricter than safetensors on purpose, by the words of the refusal.
 STRICTER = ("names `", "control characters", "unknown key", "a name of ", "at most 32 sizes", "`__metadata__`",
-            "deeply", "too large", "too many")  # fmt: skip
+            "deeply", "too large", "too many", "-0 is no whole number")  # fmt: skip
 Read = dict[str, tuple[str, tuple[int, ...], int]]
 VALUES: tuple[Any, ...] = (
     None, True, False, 0, -1, 1, 8, 2**31, 2**32, 2**63 - 1, 2**63, 2**64, 10**30, 0.0, 1.5, float("nan"), float("inf"),
