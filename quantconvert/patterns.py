@@ -16,7 +16,7 @@ from quantconvert.text import quoted
 
 _NUMBER = re.compile(r"(?<=\.)\d+(?=\.)|^\d+(?=\.)|(?<=\.)\d+$")
 WEIGHT_SUFFIX = ".weight"
-MAX_REPEATS = 8
+MAX_PATTERN_LENGTH, MAX_REPEATS = 10_000, 8
 
 
 def module_of(name: str) -> str:
@@ -54,8 +54,12 @@ def check_foreign(regex: str) -> str:
     That takes a repeated group: `(a+)+`. No writer of configs needs one, or many repetitions. Raises
     `UnsupportedError`.
     """
-    skeleton = _ATOMS.sub("x", regex)
-    if re.search(r"\)[*+{]", skeleton) or len(_REPEAT.findall(skeleton)) > MAX_REPEATS:
+    skeleton = _ATOMS.sub("x", regex[:MAX_PATTERN_LENGTH])
+    if (
+        len(regex) > MAX_PATTERN_LENGTH
+        or re.search(r"\)[*+{]", skeleton)
+        or len(_REPEAT.findall(skeleton)) > MAX_REPEATS
+    ):
         raise UnsupportedError(f"quantization_config: pattern {quoted(regex)} could take forever to match")
     return regex
 

@@ -13,10 +13,10 @@ MAX_QUOTED = 120
 _CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 _TOKEN_VARIABLES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HUGGINGFACE_HUB_TOKEN", "HUGGINGFACE_TOKEN", "HF_API_TOKEN")
 _SECRETS: tuple[tuple[re.Pattern[str], str], ...] = (
-    (re.compile(r"\b(hf|api_org|hf_oauth)_[A-Za-z0-9]{16,}"), r"\1_***"),
+    (re.compile(r"(?<![A-Za-z0-9])(hf|api_org|hf_oauth)_[A-Za-z0-9]{16,}"), r"\1_***"),
     (re.compile(r"(:/{1,2})[^/\s@\"'`]+@"), r"\1***@"),  # one slash: what a path makes of a URL
     (re.compile(r"(?i)\b(bearer|basic) +[A-Za-z0-9._~+/=-]{8,}"), r"\1 ***"),
-    (re.compile(r"(?i)([?&][\w-]*(?:token|signature|credential|secret|key|policy)[\w-]*=)[^&\s\"'`]+"), r"\1***"),
+    (re.compile(r"(?i)([?&][\w-]{0,40}(?:token|signature|credential|secret|key|policy)[\w-]{0,40}=)[^&\s\"'`]+"), r"\1***"),
 )  # fmt: skip
 
 
@@ -56,7 +56,7 @@ def clean(text: str) -> str:
 
 
 def quoted(value: object, limit: int = MAX_QUOTED) -> str:
-    """A value from outside on one line, in backticks, shortened in the middle of nowhere when it is long."""
+    """A value from outside on one line, in backticks, only its beginning when it is long."""
     text = value[: limit + 1] if isinstance(value, str) else _short(value, limit)
     shown = printable(text[:limit], newlines=False)
     return f"`{shown}...`" if len(text) > limit else f"`{shown}`"

@@ -140,8 +140,11 @@ def _read_headers(repo: Repo, files: list[RepoFile], errors: list[QuantConvertEr
     else:
         texts = _counted(map(fetch, files), repo.location, errors)
     tensors: list[TensorRef] = []
+    most = len(errors) + MAX_REPORTED
     for file in files if len(texts) == len(files) else ():
         text = texts.popleft()
+        if len(errors) == most:
+            break
         try:
             if isinstance(text, CheckpointError):
                 raise text

@@ -68,7 +68,7 @@ class LocalFolder:
             seen += len(inside)
             if seen > MAX_FILES:
                 raise CheckpointError(f"source `{self.location}` has more than {MAX_FILES} files: expected one model")
-            for entry in inside:
+            for entry in sorted(inside, key=lambda entry: entry.name):
                 path = f"{below}/{entry.name}" if below else entry.name
                 if entry.is_dir(follow_symlinks=False):
                     waiting += [] if entry.name.startswith(".") else [(path, depth + 1)]

@@ -9,6 +9,7 @@ from tqdm import tqdm
 
 from quantconvert.cli.output import plain, size, stderr
 from quantconvert.events import Event, Note, Progress, ShardWritten, Started
+from quantconvert.text import printable
 
 LOG_EVERY_SECONDS = 10.0
 
@@ -65,7 +66,7 @@ class ProgressReporter:
             stderr.print(f"  {plain(name)}")
         if self._bar is not None:
             if name != self._name:
-                self._bar.set_postfix_str(name[-48:], refresh=False)
+                self._bar.set_postfix_str(printable(name[-48:]), refresh=False)
             self._bar.update(nbytes)
         elif time.monotonic() - self._last >= LOG_EVERY_SECONDS:
             self._last = time.monotonic()

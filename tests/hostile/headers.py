@@ -126,7 +126,16 @@ def many_twice(folder: Path) -> None:
     (folder / SINGLE).unlink()
 
 
+def many_broken(folder: Path) -> None:
+    """A thousand files that are no shards: ten are enough to say so."""
+    for i in range(1000):
+        (folder / f"x{i:03}.safetensors").write_bytes(b"<html>")
+    (folder / SINGLE).unlink()
+
+
 SHARDS = [
+    Case("shards: a thousand broken ones", many_broken,
+         "`x009.safetensors` is no safetensors file: expected at least 8 bytes, got 6", "Refusal"),
     Case("shards: a million tensors", million, "`{source}` has too many tensors: expected at most 500000"),
     Case("shards: headers too large in all", wide, "headers of `{source}` are too large: expected at most 100000000"),
     Case("shards: a tensor in two", twice, f"tensor `{LAYER}` exists twice: in `one.safetensors` and in"),

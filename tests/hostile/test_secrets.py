@@ -48,6 +48,11 @@ def test_redacted(text: str, shown: str, monkeypatch: pytest.MonkeyPatch) -> Non
     assert (error.message, error.hint, str(error)) == (shown, shown, f"{shown}\n\nhint: {shown}")
 
 
+@pytest.mark.parametrize("text", ["?" + "token" * 100_000, ":/" * 300_000, "bearer " * 100_000, "hf_" * 300_000])
+def test_redacting_a_megabyte_ends(text: str) -> None:
+    assert redacted(text) == text
+
+
 def test_printable() -> None:
     assert clean("a\x1b[2Jb\nc\td\x9be\u202ef\ud800\r") == "a\\x1b[2Jb\nc\\td\\x9be\\u202ef\\ud800\\r"
     assert printable("a\nb", newlines=False) == "a\\nb"
