@@ -12,11 +12,12 @@ import re
 MAX_QUOTED = 120
 _CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 _TOKEN_VARIABLES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HUGGINGFACE_HUB_TOKEN", "HUGGINGFACE_TOKEN", "HF_API_TOKEN")
+_SECRET_KEYS = "(?:token|signature|credential|secret|key|policy)"
 _SECRETS: tuple[tuple[re.Pattern[str], str], ...] = (
     (re.compile(r"(?<![A-Za-z0-9])(hf|api_org|hf_oauth)_[A-Za-z0-9]{16,}"), r"\1_***"),
     (re.compile(r"(:/{1,2})[^/\s@\"'`]+@"), r"\1***@"),  # one slash: what a path makes of a URL
     (re.compile(r"(?i)\b(bearer|basic) +[A-Za-z0-9._~+/=-]{8,}"), r"\1 ***"),
-    (re.compile(r"(?i)([?&][\w-]{0,40}(?:token|signature|credential|secret|key|policy)[\w-]{0,40}=)[^&\s\"'`]+"), r"\1***"),
+    (re.compile(rf"(?i)([?&][\w-]{{0,40}}{_SECRET_KEYS}[\w-]{{0,40}}=)[^&\s\"'`]+"), r"\1***"),
 )  # fmt: skip
 
 
