@@ -8,7 +8,7 @@ from typing import Any
 from quantconvert.checkpoint.header import is_utf8
 from quantconvert.checkpoint.model import QUANTIZATION_KEYS
 from quantconvert.errors import CheckpointError
-from quantconvert.text import is_plain, quoted
+from quantconvert.text import quoted
 
 MAX_CONFIG_NBYTES = 10_000_000
 MAX_DEPTH = 64
@@ -17,7 +17,7 @@ MAX_COUNT = 10**6
 
 
 def _is_word(value: object) -> bool:
-    return isinstance(value, str) and len(value) <= MAX_WORD_LENGTH and is_plain(value)
+    return isinstance(value, str) and len(value) <= MAX_WORD_LENGTH and value.isprintable()
 
 
 def _is_count(value: object) -> bool:

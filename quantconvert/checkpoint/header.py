@@ -23,7 +23,7 @@ from quantconvert.text import is_plain, quoted
 MAX_HEADER_NBYTES = 25_000_000
 MAX_TEXT_NBYTES = 110_000_000
 MAX_VALUES = 3_000_000
-MAX_NAME_LENGTH = 1000
+MAX_NAME_LENGTH = 256  # the longest public ones have half of it; name rules take time that grows with the square
 MAX_RANK = 32
 _TENSOR_KEYS = {"dtype", "shape", "data_offsets"}
 

@@ -112,6 +112,8 @@ CONFIGS = [
     config("model_type of 1 MB", {"model_type": "l" * 10**6}, f"`{CONFIG}`: {WORD} `model_type`"),
     config("model_type with an escape", {"model_type": "\x1b[31m"},
            f"`{CONFIG}`: {WORD} `model_type`, got `\\x1b[31m`"),
+    config("model_type with a byte order mark", {"model_type": "llam\ufeffa"},  # found by the fuzz
+           f"`{CONFIG}`: {WORD} `model_type`, got `llam\\ufeffa`"),
     config("layers a text", {"num_hidden_layers": "12"}, f"`{CONFIG}`: {COUNT}, got `12`", preset="first-last-8"),
     config("layers 1e999", '{"num_hidden_layers": 1e999}', f"`{CONFIG}`: {COUNT}, got `inf`", preset="first-last-8"),
     config("layers negative", {"num_hidden_layers": -1}, f"`{CONFIG}`: {COUNT}, got `-1`", preset="first-last-8"),
