@@ -12,6 +12,7 @@ from quantconvert.text import is_plain, quoted
 
 INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
+TORCH_INDEX_NAME, TORCH_NAME = "pytorch_model.bin.index.json", "pytorch_model.bin"
 STATE_FOLDER = ".quantconvert"
 MAX_FILES = 10_000
 MAX_REPORTED = 10  # of problems of one kind: more tell nothing new

@@ -10,9 +10,18 @@ from itertools import islice
 from typing import Any
 
 from quantconvert.checkpoint.config import MAX_CONFIG_NBYTES, check_config
-from quantconvert.checkpoint.files import INDEX_NAME, MAX_REPORTED, SINGLE_NAME, check_files, kind_of
+from quantconvert.checkpoint.files import (
+    INDEX_NAME,
+    MAX_REPORTED,
+    SINGLE_NAME,
+    TORCH_INDEX_NAME,
+    TORCH_NAME,
+    check_files,
+    kind_of,
+)  # fmt: skip
 from quantconvert.checkpoint.header import TensorRef, header_text, parse_header, parse_object
 from quantconvert.checkpoint.model import Checkpoint, Repo, RepoFile
+from quantconvert.checkpoint.torch_file import read_torch_file
 from quantconvert.errors import CheckpointError, QuantConvertError, raise_all
 from quantconvert.text import is_plain, quoted
 
@@ -39,7 +48,7 @@ def load_checkpoint(repo: Repo) -> Checkpoint:
     _check_index(weight_map, tensors, errors)
     _check_duplicates(tensors, errors)
     raise_all(errors)
-    weights = set(names)
+    weights = {*names, INDEX_NAME, TORCH_INDEX_NAME}
     rest = [file for path, file in files.items() if path not in weights]
     card = repo.read("README.md", 0, 1_000_000).decode("utf-8", "replace") if "README.md" in files else None
     return Checkpoint(
@@ -51,7 +60,7 @@ def load_checkpoint(repo: Repo) -> Checkpoint:
         weight_files=tuple(files[name] for name in names),
         side_files=tuple(file for file in rest if kind_of(file.path) == "side"),
         rewritten_files=tuple(file for file in rest if kind_of(file.path) == "rewritten"),
-        dropped_files=tuple(file for file in rest if kind_of(file.path) == "duplicate" and file.path != INDEX_NAME),
+        dropped_files=tuple(file for file in rest if kind_of(file.path) == "duplicate"),
     )
 
 
@@ -84,20 +93,21 @@ def _weight_files(
     repo: Repo, files: dict[str, RepoFile], errors: list[QuantConvertError]
 ) -> tuple[dict[str, str] | None, list[str]]:
     """The index's weight_map (None without an index) and the safetensors files that make up the checkpoint."""
-    if INDEX_NAME in files and SINGLE_NAME not in files:
+    index, single = _kind(files)
+    if index in files and single not in files:
         try:
-            weight_map = _read_json(repo, files[INDEX_NAME], MAX_INDEX_NBYTES).get("weight_map")
+            weight_map = _read_json(repo, files[index], MAX_INDEX_NBYTES).get("weight_map")
         except CheckpointError as error:
             errors.append(error)
             return None, []
         if not isinstance(weight_map, dict) or not all(type(name) is str for name in weight_map.values()):
-            errors.append(CheckpointError(f"`{INDEX_NAME}` has no weight_map from tensor names to file names"))
+            errors.append(CheckpointError(f"`{index}` has no weight_map from tensor names to file names"))
             return None, []
         counts = Counter(weight_map.values())
-        errors += islice(_index_problems(counts, files), MAX_REPORTED)
-        return weight_map, sorted(name for name in counts if name in files and name.endswith(".safetensors"))
-    if SINGLE_NAME in files:
-        return None, [SINGLE_NAME]
+        errors += islice(_index_problems(index, counts, files), MAX_REPORTED)
+        return weight_map, sorted(name for name in counts if name in files and name.endswith(_suffix(index)))
+    if single in files:
+        return None, [single]
     shards = [path for path in files if path.endswith(".safetensors") and "/" not in path]
     names = [path for path in shards if not path.startswith(("consolidated", "adapter_"))] or shards
     parts = [match for match in map(_PART.search, names) if match]
@@ -112,24 +122,41 @@ def _weight_files(
     return None, names
 
 
-def _index_problems(counts: Counter[str], files: dict[str, RepoFile]) -> Iterator[CheckpointError]:
+def _suffix(index: str) -> str:
+    return ".bin" if index == TORCH_INDEX_NAME else ".safetensors"
+
+
+def _index_problems(index: str, counts: Counter[str], files: dict[str, RepoFile]) -> Iterator[CheckpointError]:
     for name in sorted(counts):
         if "/" in name or "\\" in name or name.startswith(".") or not is_plain(name):
-            yield CheckpointError(f"`{INDEX_NAME}` names {quoted(name)}: expected a file beside it")
+            yield CheckpointError(f"`{index}` names {quoted(name)}: expected a file beside it")
         elif name not in files:
             yield CheckpointError(
-                f"{quoted(name)} is missing: `{INDEX_NAME}` says that it holds {counts[name]} tensors",
+                f"{quoted(name)} is missing: `{index}` says that it holds {counts[name]} tensors",
                 hint="download the missing file; every file named in the index must be there",
             )
-        elif not name.endswith(".safetensors"):
-            yield CheckpointError(f"`{INDEX_NAME}` names `{name}`: expected a *.safetensors file")
+        elif not name.endswith(_suffix(index)):
+            yield CheckpointError(f"`{index}` names `{name}`: expected a *{_suffix(index)} file")
+
+
+def _kind(files: dict[str, RepoFile]) -> tuple[str, str]:
+    """The names of the index and of a single file: safetensors where there are any, else torch's own."""
+    if any(path.endswith(".safetensors") and "/" not in path for path in files) or INDEX_NAME in files:
+        return INDEX_NAME, SINGLE_NAME
+    return (TORCH_INDEX_NAME, TORCH_NAME) if {TORCH_INDEX_NAME, TORCH_NAME} & set(files) else (INDEX_NAME, SINGLE_NAME)
+
+
+# A header's text, the tensors of a file that torch reads, or what is wrong with it.
+_Found = bytes | list[TensorRef] | CheckpointError
 
 
 def _read_headers(repo: Repo, files: list[RepoFile], errors: list[QuantConvertError]) -> list[TensorRef]:
     """All headers are fetched, and counted, before the first is parsed: together they must not be too many."""
 
-    def fetch(file: RepoFile) -> bytes | CheckpointError:
+    def fetch(file: RepoFile) -> _Found:
         try:
+            if file.path.endswith(".bin"):  # torch reads those from the disk
+                return read_torch_file(repo.materialize((file.path,)) / file.path, file.path)
             return header_text(lambda offset, n: repo.read(file.path, offset, n), file.path, file.nbytes)
         except CheckpointError as error:
             return error
@@ -148,21 +175,21 @@ def _read_headers(repo: Repo, files: list[RepoFile], errors: list[QuantConvertEr
         try:
             if isinstance(text, CheckpointError):
                 raise text
-            tensors += parse_header(text, file.path, file.nbytes)
+            tensors += parse_header(text, file.path, file.nbytes) if isinstance(text, bytes) else text
         except CheckpointError as error:
             errors.append(error)
     return tensors
 
 
-def _counted(
-    texts: Iterable[bytes | CheckpointError], location: str, errors: list[QuantConvertError]
-) -> deque[bytes | CheckpointError]:
+def _counted(texts: Iterable[_Found], location: str, errors: list[QuantConvertError]) -> deque[_Found]:
     """The headers as long as they are few and short enough to be parsed in bounded memory."""
-    kept: deque[bytes | CheckpointError] = deque()
+    kept: deque[_Found] = deque()
     nbytes = count = 0
     for text in texts:
         if isinstance(text, bytes):
             nbytes, count = nbytes + len(text), count + text.count(b'"data_offsets"')
+        elif not isinstance(text, CheckpointError):
+            count += len(text)
         if count > MAX_TENSORS:
             errors.append(CheckpointError(f"`{location}` has too many tensors: expected at most {MAX_TENSORS}"))
             break
@@ -184,7 +211,8 @@ def _check_index(weight_map: dict[str, str] | None, tensors: list[TensorRef], er
     at = {(ref.name, ref.file) for ref in tensors}
     absent = ((name, file) for name, file in weight_map.items() if (name, file) not in at)
     for name, file in islice(absent, MAX_REPORTED):
-        message = f"tensor {quoted(name)} is not in `{file}`, where `{INDEX_NAME}` puts it"
+        index = TORCH_INDEX_NAME if file.endswith(".bin") else INDEX_NAME
+        message = f"tensor {quoted(name)} is not in `{file}`, where `{index}` puts it"
         errors.append(CheckpointError(message))
 
 

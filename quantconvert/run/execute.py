@@ -88,7 +88,7 @@ class ThreadExecutor:
     def _work(self, files: Files, writer: ShardWriter, end: threading.Event) -> None:
         torch.set_num_threads(1)
         plan = self.plan
-        bench = Bench(files, writer, Workspace(), plan.execution, plan.format, plan.source_format, self._advance)
+        bench = Bench(files, writer, Workspace(), plan.execution, plan.format, self._advance)
         try:
             while (task := self._next()) is not None:
                 self._budget.acquire(task.peak_nbytes)
