@@ -6,8 +6,9 @@ import re
 from pathlib import PurePath
 
 from quantconvert.formats import FORMATS, get_format
-from quantconvert.hub import card_metadata, metadata_block
+from quantconvert.metadata import base_model_of, metadata_block, split_card, tags_of
 from quantconvert.planning import Plan
+from quantconvert.text import printable, redacted
 from quantconvert.version import __version__
 
 BASE_CARD = "# Card of the base model"
@@ -26,13 +27,13 @@ def base_model(plan: Plan) -> str:
     cached = _CACHE.search(location + "/")
     if cached:
         return f"{cached[1]}/{cached[2]}"
-    old = card_metadata(plan.checkpoint.card)[0].get("base_model")
-    if plan.source_format and isinstance(old, str):
+    old = base_model_of(split_card(plan.checkpoint.card)[0])
+    if plan.source_format and old:
         return old
     named = plan.checkpoint.config.get("_name_or_path")
-    if isinstance(named, str) and re.fullmatch(r"[\w.-]+/[\w.-]+", named):
+    if isinstance(named, str) and re.fullmatch(r"[\w.-]{1,96}/[\w.-]{1,96}", named):
         return named
-    return PurePath(location).name or "unknown"
+    return printable(PurePath(location).name, newlines=False) or "unknown"
 
 
 # By whether the source was quantized, and whether the result is.
@@ -51,12 +52,12 @@ def load_hint(plan: Plan, out: str) -> list[str]:
 
 
 def render_card(plan: Plan, command: str | None) -> str:
-    """README.md of the result; the source card's own text follows under a heading of its own."""
-    old_metadata, old_text = card_metadata(plan.checkpoint.card)
+    """README.md of the result, without tokens; the source card's own text follows under a heading of its own."""
+    old_metadata, old_text = split_card(plan.checkpoint.card)
     base = base_model(plan)
     relation = "quantized" if plan.scheme else None  # the Hub has no word for going back
     kind = [plan.format, f"{plan.scheme.num_bits}-bit"] if plan.scheme else []
-    old_tags = [tag for tag in old_metadata.get("tags") or [] if not (plan.source_format and _OURS.fullmatch(str(tag)))]
+    old_tags = [tag for tag in tags_of(old_metadata) if not (plan.source_format and _OURS.fullmatch(tag))]
     old_text = old_text.rpartition(f"{BASE_CARD}\n")[2] if BASE_CARD in old_text else old_text
     tags = [*old_tags, *kind, "quantconvert"]
     metadata = {k: v for k, v in old_metadata.items() if k not in ("model-index", "base_model_relation")}
@@ -78,10 +79,12 @@ def render_card(plan: Plan, command: str | None) -> str:
         "Load it (replace `PATH` by this repository):\n\n```\n" + "\n".join(load_hint(plan, "PATH")) + "\n```\n",
     ]
     if command:
-        parts.append(f"Command:\n\n```\n{command}\n```\n")
+        command = printable(command)
+        fence = "`" * max(3, 1 + max((len(run) for run in re.findall("`+", command)), default=0))
+        parts.append(f"Command:\n\n{fence}\n{command}\n{fence}\n")
     if old_text.strip():
         parts.append(f"{BASE_CARD}\n\n{old_text.strip()}\n")
-    return "\n".join(parts)
+    return redacted("\n".join(parts))
 
 
 def kept_summary(plan: Plan) -> str:

@@ -15,17 +15,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from quantconvert.text import clean
+
 
 class QuantConvertError(Exception):
-    """Base class: a message for a person, an optional hint, and the exit code of the process."""
+    """Base class: a message for a person, an optional hint, and the exit code of the process.
+
+    Both texts lose control characters and tokens here, wherever they came from.
+    """
 
     exit_code = 1
     label = "error"
 
     def __init__(self, message: str, *, hint: str | None = None) -> None:
-        super().__init__(message)
-        self.message = message
-        self.hint = hint
+        self.message = clean(message)
+        self.hint = None if hint is None else clean(hint)
+        super().__init__(self.message)
 
     def __str__(self) -> str:
         return self.message if self.hint is None else f"{self.message}\n\nhint: {self.hint}"

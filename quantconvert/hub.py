@@ -1,4 +1,4 @@
-"""The only import of huggingface_hub: repositories as a source of bytes, and model card metadata."""
+"""The only import of huggingface_hub: repositories as a source of bytes."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ import glob
 import os
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from quantconvert.checkpoint import LocalFolder, Repo, RepoFile, open_subfolder
+from quantconvert.checkpoint.local import exists
 from quantconvert.errors import CheckpointError, UsageError
 
 if TYPE_CHECKING:
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
 _REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _BLOCK = 1 << 19
+_MAX_HEADS = 32
 
 
 def open_repo(source: str | os.PathLike[str], revision: str | None, subfolder: str | None = None) -> Repo:
@@ -32,8 +34,8 @@ def _open(source: str | os.PathLike[str], revision: str | None) -> Repo:
     text = os.fspath(source)
     if not text:
         raise UsageError("the source is empty: expected a folder or a Hub repository id")
-    path = Path(text).expanduser()
-    if path.exists() or not _REPO_ID.fullmatch(text):
+    path = Path(os.path.expanduser(text))  # noqa: PTH111 (Path's own raises for an unknown user)
+    if exists(path) or not _REPO_ID.fullmatch(text):
         if revision is not None:
             raise CheckpointError(f"--revision {revision} is for Hub repositories, `{source}` is a local path")
         return LocalFolder(path, text)
@@ -56,9 +58,18 @@ def _cached(repo_id: str, revision: str | None) -> LocalFolder | None:
 def _near(text: str) -> str | None:
     """A folder that the user may have meant."""
     path = Path(text)
-    names = [entry.name for entry in path.parent.iterdir() if entry.is_dir()] if path.parent.is_dir() else []
+    try:
+        names = [entry.name for entry in path.parent.iterdir() if entry.is_dir()] if path.parent.is_dir() else []
+    except OSError:
+        return None
     close = difflib.get_close_matches(path.name, names, n=1)
     return f"did you mean `{path.parent / close[0]}`?" if close else None
+
+
+def _reason(error: Exception) -> str:
+    """The first line of another library's message; what follows are its own hints."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
 
 
 class HubRepo:
@@ -74,9 +85,8 @@ class HubRepo:
         try:
             info = HfApi().model_info(repo_id, revision=revision, files_metadata=True)
         except Exception as error:  # whatever the layers below raise: no name, no network, no such repository
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise CheckpointError(
-                f"`{repo_id}` is no local folder, and the Hub does not give it: {reason}",
+                f"`{repo_id}` is no local folder, and the Hub does not give it: {_reason(error)}",
                 hint=_near(repo_id) or "check the spelling; for a private or gated model run `hf auth login` first",
             ) from error
         self._asked = revision
@@ -98,9 +108,12 @@ class HubRepo:
         """A byte range; the first half megabyte of each file is fetched once and serves most headers whole."""
         if offset + nbytes > _BLOCK:
             return self._fetch(path, offset, nbytes)
-        if path not in self._heads:
-            self._heads[path] = self._fetch(path, 0, _BLOCK)
-        return self._heads[path][offset : offset + nbytes]
+        head = self._heads.get(path)
+        if head is None:
+            head = self._heads[path] = self._fetch(path, 0, _BLOCK)
+            for old in list(self._heads)[:-_MAX_HEADS]:
+                self._heads.pop(old, None)
+        return head[offset : offset + nbytes]
 
     def _fetch(self, path: str, offset: int, nbytes: int) -> bytes:
         from huggingface_hub import HfFileSystem
@@ -117,8 +130,8 @@ class HubRepo:
             ) as file:
                 file.seek(offset)
                 data: bytes = file.read(end - offset)
-        except OSError as error:
-            raise CheckpointError(f"cannot read `{path}` of `{self.location}`: {error}") from error
+        except Exception as error:  # whatever the layers below raise, as above
+            raise CheckpointError(f"cannot read `{path}` of `{self.location}`: {_reason(error)}") from error
         return data
 
     def materialize(self, paths: tuple[str, ...]) -> Path:
@@ -132,26 +145,5 @@ class HubRepo:
             if path.name != self._sha:
                 path = Path(snapshot_download(self.location, revision=self._sha, allow_patterns=patterns))
             return path
-        except (OSError, ValueError) as error:
-            raise CheckpointError(f"cannot download `{self.location}`: {error}") from error
-
-
-def card_metadata(card: str | None) -> tuple[dict[str, Any], str]:
-    """Metadata and text of a model card; both empty where there is none, metadata empty where it does not parse."""
-    if card is None:
-        return {}, ""
-    from huggingface_hub import RepoCard
-
-    try:
-        parsed = RepoCard(card, ignore_metadata_errors=True)
-    except Exception:  # yaml errors of every kind; a strange card is no reason to refuse a model
-        return {}, card
-    metadata: dict[str, Any] = parsed.data.to_dict()  # type: ignore[no-untyped-call]
-    return metadata, parsed.text
-
-
-def metadata_block(metadata: dict[str, Any]) -> str:
-    """YAML for the front matter of a model card, ending in a newline."""
-    from huggingface_hub import ModelCardData
-
-    return str(ModelCardData(**metadata, ignore_metadata_errors=True).to_yaml()) + "\n"
+        except Exception as error:  # whatever the layers below raise, as above
+            raise CheckpointError(f"cannot download `{self.location}`: {_reason(error)}") from error

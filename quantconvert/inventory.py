@@ -9,6 +9,7 @@ from typing import Any
 from quantconvert.checkpoint import Checkpoint
 from quantconvert.families import find_family
 from quantconvert.patterns import template_of
+from quantconvert.text import quoted
 
 # Which tensor of a module says that it is quantized, by layout.
 _SCALE_SUFFIXES = (".weight_scale", ".scales", ".weight_scale_inv")
@@ -90,15 +91,23 @@ def _schemes(block: dict[str, Any]) -> tuple[str, ...]:
     bits, size = block.get("bits", block.get("w_bit")), block.get("group_size", block.get("q_group_size"))
     if bits is None:
         return ()
-    width = {None: "per channel", -1: "per channel", 0: "per tensor"}.get(size, f"g{size}")
+    widths = {"None": "per channel", "-1": "per channel", "0": "per tensor"}
+    width = widths.get(_word(size), f"g{_word(size)}")
     symmetric = block.get("sym", block.get("symmetric", block.get("zero_point") is False))
     kind = "zero points" if block.get("zero_point") else "symmetric" if symmetric else "asymmetric"
-    return (f"int{bits} {width} {kind}".strip(),)
+    return (f"int{_word(bits)} {width} {kind}".strip(),)
 
 
 def _group_line(group: dict[str, Any]) -> str:
-    weights = group.get("weights") or {}
-    width = f"g{weights.get('group_size')}" if weights.get("strategy") == "group" else f"per {weights.get('strategy')}"
+    weights, targets = group.get("weights"), group.get("targets")
+    weights = weights if isinstance(weights, dict) else {}
+    strategy = _word(weights.get("strategy"))
+    width = f"g{_word(weights.get('group_size'))}" if strategy == "group" else f"per {strategy}"
     kind = "symmetric" if weights.get("symmetric", True) else "asymmetric"
-    targets = ", ".join(map(str, group.get("targets") or ()))
-    return f"{weights.get('type', '?')}{weights.get('num_bits', '?')} {width} {kind}: {targets}"
+    shown = ", ".join(map(_word, targets[:20])) if isinstance(targets, list) else ""
+    return f"{_word(weights.get('type', '?'))}{_word(weights.get('num_bits', '?'))} {width} {kind}: {shown}"
+
+
+def _word(value: object) -> str:
+    """A value of somebody's config on one short line."""
+    return quoted(value).strip("`")

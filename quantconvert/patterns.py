@@ -12,10 +12,12 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
 
-from quantconvert.errors import UsageError
+from quantconvert.errors import UnsupportedError, UsageError
+from quantconvert.text import quoted
 
 _NUMBER = re.compile(r"(?<=\.)\d+(?=\.)|^\d+(?=\.)|(?<=\.)\d+$")
 WEIGHT_SUFFIX = ".weight"
+MAX_PATTERN_LENGTH, MAX_REPEATS = 10_000, 8
 
 
 def module_of(name: str) -> str:
@@ -42,6 +44,26 @@ def compile_pattern(pattern: str) -> Callable[[str], bool]:
         regex = re.compile(fnmatch.translate(pattern))
         return lambda name: regex.match(name) is not None
     return lambda name: name == pattern
+
+
+_ATOMS = re.compile(r"\\.|\[\^?\]?[^\]]*\]", re.S)
+_REPEAT = re.compile(r"[*+]|\{\d*,\d*\}")
+
+
+def check_foreign(regex: str) -> str:
+    """A regular expression from a source's config, if matching it cannot take exponential time.
+
+    That takes a repeated group: `(a+)+`. No writer of configs needs one, or many repetitions. Raises
+    `UnsupportedError`.
+    """
+    skeleton = _ATOMS.sub("x", regex[:MAX_PATTERN_LENGTH])
+    if (
+        len(regex) > MAX_PATTERN_LENGTH
+        or re.search(r"\)[*+{]", skeleton)
+        or len(_REPEAT.findall(skeleton)) > MAX_REPEATS
+    ):
+        raise UnsupportedError(f"quantization_config: pattern {quoted(regex)} could take forever to match")
+    return regex
 
 
 def nearest(pattern: str, names: Iterable[str], count: int = 3) -> list[str]:

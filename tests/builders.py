@@ -61,10 +61,14 @@ LLAMA_CONFIG: dict[str, Any] = {
 def write_checkpoint(
     folder: Path, tensors: dict[str, Tensor] | None = None, config: dict[str, Any] | None = None, shards: int = 1
 ) -> Path:
-    """A checkpoint folder; with several shards an index too. Defaults to a small Llama. Returns `folder`."""
+    """A checkpoint folder; with several shards an index too. Defaults to a small Llama. Returns `folder`.
+
+    Sizes that `config` leaves at those of `LLAMA_CONFIG` follow the tensors.
+    """
     tensors = llama_tensors() if tensors is None else tensors
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text(json.dumps(LLAMA_CONFIG if config is None else config, indent=2))
+    config = _fitted(LLAMA_CONFIG if config is None else config, tensors)
+    (folder / "config.json").write_text(json.dumps(config, indent=2))
     names = list(tensors)
     if shards == 1:
         save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
@@ -79,6 +83,12 @@ def write_checkpoint(
     index = {"metadata": {"total_size": total}, "weight_map": weight_map}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2))
     return folder
+
+
+def _fitted(config: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str, Any]:
+    gate = next((t for name, t in tensors.items() if name.endswith("layers.0.mlp.gate_proj.weight")), None)
+    sizes = {"intermediate_size": gate.shape[0], "hidden_size": gate.shape[1]} if gate is not None else {}
+    return config | {key: size for key, size in sizes.items() if config.get(key) == LLAMA_CONFIG[key]}
 
 
 def read_tensors(folder: Path) -> dict[str, Tensor]:

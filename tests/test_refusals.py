@@ -177,7 +177,7 @@ def test_truncated_header(tmp_path: Path, out: Path) -> None:
 
 def test_header_too_large(tmp_path: Path, out: Path) -> None:
     folder = write_raw(tmp_path / "source", b"{}", length=2**63)
-    message = f"header of `model.safetensors` is too large: expected at most 100000000 bytes, got {2**63}"
+    message = f"header of `model.safetensors` is too large: expected at most 25000000 bytes, got {2**63}"
     assert refusals(folder, out) == [(CheckpointError, message, None)]
 
 

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import fnmatch
+from collections.abc import Iterable
 from typing import Literal
+
+from quantconvert.checkpoint.model import RepoFile
+from quantconvert.errors import CheckpointError, QuantConvertError, raise_all
+from quantconvert.text import is_plain, quoted
 
 INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
 TORCH_INDEX_NAME, TORCH_NAME = "pytorch_model.bin.index.json", "pytorch_model.bin"
 STATE_FOLDER = ".quantconvert"
+MAX_FILES = 10_000
+MAX_REPORTED = 10  # of problems of one kind: more tell nothing new
 
 FileKind = Literal["side", "rewritten", "duplicate", "hidden"]
 
@@ -57,3 +64,25 @@ def kind_of(path: str) -> FileKind:
     if any(fnmatch.fnmatchcase(name, pattern) for pattern in _DUPLICATES):
         return "duplicate"
     return "side"
+
+
+def check_files(files: Iterable[RepoFile], location: str) -> dict[str, RepoFile]:
+    """The repository's files by path; raises for a name that leaves the folder or commands a terminal.
+
+    For folders as for the Hub, whose answers name files too: each may become a file of the result.
+    """
+    errors: list[QuantConvertError] = []
+    found: dict[str, RepoFile] = {}
+    for file in files:
+        parts = file.path.split("/")
+        if not is_plain(file.path):
+            errors.append(CheckpointError(f"{quoted(file.path)} of `{location}` has control characters in its name"))
+        elif "\\" in file.path or any(part in ("", ".", "..") for part in parts):
+            errors.append(CheckpointError(f"{quoted(file.path)} of `{location}` is no path inside it"))
+        found[file.path] = file
+        if len(errors) == MAX_REPORTED or len(found) > MAX_FILES:
+            break
+    raise_all(errors)
+    if len(found) > MAX_FILES:
+        raise CheckpointError(f"source `{location}` has more than {MAX_FILES} files: expected one model")
+    return found

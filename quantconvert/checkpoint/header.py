@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import struct
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import prod
@@ -15,9 +16,16 @@ from typing import Any
 
 from quantconvert.dtypes import DTYPES
 from quantconvert.errors import CheckpointError
+from quantconvert.text import is_plain, quoted
 
-MAX_HEADER_NBYTES = 100_000_000
+# One header of 200,000 tensors fits (Kimi-K2 has as many in 62 files), and so does what parsing it takes in 300 MB;
+# safetensors itself reads up to 100 MB.
+MAX_HEADER_NBYTES = 25_000_000
+MAX_TEXT_NBYTES = 110_000_000
+MAX_VALUES = 3_000_000
+MAX_NAME_LENGTH = 256  # the longest public ones have half of it; name rules take time that grows with the square
 MAX_RANK = 32
+_TENSOR_KEYS = {"dtype", "shape", "data_offsets"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,9 +63,14 @@ def read_header(read: Callable[[int, int], bytes], file: str, file_nbytes: int) 
     `read(offset, nbytes)` returns bytes of the file; `file` is the name used in the refs and in errors. Raises
     `CheckpointError` for anything that is not a well-formed file of exactly `file_nbytes` bytes.
     """
+    return parse_header(header_text(read, file, file_nbytes), file, file_nbytes)
+
+
+def header_text(read: Callable[[int, int], bytes], file: str, file_nbytes: int) -> bytes:
+    """The header's JSON, not parsed yet; raises `CheckpointError` for a length that cannot be."""
     if file_nbytes < 8:
         raise CheckpointError(f"`{file}` is no safetensors file: expected at least 8 bytes, got {file_nbytes}")
-    (header_nbytes,) = struct.unpack("<Q", read(0, 8))
+    (header_nbytes,) = struct.unpack("<Q", _exactly(read, 0, 8, file))
     if header_nbytes > MAX_HEADER_NBYTES:
         raise CheckpointError(
             f"header of `{file}` is too large: expected at most {MAX_HEADER_NBYTES} bytes, got {header_nbytes}"
@@ -66,29 +79,82 @@ def read_header(read: Callable[[int, int], bytes], file: str, file_nbytes: int) 
         raise CheckpointError(
             f"`{file}` is truncated: its header needs {8 + header_nbytes} bytes, the file has {file_nbytes}"
         )
-    entries = parse_object(read(8, header_nbytes), f"header of `{file}`")
-    entries.pop("__metadata__", None)
-    data_start = 8 + header_nbytes
+    return _exactly(read, 8, header_nbytes, file)
+
+
+def parse_header(raw: bytes, file: str, file_nbytes: int) -> list[TensorRef]:
+    """The tensors that the header `raw` of `file` describes, in the order of their bytes."""
+    data_start = 8 + len(raw)
+    entries = parse_object(raw, f"header of `{file}`", strict=True)
+    del raw
+    _check_metadata(entries.pop("__metadata__", None), file)
     refs = [_tensor_ref(name, entry, file, data_start) for name, entry in entries.items()]
     refs.sort(key=lambda ref: (ref.offset, ref.offset + ref.nbytes))
     _check_layout(refs, file, data_start, file_nbytes)
     return refs
 
 
-def parse_object(raw: bytes, subject: str) -> dict[str, Any]:
-    """A JSON object with unique keys; `subject` begins the message of the `CheckpointError` otherwise."""
+def parse_object(raw: bytes, subject: str, strict: bool = False, max_values: int = MAX_VALUES) -> dict[str, Any]:
+    """A JSON object with unique keys; `subject` begins the message of the `CheckpointError` otherwise.
+
+    max_values: of commas, colons and opening brackets, counted before anything is parsed.
+
+    strict: refuse what Python reads beyond the JSON standard, NaN and infinities (configs do hold them), and `-0`,
+    which is no whole number to other readers.
+    """
+    if sum(map(raw.count, (b",", b":", b"[", b"{"))) > max_values:
+        raise CheckpointError(f"{subject} holds too many values: expected at most {max_values}")
     try:
-        value = json.loads(raw.decode("utf-8"), object_pairs_hook=_unique_object)
+        text = raw.decode("utf-8")
+        del raw
+        if sys.getsizeof(text) > MAX_TEXT_NBYTES:  # four bytes a character once one of them is rare
+            raise CheckpointError(f"{subject} is too large: expected at most {MAX_TEXT_NBYTES} bytes in memory")
+        if strict:
+            hook = _whole if "-0" in text else None
+            value = json.loads(text, object_pairs_hook=_unique_object, parse_constant=_no_constant, parse_int=hook)
+        else:
+            value = json.loads(text, object_pairs_hook=_unique_object)
     except _DuplicateKey as error:
-        raise CheckpointError(f"{subject} names `{error}` twice") from None
+        raise CheckpointError(f"{subject} names {quoted(str(error))} twice") from None
     except UnicodeDecodeError:
         raise CheckpointError(f"{subject} is not UTF-8") from None
     except (ValueError, RecursionError) as error:
-        reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)
-        raise CheckpointError(f"{subject} is not JSON: {reason}") from None
+        raise CheckpointError(f"{subject} is not JSON: {_reason(error)}") from None
     if not isinstance(value, dict):
         raise CheckpointError(f"{subject} is not a JSON object")
     return value
+
+
+def _exactly(read: Callable[[int, int], bytes], offset: int, nbytes: int, file: str) -> bytes:
+    data = read(offset, nbytes)
+    if len(data) != nbytes:
+        raise CheckpointError(
+            f"`{file}` became shorter while it was read: expected {nbytes} bytes at {offset}, got {len(data)}"
+        )
+    return data
+
+
+def _no_constant(name: str) -> float:
+    raise ValueError(f"{name} is no number of JSON")
+
+
+def _whole(text: str) -> int:
+    if text == "-0":
+        raise ValueError("-0 is no whole number")
+    return int(text)
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, RecursionError):
+        return "nested too deeply"
+    return "a number of too many digits" if "int_max_str_digits" in str(error) else str(error)
+
+
+def _check_metadata(metadata: object, file: str) -> None:
+    """As safetensors reads it: absent, or strings by name."""
+    strings = isinstance(metadata, dict) and all(type(v) is str and is_utf8(k + v) for k, v in metadata.items())
+    if metadata is not None and not strings:
+        raise CheckpointError(f"header of `{file}`: `__metadata__` is not a map from strings to strings")
 
 
 def is_utf8(text: str) -> bool:
@@ -104,15 +170,25 @@ def _is_count(value: object) -> bool:
     return type(value) is int and 0 <= value < 2**63
 
 
-def _tensor_ref(name: str, entry: object, file: str, data_start: int) -> TensorRef:
+def _check_name(name: str, file: str) -> None:
     if not is_utf8(name):
-        raise CheckpointError(f"header of `{file}` has a name that is not UTF-8: {name!r}")
+        raise CheckpointError(f"header of `{file}` has a name that is not UTF-8: {quoted(name)}")
+    if not is_plain(name):
+        raise CheckpointError(f"header of `{file}` has a name with control characters: {quoted(name)}")
+    if len(name) > MAX_NAME_LENGTH:
+        raise CheckpointError(f"header of `{file}` has a name of {len(name)} characters: {quoted(name)}")
+
+
+def _tensor_ref(name: str, entry: object, file: str, data_start: int) -> TensorRef:
+    _check_name(name, file)
     where = f"tensor `{name}` in `{file}`"
     if not isinstance(entry, dict):
         raise CheckpointError(f"{where}: expected an object with dtype, shape and data_offsets")
+    if not entry.keys() <= _TENSOR_KEYS:
+        raise CheckpointError(f"{where}: unknown key {quoted(min(entry.keys() - _TENSOR_KEYS))}")
     dtype, shape, offsets = entry.get("dtype"), entry.get("shape"), entry.get("data_offsets")
     if not isinstance(dtype, str) or dtype not in DTYPES:
-        raise CheckpointError(f"{where}: unknown dtype `{dtype}`", hint=f"known dtypes: {', '.join(DTYPES)}")
+        raise CheckpointError(f"{where}: unknown dtype {quoted(dtype)}", hint=f"known dtypes: {', '.join(DTYPES)}")
     if not isinstance(shape, list) or len(shape) > MAX_RANK or not all(map(_is_count, shape)):
         raise CheckpointError(f"{where}: shape is not a list of at most {MAX_RANK} sizes")
     if not isinstance(offsets, list) or len(offsets) != 2 or not all(map(_is_count, offsets)):

@@ -2,20 +2,35 @@
 
 from __future__ import annotations
 
-import json
 import re
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from typing import Any
 
-from quantconvert.checkpoint.files import INDEX_NAME, SINGLE_NAME, TORCH_INDEX_NAME, TORCH_NAME, kind_of
-from quantconvert.checkpoint.header import TensorRef, is_utf8, parse_object, read_header
+from quantconvert.checkpoint.config import MAX_CONFIG_NBYTES, check_config
+from quantconvert.checkpoint.files import (
+    INDEX_NAME,
+    MAX_REPORTED,
+    SINGLE_NAME,
+    TORCH_INDEX_NAME,
+    TORCH_NAME,
+    check_files,
+    kind_of,
+)  # fmt: skip
+from quantconvert.checkpoint.header import TensorRef, header_text, parse_header, parse_object
 from quantconvert.checkpoint.model import Checkpoint, Repo, RepoFile
 from quantconvert.checkpoint.torch_file import read_torch_file
 from quantconvert.errors import CheckpointError, QuantConvertError, raise_all
+from quantconvert.text import is_plain, quoted
 
-MAX_JSON_NBYTES = 200_000_000
+# Twice what the largest public checkpoint holds (Kimi-K2-Thinking: 208,000 tensors); a plan takes 3.4 kB for each.
+MAX_TENSORS = 500_000
+MAX_HEADERS_NBYTES = 100_000_000
+MAX_INDEX_NBYTES = 50_000_000
+MAX_JSON_VALUES = 1_100_000  # two for each tensor of an index
 _PART = re.compile(r"-(\d{1,6})-of-(\d{1,6})\.safetensors$")
-MAX_CONFIG_NBYTES = 10_000_000
 
 
 def load_checkpoint(repo: Repo) -> Checkpoint:
@@ -23,7 +38,7 @@ def load_checkpoint(repo: Repo) -> Checkpoint:
 
     Raises `CheckpointError`, or a `Refusal` with all of them, when something is missing or malformed.
     """
-    files = {file.path: file for file in repo.files()}
+    files = check_files(repo.files(), repo.location)
     if not files:
         raise CheckpointError(f"source `{repo.location}` is an empty folder")
     errors: list[QuantConvertError] = []
@@ -52,10 +67,7 @@ def load_checkpoint(repo: Repo) -> Checkpoint:
 def _read_json(repo: Repo, file: RepoFile, limit: int) -> dict[str, Any]:
     if file.nbytes > limit:
         raise CheckpointError(f"`{file.path}` is too large: expected at most {limit} bytes, got {file.nbytes}")
-    value = parse_object(repo.read(file.path, 0, file.nbytes), f"`{file.path}`")
-    if not is_utf8(json.dumps(value, ensure_ascii=False)):
-        raise CheckpointError(f"`{file.path}` holds text that is not UTF-8")
-    return value
+    return parse_object(repo.read(file.path, 0, file.nbytes), f"`{file.path}`", max_values=MAX_JSON_VALUES)
 
 
 def _read_config(repo: Repo, files: dict[str, RepoFile], errors: list[QuantConvertError]) -> dict[str, Any]:
@@ -69,7 +81,9 @@ def _read_config(repo: Repo, files: dict[str, RepoFile], errors: list[QuantConve
         )
         return {}
     try:
-        return _read_json(repo, files["config.json"], MAX_CONFIG_NBYTES)
+        config = _read_json(repo, files["config.json"], MAX_CONFIG_NBYTES)
+        check_config(config, "config.json")
+        return config
     except CheckpointError as error:
         errors.append(error)
         return {}
@@ -82,26 +96,16 @@ def _weight_files(
     index, single = _kind(files)
     if index in files and single not in files:
         try:
-            weight_map = _read_json(repo, files[index], MAX_JSON_NBYTES).get("weight_map")
+            weight_map = _read_json(repo, files[index], MAX_INDEX_NBYTES).get("weight_map")
         except CheckpointError as error:
             errors.append(error)
             return None, []
-        if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
+        if not isinstance(weight_map, dict) or not all(type(name) is str for name in weight_map.values()):
             errors.append(CheckpointError(f"`{index}` has no weight_map from tensor names to file names"))
             return None, []
-        names = sorted(set(weight_map.values()))
-        for name in names:
-            if "/" in name or "\\" in name or "\0" in name or name.startswith("."):
-                errors.append(CheckpointError(f"`{index}` names `{name}`: expected a file beside it"))
-            elif name not in files:
-                count = sum(1 for file in weight_map.values() if file == name)
-                errors.append(
-                    CheckpointError(
-                        f"`{name}` is missing: `{index}` says that it holds {count} tensors",
-                        hint="download the missing file; every file named in the index must be there",
-                    )
-                )
-        return weight_map, names
+        counts = Counter(weight_map.values())
+        errors += islice(_index_problems(index, counts, files), MAX_REPORTED)
+        return weight_map, sorted(name for name in counts if name in files and name.endswith(_suffix(index)))
     if single in files:
         return None, [single]
     shards = [path for path in files if path.endswith(".safetensors") and "/" not in path]
@@ -118,6 +122,23 @@ def _weight_files(
     return None, names
 
 
+def _suffix(index: str) -> str:
+    return ".bin" if index == TORCH_INDEX_NAME else ".safetensors"
+
+
+def _index_problems(index: str, counts: Counter[str], files: dict[str, RepoFile]) -> Iterator[CheckpointError]:
+    for name in sorted(counts):
+        if "/" in name or "\\" in name or name.startswith(".") or not is_plain(name):
+            yield CheckpointError(f"`{index}` names {quoted(name)}: expected a file beside it")
+        elif name not in files:
+            yield CheckpointError(
+                f"{quoted(name)} is missing: `{index}` says that it holds {counts[name]} tensors",
+                hint="download the missing file; every file named in the index must be there",
+            )
+        elif not name.endswith(_suffix(index)):
+            yield CheckpointError(f"`{index}` names `{name}`: expected a *{_suffix(index)} file")
+
+
 def _kind(files: dict[str, RepoFile]) -> tuple[str, str]:
     """The names of the index and of a single file: safetensors where there are any, else torch's own."""
     if any(path.endswith(".safetensors") and "/" not in path for path in files) or INDEX_NAME in files:
@@ -125,23 +146,59 @@ def _kind(files: dict[str, RepoFile]) -> tuple[str, str]:
     return (TORCH_INDEX_NAME, TORCH_NAME) if {TORCH_INDEX_NAME, TORCH_NAME} & set(files) else (INDEX_NAME, SINGLE_NAME)
 
 
+# A header's text, the tensors of a file that torch reads, or what is wrong with it.
+_Found = bytes | list[TensorRef] | CheckpointError
+
+
 def _read_headers(repo: Repo, files: list[RepoFile], errors: list[QuantConvertError]) -> list[TensorRef]:
-    def read(file: RepoFile) -> list[TensorRef] | CheckpointError:
+    """All headers are fetched, and counted, before the first is parsed: together they must not be too many."""
+
+    def fetch(file: RepoFile) -> _Found:
         try:
             if file.path.endswith(".bin"):  # torch reads those from the disk
                 return read_torch_file(repo.materialize((file.path,)) / file.path, file.path)
-            return read_header(lambda offset, n: repo.read(file.path, offset, n), file.path, file.nbytes)
+            return header_text(lambda offset, n: repo.read(file.path, offset, n), file.path, file.nbytes)
         except CheckpointError as error:
             return error
 
+    if repo.revision and len(files) > 1:
+        with ThreadPoolExecutor(8) as pool:
+            texts = _counted(pool.map(fetch, files), repo.location, errors)
+    else:
+        texts = _counted(map(fetch, files), repo.location, errors)
     tensors: list[TensorRef] = []
-    with ThreadPoolExecutor(8 if repo.revision and len(files) > 1 else 1) as pool:
-        for result in pool.map(read, files):
-            if isinstance(result, CheckpointError):
-                errors.append(result)
-            else:
-                tensors += result
+    most = len(errors) + MAX_REPORTED
+    for file in files if len(texts) == len(files) else ():
+        text = texts.popleft()
+        if len(errors) == most:
+            break
+        try:
+            if isinstance(text, CheckpointError):
+                raise text
+            tensors += parse_header(text, file.path, file.nbytes) if isinstance(text, bytes) else text
+        except CheckpointError as error:
+            errors.append(error)
     return tensors
+
+
+def _counted(texts: Iterable[_Found], location: str, errors: list[QuantConvertError]) -> deque[_Found]:
+    """The headers as long as they are few and short enough to be parsed in bounded memory."""
+    kept: deque[_Found] = deque()
+    nbytes = count = 0
+    for text in texts:
+        if isinstance(text, bytes):
+            nbytes, count = nbytes + len(text), count + text.count(b'"data_offsets"')
+        elif not isinstance(text, CheckpointError):
+            count += len(text)
+        if count > MAX_TENSORS:
+            errors.append(CheckpointError(f"`{location}` has too many tensors: expected at most {MAX_TENSORS}"))
+            break
+        if nbytes > MAX_HEADERS_NBYTES:
+            message = f"headers of `{location}` are too large: expected at most {MAX_HEADERS_NBYTES} bytes in all"
+            errors.append(CheckpointError(message))
+            break
+        kept.append(text)
+    return kept
 
 
 def _check_index(weight_map: dict[str, str] | None, tensors: list[TensorRef], errors: list[QuantConvertError]) -> None:
@@ -152,17 +209,18 @@ def _check_index(weight_map: dict[str, str] | None, tensors: list[TensorRef], er
     if weight_map is None or errors:
         return
     at = {(ref.name, ref.file) for ref in tensors}
-    for name, file in weight_map.items():
-        if (name, file) not in at:
-            index = TORCH_INDEX_NAME if file.endswith(".bin") else INDEX_NAME
-            errors.append(CheckpointError(f"tensor `{name}` is not in `{file}`, where `{index}` puts it"))
+    absent = ((name, file) for name, file in weight_map.items() if (name, file) not in at)
+    for name, file in islice(absent, MAX_REPORTED):
+        index = TORCH_INDEX_NAME if file.endswith(".bin") else INDEX_NAME
+        message = f"tensor {quoted(name)} is not in `{file}`, where `{index}` puts it"
+        errors.append(CheckpointError(message))
 
 
 def _check_duplicates(tensors: list[TensorRef], errors: list[QuantConvertError]) -> None:
     first: dict[str, str] = {}
+    twice: list[tuple[TensorRef, str]] = []
     for ref in tensors:
-        if ref.name in first:
-            errors.append(
-                CheckpointError(f"tensor `{ref.name}` exists twice: in `{first[ref.name]}` and in `{ref.file}`")
-            )
-        first.setdefault(ref.name, ref.file)
+        if first.setdefault(ref.name, ref.file) != ref.file:
+            twice.append((ref, first[ref.name]))
+    for ref, file in twice[:MAX_REPORTED]:
+        errors.append(CheckpointError(f"tensor `{ref.name}` exists twice: in `{file}` and in `{ref.file}`"))

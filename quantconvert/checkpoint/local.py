@@ -1,19 +1,35 @@
-"""A model repository in a local folder."""
+"""A model repository in a local folder, which may come from anyone: nothing outside it is read through its links."""
 
 from __future__ import annotations
 
 import os
+import stat
+from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 
+from quantconvert.checkpoint.files import MAX_FILES, MAX_REPORTED
 from quantconvert.checkpoint.model import RepoFile
-from quantconvert.errors import CheckpointError
+from quantconvert.errors import CheckpointError, QuantConvertError, raise_all
+from quantconvert.text import quoted
+
+MAX_DEPTH = 32
+_KINDS = (
+    (stat.S_ISFIFO, "a fifo"), (stat.S_ISSOCK, "a socket"), (stat.S_ISCHR, "a device"), (stat.S_ISBLK, "a device"),
+    (stat.S_ISDIR, "a folder"),
+)  # fmt: skip
 
 
 class LocalFolder:
-    """A folder as a `Repo`; raises `CheckpointError` when it does not exist or is no folder."""
+    """A folder as a `Repo`; raises `CheckpointError` when it does not exist or is no folder.
+
+    Symbolic links are followed to files inside the folder and, in a snapshot of huggingface_hub's cache
+    (`models--*/snapshots/<commit>`), to the `blobs` of the same repository. Any other link is refused, be it a
+    weight, a config or a side file that would be copied: its target may be a secret, and results are published.
+    """
 
     def __init__(self, path: Path, location: str | None = None, revision: str | None = None) -> None:
-        if not path.exists():
+        if not exists(path):
             raise CheckpointError(f"source `{path}` does not exist")
         if not path.is_dir():
             raise CheckpointError(f"source `{path}` is a file: expected a folder with config.json and *.safetensors")
@@ -22,18 +38,46 @@ class LocalFolder:
         self.revision = revision
 
     def files(self) -> tuple[RepoFile, ...]:
-        found = []
-        for folder, subfolders, names in os.walk(self.path):
-            subfolders[:] = sorted(d for d in subfolders if not d.startswith("."))
-            for name in names:
-                path = Path(folder, name)
-                if path.is_file():
-                    found.append(RepoFile(path.relative_to(self.path).as_posix(), path.stat().st_size))
+        """Every file but hidden ones; raises all refusals about links, special files and names at once."""
+        found: list[RepoFile] = []
+        errors: list[QuantConvertError] = []
+        homes = _homes(self.path)
+        for path, entry in self._walk():
+            problem = _problem(path, entry, homes)
+            if problem is not None:
+                errors.append(problem)
+            else:
+                found.append(RepoFile(path, entry.stat().st_size))
+            if len(errors) == MAX_REPORTED:
+                break
+        raise_all(errors)
         return tuple(sorted(found, key=lambda file: file.path))
+
+    def _walk(self) -> Iterator[tuple[str, os.DirEntry[str]]]:
+        """Path and entry of everything that is no folder, without following links to folders; hidden ones left out."""
+        waiting, seen = [("", 0)], 0
+        while waiting:
+            below, depth = waiting.pop()
+            if depth > MAX_DEPTH:
+                raise CheckpointError(f"source `{self.location}` has folders too deep inside it: {quoted(below)}")
+            try:
+                with os.scandir(self.path / below) as entries:
+                    inside = list(islice(entries, MAX_FILES + 1))
+            except OSError as error:
+                raise CheckpointError(f"cannot read `{below or '.'}` of `{self.location}`: {error.strerror}") from error
+            seen += len(inside)
+            if seen > MAX_FILES:
+                raise CheckpointError(f"source `{self.location}` has more than {MAX_FILES} files: expected one model")
+            for entry in sorted(inside, key=lambda entry: entry.name):
+                path = f"{below}/{entry.name}" if below else entry.name
+                if entry.is_dir(follow_symlinks=False):
+                    waiting += [] if entry.name.startswith(".") else [(path, depth + 1)]
+                elif not entry.name.startswith(".") or entry.name == ".gitattributes":
+                    yield path, entry
 
     def read(self, path: str, offset: int, nbytes: int) -> bytes:
         try:
-            with open(self.path / path, "rb") as file:
+            with open(self.path / path, "rb", opener=open_regular) as file:
                 file.seek(offset)
                 return file.read(nbytes)
         except OSError as error:
@@ -41,3 +85,48 @@ class LocalFolder:
 
     def materialize(self, paths: tuple[str, ...]) -> Path:
         return self.path
+
+
+def exists(path: Path) -> bool:
+    """Whether there is something at `path`; nothing can be where the name is too long or cannot be looked up."""
+    try:
+        return path.exists()
+    except OSError:
+        return False
+
+
+def open_regular(path: str, flags: int) -> int:
+    """An `opener` that neither waits for the other end of a fifo nor reads from a device."""
+    fd = os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC)
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise OSError(0, "not a regular file", path)
+    return fd
+
+
+def _homes(folder: Path) -> tuple[str, ...]:
+    """Where the folder's links may lead: into itself, and from a cached snapshot into the same repository's blobs."""
+    real = Path(os.path.realpath(folder))
+    homes = [real]
+    for above in real.parents:
+        if above.name == "snapshots" and above.parent.name.startswith("models--"):
+            homes.append(above.parent / "blobs")
+    return tuple(os.path.join(home, "") for home in homes)
+
+
+def _problem(path: str, entry: os.DirEntry[str], homes: tuple[str, ...]) -> CheckpointError | None:
+    """Why this file cannot be a part of a model, or None."""
+    target = os.path.realpath(entry.path) if entry.is_symlink() else None
+    if target is not None and not os.path.join(target, "").startswith(homes):
+        return CheckpointError(
+            f"{quoted(path)} is a link out of the source, to {quoted(target)}",
+            hint="put the file itself into the folder",
+        )
+    try:
+        mode = entry.stat().st_mode
+    except OSError:
+        return CheckpointError(f"{quoted(path)} is a link that leads nowhere", hint="download or copy this file again")
+    if stat.S_ISREG(mode):
+        return None
+    kind = next((name for matches, name in _KINDS if matches(mode)), "something else")
+    return CheckpointError(f"{quoted(path)} is no regular file but {kind}")

@@ -14,12 +14,11 @@ from types import FrameType
 from typing import Any
 
 import typer
-from rich.markup import escape
 from typer.core import TyperGroup
 
 from quantconvert import api
 from quantconvert.cli import options as opt
-from quantconvert.cli.output import print_inventory, print_json, print_plan, print_result, result_json, stderr
+from quantconvert.cli.output import plain, print_inventory, print_json, print_plan, print_result, result_json, stderr
 from quantconvert.cli.progress import ProgressReporter
 from quantconvert.errors import QuantConvertError, Refusal
 from quantconvert.events import silent
@@ -282,9 +281,9 @@ def _print_error(error: QuantConvertError) -> None:
     for i, part in enumerate(parts):
         if i:
             stderr.print()
-        stderr.print(f"[red]error:[/red] {escape(part.message)}")
+        stderr.print(f"[red]error:[/red] {plain(part.message)}")
         if part.hint:
-            stderr.print(f"\n[bold]hint:[/bold] {escape(part.hint)}")
+            stderr.print(f"\n[bold]hint:[/bold] {plain(part.hint)}")
 
 
 def run() -> None:

@@ -17,6 +17,7 @@ from quantconvert.card import load_hint
 from quantconvert.families import REASON_TEXT
 from quantconvert.inventory import Inventory
 from quantconvert.planning import Plan, Task
+from quantconvert.text import clean, escaped_json, redacted
 
 LOG_WIDTH = 160  # where there is no terminal to ask
 
@@ -42,10 +43,14 @@ def _console(stream: TextIO) -> Console:
 stdout, stderr = _console(sys.stdout), _console(sys.stderr)
 
 
+def plain(text: str) -> str:
+    """Text for `print` of the consoles: no markup, no control characters, no tokens, whatever it came from."""
+    return escape(clean(text))
+
+
 def print_json(value: object) -> None:
     """Data for programs, plain whatever the terminal."""
-    json.dump(value, sys.stdout, indent=2, ensure_ascii=False)
-    sys.stdout.write("\n")
+    sys.stdout.write(redacted(escaped_json(json.dumps(value, indent=2, ensure_ascii=False))) + "\n")
 
 
 def size(nbytes: float) -> str:
@@ -73,7 +78,7 @@ def _print_facts(console: Console, rows: list[tuple[str, str]]) -> None:
     """`key  value` lines, unwrapped and without trailing blanks, so that they can be copied."""
     width = max(len(key) for key, _ in rows)
     for key, value in rows:
-        console.print(f"[bold]{escape(key):<{width}}[/bold]  {escape(value)}")
+        console.print(f"[bold]{plain(key):<{width}}[/bold]  {plain(value)}")
 
 
 def _kept_rows(plan: Plan) -> list[tuple[str, str]]:
@@ -128,12 +133,12 @@ def _tensor_table(plan: Plan) -> Table:
     for task in plan.tasks:
         decision = task.scheme.label if task.scheme else f"keep: {task.reason}"
         shape = "x".join(map(str, task.source.shape))
-        name, kind = escape(task.source.name), _dtypes(task)
-        table.add_row(name, shape, kind, task.role, decision, escape(task.evidence))
+        name, kind = plain(task.source.name), _dtypes(task)
+        table.add_row(name, shape, kind, task.role, decision, plain(task.evidence))
     for dropped in plan.dropped:
         ref = dropped.ref
         shape = "x".join(map(str, ref.shape))
-        table.add_row(escape(ref.name), shape, ref.dtype, "duplicate or scale", "drop", escape(dropped.reason))
+        table.add_row(plain(ref.name), shape, ref.dtype, "duplicate or scale", "drop", plain(dropped.reason))
     return table
 
 
@@ -162,7 +167,7 @@ def print_result(result: Result) -> None:
     for i, hint in enumerate(load_hint(plan, str(result.out))):
         rows.append(("load it" if i == 0 else "", hint))
     _print_facts(stderr, rows)
-    stderr.print(f"[green]done[/green] {escape(str(result.out))}")
+    stderr.print(f"[green]done[/green] {plain(str(result.out))}")
 
 
 def result_json(result: Result) -> dict[str, object]:
@@ -195,7 +200,7 @@ def print_inventory(inventory: Inventory, verbose: bool) -> None:
     shown = inventory.templates if verbose else inventory.templates[:40]
     for row in shown:
         shape = "x".join(map(str, row.shapes[0])) + (f" and {len(row.shapes) - 1} more" if len(row.shapes) > 1 else "")
-        table.add_row(escape(row.template), row.dtype, shape, str(row.num_tensors), size(row.nbytes))
+        table.add_row(plain(row.template), row.dtype, shape, str(row.num_tensors), size(row.nbytes))
     stdout.print()
     stdout.print(table)
     if len(shown) < len(inventory.templates):

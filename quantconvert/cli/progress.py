@@ -5,11 +5,11 @@ from __future__ import annotations
 import sys
 import time
 
-from rich.markup import escape
 from tqdm import tqdm
 
-from quantconvert.cli.output import size, stderr
+from quantconvert.cli.output import plain, size, stderr
 from quantconvert.events import Event, Note, Progress, ShardWritten, Started
+from quantconvert.text import printable
 
 LOG_EVERY_SECONDS = 10.0
 
@@ -34,7 +34,7 @@ class ProgressReporter:
     def __call__(self, event: Event) -> None:
         match event:
             case Note(_, message):
-                stderr.print(f"[yellow]note[/yellow] {escape(message)}")
+                stderr.print(f"[yellow]note[/yellow] {plain(message)}")
             case Started(num_tasks, nbytes):
                 self._begin(num_tasks, nbytes)
             case Progress(name, nbytes):
@@ -63,18 +63,16 @@ class ProgressReporter:
     def _advance(self, name: str, nbytes: int) -> None:
         self._done += nbytes
         if name != self._name and self._verbose and not self._tty:
-            stderr.print(f"  {escape(name)}")
+            stderr.print(f"  {plain(name)}")
         if self._bar is not None:
             if name != self._name:
-                self._bar.set_postfix_str(name[-48:], refresh=False)
+                self._bar.set_postfix_str(printable(name[-48:]), refresh=False)
             self._bar.update(nbytes)
         elif time.monotonic() - self._last >= LOG_EVERY_SECONDS:
             self._last = time.monotonic()
             speed = self._done / (self._last - self._start)
             left = (self._total - self._done) / max(speed, 1)
-            stderr.print(
-                f"{self._done / max(1, self._total):.0%} {size(speed)}/s, {left:.0f} s left, at {escape(name)}"
-            )
+            stderr.print(f"{self._done / max(1, self._total):.0%} {size(speed)}/s, {left:.0f} s left, at {plain(name)}")
         self._name = name
 
     def close_line(self, text: str) -> None:
@@ -82,7 +80,7 @@ class ProgressReporter:
         if self._bar is not None:
             self._bar.write(text, file=sys.stderr)
         else:
-            stderr.print(escape(text))
+            stderr.print(plain(text))
 
     def close(self) -> None:
         """Take the bar away."""

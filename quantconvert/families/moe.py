@@ -125,8 +125,10 @@ GPT_OSS = Family(
     keep=((r"\.mlp\.router$", "router"), (r"\.mlp\.experts\.(gate_up|down)_proj_bias$", "bias"), *KEEP_HEADS),
     fused=FUSED_COMMON,
     experts=EXPERT_NAMES,
-    fused_experts=fused_gated(
-        "num_local_experts", "intermediate_size", transposed=True, interleaved=True, bias="_bias"
+    fused_experts=fused_gated("num_local_experts", "intermediate_size", True, True, bias="_bias"),
+    caveat=(
+        "vLLM 0.32 reads int4 experts of gpt-oss only as fused w13 and w2 and drops others without a message, SGLang "
+        "0.5 reads none: these have the names that llm-compressor writes"
     ),
     dims=gated_dims(r"experts\.N", "intermediate_size"),
 )

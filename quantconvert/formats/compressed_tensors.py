@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from quantconvert.checkpoint import TensorRef
 from quantconvert.errors import UnsupportedError
 from quantconvert.formats.base import Format, Selection, Stored, StoredReader, TensorSpec
-from quantconvert.patterns import compile_pattern, cover
+from quantconvert.patterns import check_foreign, compile_pattern, cover
 from quantconvert.schemes import NUM_BITS, Scheme, Strategy
 
 if TYPE_CHECKING:
@@ -229,7 +229,7 @@ class _Group:
     @classmethod
     def read(cls, group: Mapping[str, Any]) -> _Group:
         weights = group.get("weights") or {}
-        patterns = tuple(compile_pattern(str(target)) for target in group.get("targets") or ())
+        patterns = tuple(compile_pattern(check_foreign(str(target))) for target in group.get("targets") or ())
         size = weights.get("group_size")
         default = "tensor" if size is None else "group" if size > 0 else "channel"
         strategies: dict[str, Strategy] = {"tensor": "tensor", "channel": "channel", "group": "group"}

@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any
 
 from quantconvert.checkpoint import TensorRef
 from quantconvert.formats.base import Format, Selection, Stored, StoredReader, TensorSpec
-from quantconvert.patterns import cover
+from quantconvert.patterns import check_foreign, cover
 from quantconvert.schemes import Scheme, width_of
 
 if TYPE_CHECKING:
@@ -110,7 +110,8 @@ class Rtn(Format):
         return Quantized(codes, scale, zero_point)
 
     def reader(self, block: Mapping[str, Any], read: Callable[[TensorRef], bytes]) -> StoredReader:
-        overrides = [(re.compile(pattern), dict(fields)) for pattern, fields in (block.get("overrides") or {}).items()]
+        given = (block.get("overrides") or {}).items()
+        overrides = [(re.compile(check_foreign(pattern)), dict(fields)) for pattern, fields in given]
 
         def stored(module: str, refs: Mapping[str, TensorRef]) -> Stored | None:
             if not {"weight", "weight_scale"} <= set(refs):

@@ -10,7 +10,6 @@ from quantconvert.checkpoint import Checkpoint, TensorRef
 from quantconvert.errors import QuantConvertError, UnsupportedError, raise_all, some
 from quantconvert.families import Classifier
 from quantconvert.formats import Selection
-from quantconvert.formats.base import all_caveats
 from quantconvert.job import Job
 from quantconvert.planning.account import check_accounts
 from quantconvert.planning.choose import Choice, choose_format
@@ -20,9 +19,9 @@ from quantconvert.planning.dims import check_dims
 from quantconvert.planning.layout import Promise, named, place, unchanged, unnamed
 from quantconvert.planning.memory import COPY_CHUNK_NBYTES, check_memory, cut, execution_for, read_multiple
 from quantconvert.planning.model import Execution, Operation, Output, Plan, Task
-from quantconvert.planning.origin import requantized
+from quantconvert.planning.notes import notes_on
 from quantconvert.schemes import Scheme
-from quantconvert.sources import Sources, Weight, find_sources
+from quantconvert.sources import Weight, find_sources
 
 
 def build_plan(
@@ -68,7 +67,7 @@ def build_plan(
         shards=shards,
         source_format=sources.method,
         quantization_config=choice.format.config(selection),
-        notes=_notes(checkpoint, sources, decisions, choice, selection, classifier),
+        notes=notes_on(checkpoint, sources, decisions, choice, selection, classifier),
         execution=execution,
         dropped=sources.dropped,
     )
@@ -141,42 +140,3 @@ def _selection(decisions: Sequence[Decision], choice: Choice, classifier: Classi
         has_experts=any(d.is_expert for d in decisions),
         tied=classifier.tied,
     )
-
-
-def _notes(
-    checkpoint: Checkpoint,
-    sources: Sources,
-    decisions: Sequence[Decision],
-    choice: Choice,
-    selection: Selection,
-    classifier: Classifier,
-) -> tuple[str, ...]:
-    """What the user should know before it runs."""
-    notes = all_caveats(choice.format, selection)
-    if choice.format.name == "awq" and classifier.awq_problem:
-        notes.append(classifier.awq_problem)
-    family = classifier.family.name if classifier.family else None
-    if family is None:
-        kind = checkpoint.model_type or "no model_type"
-        notes.append(f"unknown family ({kind}): which weights are linear was decided from names; check the plan")
-    again = requantized(decisions)
-    if again:
-        bits = max(d.ref.num_bits or 0 for d in again if isinstance(d.ref, Weight))
-        notes.append(
-            f"--requantize: {len(again)} weights are decoded from {sources.method} ({bits} bits) and quantized again; "
-            "the errors of both add up"
-        )
-    stray = [d for d in decisions if d.is_kept_experts and d.reason == "not 2-D"]
-    if stray:
-        notes.append(
-            f"{len(stray)} fused expert tensors such as `{stray[0].ref.name}` are kept: their layout is not known "
-            "without a table for this family"
-        )
-    skipped = sum(1 for d in decisions if d.reason == "indivisible")
-    if skipped:
-        notes.append(f"{skipped} weights are kept because the group size does not divide them (--on-indivisible skip)")
-    if checkpoint.dropped_files:
-        names = ", ".join(file.path for file in checkpoint.dropped_files[:4])
-        more = " and more" if len(checkpoint.dropped_files) > 4 else ""
-        notes.append(f"left behind as duplicate weights or stale configs: {names}{more}")
-    return tuple(notes)

@@ -48,6 +48,7 @@ class ThreadExecutor:
         self._budget = _Budget(plan.execution.memory_limit)
         self._errors: list[BaseException] = []
         self._stop = threading.Event()
+        self.noise: dict[str, tuple[float, float]] = {}
 
     def run(self) -> None:
         """Carry out every task; the first error stops all workers and is raised."""
@@ -88,7 +89,7 @@ class ThreadExecutor:
     def _work(self, files: Files, writer: ShardWriter, end: threading.Event) -> None:
         torch.set_num_threads(1)
         plan = self.plan
-        bench = Bench(files, writer, Workspace(), plan.execution, plan.format, self._advance)
+        bench = Bench(files, writer, Workspace(), plan.execution, plan.format, self._advance, self.noise)
         try:
             while (task := self._next()) is not None:
                 self._budget.acquire(task.peak_nbytes)

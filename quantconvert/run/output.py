@@ -12,12 +12,23 @@ import shutil
 from contextlib import suppress
 from pathlib import Path
 
-from quantconvert.checkpoint import LocalFolder
 from quantconvert.checkpoint.files import INDEX_NAME, STATE_FOLDER, is_stale
+from quantconvert.checkpoint.local import open_regular
 from quantconvert.errors import OutputError, QuantConvertError
 
 CONFIG = "config.json"
 OLD, MOVES = ".old", ".moves.json"
+COPY_NBYTES = 1 << 20
+
+
+def _paths(folder: Path) -> list[str]:
+    """Every file in `folder` except in hidden folders, sorted; links count as files, and are never followed."""
+    found = []
+    for root, folders, names in os.walk(folder):
+        links = [name for name in folders if Path(root, name).is_symlink()]
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        found += [Path(root, name).relative_to(folder).as_posix() for name in [*names, *links]]
+    return sorted(found)
 
 
 def fsync_folder(folder: Path) -> None:
@@ -126,12 +137,10 @@ class OutputFolder:
         target = self.state / path
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(source / path, target)
-            fd = os.open(target, os.O_RDONLY)
-            try:
-                os.fsync(fd)
-            finally:
-                os.close(fd)
+            with open(source / path, "rb", opener=open_regular) as old, open(target, "wb") as new:
+                shutil.copyfileobj(old, new, COPY_NBYTES)
+                new.flush()
+                os.fsync(new.fileno())
         except OSError as error:
             raise OutputError(f"cannot copy `{path}`: {error.strerror}") from error
 
@@ -140,10 +149,9 @@ class OutputFolder:
 
         The moves are on disk before the first is made, so that `restore` can take back what a kill left half done.
         """
-        new = sorted(file.path for file in LocalFolder(self.state).files())
+        new = _paths(self.state)
         new.sort(key=lambda path: (path == CONFIG, path == INDEX_NAME, not path.endswith(".safetensors")))
-        old = [file.path for file in LocalFolder(self.out).files()]
-        old = [path for path in old if path in new or is_stale(path)]
+        old = [path for path in _paths(self.out) if path in new or is_stale(path)]
         old.sort(key=lambda path: path != CONFIG)
         moves = [(path, f"{STATE_FOLDER}/{OLD}/{path}") for path in old]
         moves += [(f"{STATE_FOLDER}/{path}", path) for path in new]

@@ -1,0 +1,72 @@
+"""Raw files for hostile checkpoints: written byte by byte, without torch and without safetensors' own writer."""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+CONFIG = "config.json"
+SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+LAYER = "model.layers.0.mlp.down_proj.weight"
+NBYTES = 128 * 128 * 2
+
+
+def entry(begin: int, end: int, shape: Any = None, dtype: Any = "BF16") -> dict[str, Any]:
+    """One tensor of a header; by default a one-dimensional one that fills its bytes."""
+    return {"dtype": dtype, "shape": [(end - begin) // 2] if shape is None else shape, "data_offsets": [begin, end]}
+
+
+GOOD = {LAYER: entry(0, NBYTES, [128, 128])}
+
+
+def shard(path: Path, header: bytes | dict[str, Any], data: int = 0, length: int | None = None) -> None:
+    """A file with exactly this header (and saying this length) and that many zero bytes, sparse."""
+    raw = header if isinstance(header, bytes) else json.dumps(header, separators=(",", ":")).encode()
+    with open(path, "wb") as file:
+        file.write(struct.pack("<Q", len(raw) if length is None else length) + raw)
+        file.truncate(8 + len(raw) + data)
+
+
+def good(folder: Path) -> Path:
+    """A checkpoint that converts: one weight, a config, a tokenizer."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / CONFIG).write_text('{"model_type": "llama"}')
+    (folder / "tokenizer.json").write_text("{}")
+    shard(folder / SINGLE, GOOD, NBYTES)
+    return folder
+
+
+def indexed(folder: Path, weight_map: object) -> None:
+    """Two shards beside each other, and an index that says this."""
+    (folder / SINGLE).rename(folder / "one.safetensors")
+    shard(folder / "two.safetensors", {"b": entry(0, 2)}, 2)
+    text = weight_map if isinstance(weight_map, str) else json.dumps({"metadata": {}, "weight_map": weight_map})
+    (folder / INDEX).write_text(text)
+
+
+def link(folder: Path, name: str, target: str | Path) -> None:
+    """`name` becomes a link."""
+    (folder / name).unlink(missing_ok=True)
+    (folder / name).symlink_to(target)
+
+
+def empty_tensors(count: int, start: int = 0) -> bytes:
+    """A header of `count` tensors without elements, each in as few bytes as it can have."""
+    one = '"a%d":{"dtype":"U8","shape":[0],"data_offsets":[0,0]}'
+    return ("{" + ",".join(one % i for i in range(start, start + count)) + "}").encode()
+
+
+@dataclass(frozen=True)
+class Case:
+    """`spoil` changes a good checkpoint in place; then `plan` with `options` must refuse it and say `says`."""
+
+    name: str
+    spoil: Callable[[Path], object]
+    says: str
+    kind: str = "CheckpointError"
+    options: dict[str, Any] = field(default_factory=dict)
