@@ -111,8 +111,9 @@ def test_words_are_not_split_between_ranks(tmp_path: Path):
     tensors = llama_tensors(layers=1) | {
         f"model.layers.0.mlp.{name}_proj.weight": weight(72, 128, seed=i) for i, name in enumerate(("gate", "up"))
     }
-    tensors["model.layers.0.mlp.down_proj.weight"] = weight(128, 512)
-    config = LLAMA_CONFIG | {"num_hidden_layers": 1, "num_attention_heads": 4, "num_key_value_heads": 4}
+    del tensors["model.layers.0.mlp.down_proj.weight"]  # 18 columns a rank are no group
+    sizes = {"num_hidden_layers": 1, "num_attention_heads": 4, "num_key_value_heads": 4, "intermediate_size": 72}
+    config = LLAMA_CONFIG | sizes
     source = write_checkpoint(tmp_path / "model", tensors, config)
     with pytest.raises(quantconvert.UnsupportedError, match="on each of 4 ranks: awq packs 8 output features"):
         quantconvert.plan(source, group_size=32, tensor_parallel=4, format="awq")
