@@ -25,10 +25,12 @@ class LocalFolder:
         found = []
         for folder, subfolders, names in os.walk(self.path):
             subfolders[:] = sorted(d for d in subfolders if not d.startswith("."))
-            for name in names:
-                path = Path(folder, name)
+            for file in names:
+                path = Path(folder, file)
                 if path.is_file():
-                    found.append(RepoFile(path.relative_to(self.path).as_posix(), path.stat().st_size))
+                    status = path.stat()
+                    name = path.relative_to(self.path).as_posix()
+                    found.append(RepoFile(name, status.st_size, status.st_mtime_ns))
         return tuple(sorted(found, key=lambda file: file.path))
 
     def read(self, path: str, offset: int, nbytes: int) -> bytes:

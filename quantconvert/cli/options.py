@@ -172,6 +172,9 @@ BaseModel = Annotated[
 Overwrite = Annotated[
     bool, typer.Option("--overwrite", help="Replace the checkpoint in OUT once the new one is complete.")
 ]
+Restart = Annotated[
+    bool, typer.Option("--restart", help="Discard what an interrupted run has done; without it, the run continues.")
+]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Only errors.")]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Each tensor, and why.")]

@@ -15,7 +15,8 @@ from quantconvert.formats import get_format
 from quantconvert.methods import rtn
 from quantconvert.planning import Execution, Task
 from quantconvert.planning.memory import COPY_CHUNK_NBYTES, Cut, cut, spans
-from quantconvert.run.io import Files, Workspace, bytes_of, torch_dtype, write_all
+from quantconvert.run.disk import write_all
+from quantconvert.run.io import Files, Workspace, bytes_of, torch_dtype
 from quantconvert.run.stored import StoredReader, dequantize, recast
 from quantconvert.run.writer import ShardWriter
 
@@ -43,7 +44,6 @@ class Bench:
             self._quantize(task)
         else:
             self._transcode(task)
-        self.writer.task_done(task.outputs[0].shard)
 
     def _copy(self, task: Task) -> None:
         """Bytes as they are, without passing through this process where the file systems can do it."""
@@ -108,12 +108,18 @@ class Bench:
                 yield first, w_OI.shape[0], fmt.encode(quantized, scheme, ref.shape)
 
         try:
-            span = rtn.measure_all((w_OI for _, w_OI in read(0, ref.shape[0])), scheme)
+            span = rtn.measure_all(self._heard(ref.name, read(0, ref.shape[0])), scheme)
             self._stream(task, parts, make)
         except rtn.NonFinite:
             raise nonfinite_error(ref, count_nonfinite(self.files, ref, self.work)) from None
         except rtn.ScaleOverflow:
             raise overflow_error(ref, fmt.name) from None
+
+    def _heard(self, name: str, read: Iterator[tuple[int, Tensor]]) -> Iterator[Tensor]:
+        """The tiles of a first pass, which tells of no progress but must stop when all workers do."""
+        for _, w_OI in read:
+            self.advance(name, 0)
+            yield w_OI
 
     def _transcode(self, task: Task) -> None:
         """Stored codes into another layout, or into plain weights."""
