@@ -18,8 +18,8 @@ from quantconvert.errors import CheckpointError, OutputError
 from quantconvert.events import Event, Note, Progress, Reporter, ShardWritten
 from quantconvert.planning import Plan, Task
 from quantconvert.run import writer as shard_writer
-from quantconvert.run.io import Files, Workspace
-from quantconvert.run.journal import Journal
+from quantconvert.run.io import Files, Workspace, bytes_of
+from quantconvert.run.journal import Checksums, Journal
 from quantconvert.run.tasks import Bench
 from quantconvert.run.writer import ShardWriter
 
@@ -63,6 +63,7 @@ class ThreadExecutor:
     def run(self) -> Mapping[str, str]:
         """Carry out every task that is not done; returns the sha256 of each output tensor's bytes, by name.
 
+        Copied tensors have none: they are the source's bytes.
         The first error stops all workers and is raised. On errors and interruptions what was finished is journalled.
         """
         before = _status(self.source, self.plan.checkpoint.weight_files)
@@ -147,7 +148,7 @@ class ThreadExecutor:
         """Do one task, unless it is done and its bytes prove it."""
         known, writer = self.journal.done.get(index), bench.writer
         if known is not None:
-            if writer.sums(task, bench.work, self._check_stop) == known:
+            if self._is_proven(bench, task, known):
                 self._advance(task.source.name, sum(ref.nbytes for ref in task.inputs))
                 writer.task_done(index, known)
                 return
@@ -155,6 +156,18 @@ class ThreadExecutor:
                 self._num_redone += 1
         bench.carry_out(task)
         writer.task_done(index, writer.sums(task, bench.work, self._check_stop))
+
+    def _is_proven(self, bench: Bench, task: Task, known: Checksums) -> bool:
+        """Whether the bytes in the file are those of the finished task."""
+        if task.operation != "copy":
+            return bench.writer.sums(task, bench.work, self._check_stop) == known
+        (output,), same = task.outputs, True
+        for begin, part in bench.writer.read_back(output, bench.work):
+            self._check_stop()
+            original = bench.work.tensor("raw", torch.uint8, tuple(part.shape))
+            bench.files.read_into(task.source.file, bytes_of(original), task.source.offset + begin)
+            same = same and torch.equal(original, part)
+        return same
 
 
 def _status(root: Path, files: tuple[RepoFile, ...]) -> tuple[RepoFile, ...]:

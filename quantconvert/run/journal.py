@@ -2,6 +2,7 @@
 
 A line of the journal is written after the bytes that it speaks of are on disk, and names their checksum. Both are
 needed: the checksum is compared with what the system reads back, which may come from memory and not from the disk.
+A copied tensor has no checksum: a later run compares it with the source, which is quicker and says more.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from quantconvert.run.disk import read_all, write_all
 from quantconvert.version import __version__
 
 STATE_VERSION = 1
-# Checksums of a task's outputs, hexadecimal sha256, in the order of `Task.outputs`.
+# Checksums of a task's outputs, hexadecimal sha256, in the order of `Task.outputs`; none for a copy.
 Checksums = tuple[str, ...]
 
 
@@ -119,6 +120,8 @@ def _parse(line: bytes, plan: Plan) -> tuple[int, Checksums] | None:
     try:
         entry = json.loads(line)
         index, sums = entry["task"], tuple(entry["sha256"])
-        return (index, sums) if index >= 0 and len(sums) == len(plan.tasks[index].outputs) else None
+        task = plan.tasks[index]
+        count = 0 if task.operation == "copy" else len(task.outputs)
+        return (index, sums) if index >= 0 and len(sums) == count else None
     except (ValueError, TypeError, KeyError, IndexError):
         return None

@@ -12,7 +12,7 @@ import os
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -20,6 +20,7 @@ from torch import Tensor
 
 from quantconvert.errors import OutputError
 from quantconvert.planning import Output, Plan, Shard, Task
+from quantconvert.planning.memory import spans
 from quantconvert.run.disk import fsync_folder, write_all
 from quantconvert.run.io import Workspace, bytes_of
 from quantconvert.run.journal import Checksums, Journal
@@ -46,11 +47,11 @@ class ShardWriter:
 
     def __init__(self, plan: Plan, folder: Path, journal: Journal, on_complete: Callable[[Shard], None]) -> None:
         self.plan, self.folder, self.journal, self.on_complete = plan, folder, journal, on_complete
-        self.checksums: dict[str, str] = {}
         self.waiting_nbytes = 0
         self._fds: dict[int, int] = {}
         self._created: set[int] = set()
         self._sums: dict[str, _Sum] = {}
+        self._sums_of: dict[int, Checksums] = {}
         self._left = Counter(task.outputs[0].shard for task in plan.tasks)
         self._waiting: list[int] = []
         self._flushed_at = time.monotonic()
@@ -125,40 +126,40 @@ class ShardWriter:
     def sums(self, task: Task, work: Workspace, pulse: Callable[[], None]) -> Checksums:
         """Checksums of a task's outputs: of what was written, or of what is in the file where that was out of order.
 
-        `pulse` is called now and then, and may raise.
+        A copy has none. `pulse` is called now and then, and may raise.
         """
         found = []
-        for output in task.outputs:
-            written = self._sums.pop(output.name, None)
-            if written is None or written.end != output.nbytes:
-                found.append(self._read_back(output, work, pulse))
-            else:
-                found.append(written.hash.hexdigest())
+        for output in task.outputs if task.operation != "copy" else ():
+            written = self._sums.pop(output.name, None) or _Sum()
+            if written.end != output.nbytes:
+                written = _Sum()
+                for _, part in self.read_back(output, work):
+                    pulse()
+                    written.hash.update(bytes_of(part))
+            found.append(written.hash.hexdigest())
         return tuple(found)
 
-    def _read_back(self, output: Output, work: Workspace, pulse: Callable[[], None]) -> str:
-        fd, digest, done = self.fd(output.shard), hashlib.sha256(), 0
-        if not output.nbytes:
-            return digest.hexdigest()
-        buffer = bytes_of(work.tensor("raw", torch.uint8, (min(READ_NBYTES, output.nbytes),)))
-        while done < output.nbytes:
-            pulse()
-            part = buffer[: output.nbytes - done]
+    def read_back(self, output: Output, work: Workspace) -> Iterator[tuple[int, Tensor]]:
+        """What the file holds of a tensor: (first byte, uint8 [bytes]). Each part overwrites the one before."""
+        fd = self.fd(output.shard)
+        for begin, end in spans(0, output.nbytes, READ_NBYTES):
+            part = work.tensor("back", torch.uint8, (end - begin,))
+            data = bytes_of(part)
             try:
-                count = os.preadv(fd, [part], output.offset + done)
+                while data:
+                    count = os.preadv(fd, [data], output.offset + end - len(data))
+                    if count == 0:
+                        raise OutputError(f"the file of tensor `{output.name}` was made shorter by somebody else")
+                    data = data[count:]
             except OSError as error:
                 raise OutputError(f"cannot read back tensor `{output.name}`: {error.strerror}") from error
-            if count == 0:
-                raise OutputError(f"the file of tensor `{output.name}` was made shorter by somebody else")
-            digest.update(part[:count])
-            done += count
-        return digest.hexdigest()
+            yield begin, part
 
     def task_done(self, index: int, sums: Checksums) -> None:
         """Count a task off; the next `flush` journals it, unless it is in the journal already."""
         task = self.plan.tasks[index]
         with self._lock:
-            self.checksums.update(zip((output.name for output in task.outputs), sums, strict=True))
+            self._sums_of[index] = sums
             self._left[task.outputs[0].shard] -= 1
             if self.journal.done.get(index) != sums:
                 self._waiting.append(index)
@@ -184,7 +185,7 @@ class ShardWriter:
         try:
             self._sync(sorted({*complete, *(task.outputs[0].shard for task in tasks)}))
             if batch:
-                self.journal.append([(index, self._sums_of(self.plan.tasks[index])) for index in batch])
+                self.journal.append([(index, self._sums_of[index]) for index in batch])
         except OutputError:
             self._failed = True
             raise
@@ -194,8 +195,11 @@ class ShardWriter:
         for shard in complete:
             self._complete(shard)
 
-    def _sums_of(self, task: Task) -> Checksums:
-        return tuple(self.checksums[output.name] for output in task.outputs)
+    @property
+    def checksums(self) -> dict[str, str]:
+        """The sha256 of each finished output tensor's bytes, by name, copies excepted."""
+        tasks = ((self.plan.tasks[index].outputs, sums) for index, sums in self._sums_of.items() if sums)
+        return {output.name: value for outputs, sums in tasks for output, value in zip(outputs, sums, strict=True)}
 
     def _sync(self, shards: list[int]) -> None:
         for shard in shards:
