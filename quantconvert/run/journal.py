@@ -10,12 +10,13 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from quantconvert.checkpoint import Checkpoint
 from quantconvert.errors import OutputError
-from quantconvert.planning import Plan
+from quantconvert.planning import Plan, Task
 from quantconvert.run.disk import read_all, write_all
 from quantconvert.version import __version__
 
@@ -73,15 +74,21 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
 
 
 class Journal:
-    """The finished tasks of one plan, by number; lines are appended, and a torn last one is dropped when opened."""
+    """The finished tasks of one plan, by number; lines are appended, and a torn last one is dropped when opened.
+
+    There is room from the start for all lines (zeros follow the last), so that a full disk does not lose what is done.
+    """
 
     def __init__(self, path: Path, plan: Plan) -> None:
         self.done: dict[int, Checksums] = {}
+        self._fd = -1
         try:
             self._fd = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o644)
             self._end = self._load(read_all(self._fd), plan)
             os.ftruncate(self._fd, self._end)
+            os.posix_fallocate(self._fd, 0, sum(_line_nbytes(task) for task in plan.tasks) + self._end)
         except OSError as error:
+            self.close()
             raise OutputError(f"cannot open `{path}`: {error.strerror}") from error
 
     def _load(self, content: bytes, plan: Plan) -> int:
@@ -102,6 +109,8 @@ class Journal:
             write_all(self._fd, memoryview(lines), self._end)
             os.fsync(self._fd)
         except OSError as error:
+            with suppress(OSError):
+                os.ftruncate(self._fd, self._end)
             raise OutputError(f"cannot write the journal: {error.strerror}") from error
         self._end += len(lines)
         self.done.update(entries)
@@ -111,6 +120,15 @@ class Journal:
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
+
+
+def is_blank(path: Path) -> bool:
+    """Whether there is no journal, or one without a line."""
+    return not path.exists() or not path.read_bytes().strip(b"\0")
+
+
+def _line_nbytes(task: Task) -> int:
+    return 64 + 70 * len(task.outputs)
 
 
 def _parse(line: bytes, plan: Plan) -> tuple[int, Checksums] | None:

@@ -37,9 +37,10 @@ class Lock:
             try:
                 supported = _try_lock(fd, self.path)
                 if _is_named(fd, self.path):
-                    os.ftruncate(fd, 0)
-                    os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
                     self._fd, fd = fd, -1
+                    with suppress(OSError):  # only for the other's message
+                        os.ftruncate(self._fd, 0)
+                        os.pwrite(self._fd, f"{os.getpid()}\n".encode(), 0)
                     return supported
             finally:
                 if fd >= 0:

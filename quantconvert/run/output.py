@@ -20,7 +20,7 @@ from quantconvert.errors import OutputError, QuantConvertError
 from quantconvert.events import Note, Reporter
 from quantconvert.planning import Plan
 from quantconvert.run.disk import copy_file, fsync_folder, write_file
-from quantconvert.run.journal import Journal, differences, identity
+from quantconvert.run.journal import Journal, differences, identity, is_blank
 from quantconvert.run.lock import Lock, probe
 
 CONFIG = "config.json"
@@ -122,7 +122,8 @@ class OutputFolder:
     def release(self) -> None:
         """Let another process have it; where nothing was begun, nothing stays behind."""
         with suppress(OSError):
-            if self._lock.held and [path.name for path in self.state.iterdir()] == [LOCK]:
+            begun = {LOCK, JOB, JOURNAL} if self._lock.held and is_blank(self.state / JOURNAL) else set()
+            if {path.name for path in self.state.iterdir()} <= begun:
                 self.clear()
         self._lock.release()
 
@@ -150,7 +151,7 @@ class OutputFolder:
                 if self._clear_state() and not restart:
                     self._note(f"`{self.state}` holds nothing that can be continued: starting over")
             elif found := differences(old, new):
-                if (self.state / JOURNAL).exists() and (self.state / JOURNAL).stat().st_size:
+                if not is_blank(self.state / JOURNAL):
                     what = "; ".join(found[:3]) + (f" and {len(found) - 3} more" if len(found) > 3 else "")
                     text = f"output `{self.out}` holds an interrupted conversion of another kind: {what}"
                     raise OutputError(text, hint=RESTART_HINT)
@@ -234,12 +235,13 @@ class OutputFolder:
                 try:
                     here.parent.mkdir(parents=True, exist_ok=True)
                     there.replace(here)
-                    _remove_empty(there.parent, self.out)
                 except OSError:
                     failed = True
+            _remove_empty(there.parent, self.out)
         if not failed and self._holds_old:
-            fsync_folder(self.out)
-            (self.state / MOVES).unlink()
+            with suppress(OSError):
+                fsync_folder(self.out)
+                (self.state / MOVES).unlink()
 
     def abandon(self) -> None:
         """Remove what this run built, and the folders it created; not while an old checkpoint is in there."""
@@ -280,12 +282,20 @@ def _read_moves(out: Path) -> list[tuple[str, str]]:
 
 def _names_in(out: Path) -> list[str]:
     """What the user sees in `out`, as it will be once a commit that a kill left half done is taken back."""
-    moves = [(s, t) for s, t in _read_moves(out) if not (out / s).exists() and (out / t).exists()]
-    leaving = {out / target for _, target in moves}
-    names = {source.split("/")[0] for source, _ in moves}
+    moves, changed = _read_moves(out), dict[str, bool]()
+
+    def exists(path: str) -> bool:
+        return changed.get(path, (out / path).exists())
+
+    for source, target in reversed(moves):
+        if not exists(source) and exists(target):
+            changed[source], changed[target] = True, False
+    leaving = {out / path for path, there in changed.items() if not there}
+    names = {path.split("/")[0] for path, there in changed.items() if there}
+    folders = {target.split("/")[0] for _, target in moves}  # a kill may leave one empty
     for path in out.iterdir():
         files = [p for p in path.rglob("*") if not p.is_dir()] if path.is_dir() else [path]
-        if not files or not leaving.issuperset(files):
+        if not leaving.issuperset(files) or (not files and path.name not in folders):
             names.add(path.name)
     return sorted(names - {STATE_FOLDER})
 
