@@ -12,6 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 import quantconvert
+from quantconvert.events import silent
 from quantconvert.planning.layout import split_shards
 from quantconvert.run.output import OutputFolder
 from tests.builders import LLAMA_CONFIG, llama_tensors, read_tensors, weight, write_checkpoint
@@ -146,9 +147,8 @@ def test_an_interrupted_overwrite_is_taken_back(tmp_path: Path, monkeypatch: pyt
     class Killed(BaseException):
         pass
 
-    class Dead(OutputFolder):
-        def restore(self) -> None:
-            raise Killed  # a killed process takes nothing back
+    def takes_nothing_back() -> None:
+        raise Killed
 
     moves = []
     real = Path.replace
@@ -159,20 +159,25 @@ def test_an_interrupted_overwrite_is_taken_back(tmp_path: Path, monkeypatch: pyt
             raise Killed
         return real(self, target)
 
-    folder = Dead(out)
-    folder.state.mkdir()
+    folder = OutputFolder(out, silent)
+    folder.acquire()
+    folder.resume(quantconvert.plan(source), restart=False).close()
     for name in ("model.safetensors", "config.json"):
         folder.write(name, b"new")
     with monkeypatch.context() as patch:
         patch.setattr(Path, "replace", replace)
+        patch.setattr(folder, "restore", takes_nothing_back)
         with pytest.raises(Killed):
             folder.commit()
+    folder.release()
     assert digests(out) != before
     assert not (out / "config.json").exists()
     with pytest.raises(quantconvert.OutputError, match="exists and is not empty"):
         quantconvert.convert(source, out)
     with pytest.raises(quantconvert.QuantConvertError):
         quantconvert.convert(source, out, overwrite=True, group_size=24)  # refused at plan time: nothing is touched
-    OutputFolder(out).prepare()
-    OutputFolder(out).abandon()
+    folder = OutputFolder(out, silent)
+    folder.acquire()
+    folder.abandon()
+    folder.release()
     assert digests(out) == before

@@ -276,7 +276,7 @@ def _read_moves(out: Path) -> list[tuple[str, str]]:
         return []
     try:
         return [(source, target) for source, target in json.loads((out / STATE_FOLDER / MOVES).read_bytes())]
-    except (FileNotFoundError, ValueError):
+    except (FileNotFoundError, NotADirectoryError, ValueError):
         return []
 
 
