@@ -351,3 +351,30 @@ def test_the_journal_is_readable(source: Path, out: Path):
     lines = [json.loads(line) for line in (out / STATE / ".journal").read_bytes().splitlines() if line.strip(b"\0")]
     assert [line["task"] for line in lines] == list(range(9))
     assert {len(value) for line in lines for value in line["sha256"]} == {64}
+
+
+def test_a_line_is_written_only_when_its_bytes_are_synced(source: Path, out: Path, monkeypatch: pytest.MonkeyPatch):
+    """The worker waits for each flush here, so nothing that was written may be unsynced when the journal grows."""
+    for name in ("FLUSH_NBYTES", "FLUSH_SECONDS", "MAX_WAITING_NBYTES"):
+        monkeypatch.setattr(f"quantconvert.run.writer.{name}", 0)
+    monkeypatch.setattr("quantconvert.run.execute.POLL_SECONDS", 0.001)
+    unsynced: set[str] = set()
+    seen: list[set[str]] = []
+
+    def spied(name: str, note: Callable[[str], None]) -> None:
+        real = getattr(os, name)
+
+        def call(*args: Any) -> Any:
+            note(Path(f"/proc/self/fd/{args[1 if name == 'copy_file_range' else 0]}").readlink().name)
+            return real(*args)
+
+        monkeypatch.setattr(os, name, call)
+
+    spied("pwrite", lambda file: seen.append(set(unsynced)) if file == ".journal" else unsynced.add(file))
+    spied("copy_file_range", unsynced.add)
+    spied("fdatasync", unsynced.discard)
+    spied("fsync", unsynced.discard)
+    (source / "tokenizer.json").unlink()
+    quantconvert.convert(source, out, **OPTIONS)
+    assert len(seen) == 21
+    assert {name for files in seen for name in files} <= {".lock"}

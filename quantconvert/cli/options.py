@@ -19,7 +19,9 @@ Source = Annotated[
 ]
 Out = Annotated[
     Path,
-    typer.Argument(metavar="OUT", help="Folder for the result; must not exist yet, or be empty.", show_default=False),
+    typer.Argument(
+        metavar="OUT", help="Folder for the result: new, empty, or of an interrupted run.", show_default=False
+    ),
 ]
 MaybeOut = Annotated[
     Path | None,
