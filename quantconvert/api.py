@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Unpack
 
-from quantconvert.checkpoint import Checkpoint, LocalFolder, Repo, load_checkpoint
+from quantconvert.checkpoint import Checkpoint, LocalFolder, Repo, TensorRef, load_checkpoint
 from quantconvert.checkpoint.files import INDEX_NAME
 from quantconvert.errors import QuantConvertError, Refusal, UsageError, raise_all
 from quantconvert.events import Finished, Note, Reporter, Started, silent
@@ -50,17 +52,18 @@ def plan(
     out: Source | None = None,
     *,
     revision: str | None = None,
+    subfolder: str | None = None,
     overwrite: bool = False,
     **options: Unpack[JobOptions],
 ) -> Plan:
     """Everything a conversion would do, from headers alone; nothing is written.
 
     source: a local folder or a Hub repository id (only headers are fetched). out: where the result would go; when
-    given, it is checked too. options: see `JobOptions`. Raises `UsageError`, `CheckpointError`, `UnsupportedError`,
-    `OutputError`, or one `Refusal` with all of them.
+    given, it is checked too. subfolder: the folder of the source that holds the model. options: see `JobOptions`.
+    Raises `UsageError`, `CheckpointError`, `UnsupportedError`, `OutputError`, or one `Refusal` with all of them.
     """
     job = Job.from_options(options)
-    repo = open_repo(source, revision)
+    repo = open_repo(source, revision, subfolder)
     return _plan(repo, None if out is None else Path(out), overwrite, _builder(repo, job))
 
 
@@ -69,6 +72,7 @@ def convert(
     out: Source,
     *,
     revision: str | None = None,
+    subfolder: str | None = None,
     overwrite: bool = False,
     restart: bool = False,
     report: Reporter = silent,
@@ -83,7 +87,7 @@ def convert(
     shows only in the data (NaN, a file that ends early, a full disk).
     """
     job = Job.from_options(options)
-    repo = open_repo(source, revision)
+    repo = open_repo(source, revision, subfolder)
     return _run(repo, _builder(repo, job), _Target(Path(out), overwrite, restart, report, command))
 
 
@@ -142,13 +146,19 @@ def _transcode(source: Source, job: Job, dtype: PlainDType | None, target: _Targ
     repo = open_repo(source, None)
 
     def build(checkpoint: Checkpoint) -> Plan:
-        return build_transcode(checkpoint, job, lambda ref: repo.read(ref.file, ref.offset, ref.nbytes), dtype)
+        return build_transcode(checkpoint, job, _small(repo), dtype)
 
     return _run(repo, build, target)
 
 
 def iter_quantized(
-    source: Source, *, tp_rank: int = 0, tp_size: int = 1, revision: str | None = None, **options: Unpack[JobOptions]
+    source: Source,
+    *,
+    tp_rank: int = 0,
+    tp_size: int = 1,
+    revision: str | None = None,
+    subfolder: str | None = None,
+    **options: Unpack[JobOptions],
 ) -> Iterator[tuple[str, Tensor]]:
     """(name, tensor) of one tensor-parallel rank, for engines that quantize while they load; nothing is written.
 
@@ -163,22 +173,27 @@ def iter_quantized(
     _load_torch()
     from quantconvert.run.ranked import iter_rank
 
-    repo = open_repo(source, revision)
+    repo = open_repo(source, revision, subfolder)
     made = _plan(repo, None, False, _builder(repo, Job.from_options({**options, "tensor_parallel": tp_size})))
     root = repo.materialize(tuple(file.path for file in made.checkpoint.weight_files))
     return iter_rank(made, root, tp_rank, tp_size)
 
 
-def inspect(folder: Source, *, revision: str | None = None) -> Inventory:
+def inspect(folder: Source, *, revision: str | None = None, subfolder: str | None = None) -> Inventory:
     """What a checkpoint holds, quantized or not: dtypes, sizes, schemes. Reads headers only."""
-    return take_inventory(load_checkpoint(open_repo(folder, revision)))
+    return take_inventory(load_checkpoint(open_repo(folder, revision, subfolder)))
 
 
 Builder = Callable[[Checkpoint], Plan]
 
 
 def _builder(repo: Repo, job: Job) -> Builder:
-    return lambda checkpoint: build_plan(checkpoint, job, _find_nonfinite(checkpoint, repo, job))
+    return lambda checkpoint: build_plan(checkpoint, job, _small(repo), _find_nonfinite(checkpoint, repo, job))
+
+
+def _small(repo: Repo) -> Callable[[TensorRef], bytes]:
+    """Reads the bytes of a small tensor of `repo`."""
+    return lambda ref: repo.read(ref.file, ref.offset, ref.nbytes)
 
 
 def _run(repo: Repo, build: Builder, target: _Target) -> Result:
@@ -209,7 +224,8 @@ def _plan(repo: Repo, out: Path | None, overwrite: bool, build: Builder) -> Plan
         errors += check_output(out, _path(repo), overwrite)
     made = None
     try:
-        made = build(load_checkpoint(repo))
+        with _no_garbage():
+            made = build(load_checkpoint(repo))
     except Refusal as refusal:
         errors += refusal.errors
     except QuantConvertError as error:
@@ -221,6 +237,18 @@ def _plan(repo: Repo, out: Path | None, overwrite: bool, build: Builder) -> Plan
     return made
 
 
+@contextmanager
+def _no_garbage() -> Iterator[None]:
+    """Planning makes hundreds of thousands of small values and no cycles; looking for cycles took a third of it."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
 def _find_nonfinite(checkpoint: Checkpoint, repo: Repo, job: Job) -> Mapping[str, str] | None:
     """With --nan-policy keep, read every weight once before planning; otherwise nothing is read."""
     if job.nan_policy != "keep":
@@ -229,8 +257,8 @@ def _find_nonfinite(checkpoint: Checkpoint, repo: Repo, job: Job) -> Mapping[str
     from quantconvert.run.scan import find_nonfinite
 
     root = repo.materialize(tuple(file.path for file in checkpoint.weight_files))
-    candidates = build_plan(checkpoint, job).quantized
-    return find_nonfinite([task.source for task in candidates], root)
+    made = build_plan(checkpoint, job, _small(repo))
+    return find_nonfinite([task.source for task in made.quantized], root, made.execution)
 
 
 def _fill(folder: OutputFolder, made: Plan, repo: Repo, target: _Target) -> None:

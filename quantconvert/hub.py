@@ -9,7 +9,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from quantconvert.checkpoint import LocalFolder, Repo, RepoFile
+from quantconvert.checkpoint import LocalFolder, Repo, RepoFile, open_subfolder
 from quantconvert.errors import CheckpointError, UsageError
 
 if TYPE_CHECKING:
@@ -19,11 +19,16 @@ _REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _BLOCK = 1 << 19
 
 
-def open_repo(source: str | os.PathLike[str], revision: str | None) -> Repo:
-    """A local folder where one exists, else a Hub repository where the name looks like one.
+def open_repo(source: str | os.PathLike[str], revision: str | None, subfolder: str | None = None) -> Repo:
+    """A local folder where one exists, else a Hub repository where the name looks like one; or one folder inside it.
 
     Raises `CheckpointError` when it is neither.
     """
+    repo = _open(source, revision)
+    return repo if subfolder is None else open_subfolder(repo, subfolder)
+
+
+def _open(source: str | os.PathLike[str], revision: str | None) -> Repo:
     text = os.fspath(source)
     if not text:
         raise UsageError("the source is empty: expected a folder or a Hub repository id")

@@ -66,8 +66,10 @@ class JobOptions(TypedDict, total=False):
     format: `auto` (default) or a registered format. ignore: patterns of modules to leave alone. rules:
     `PATTERN=SCHEME`, later ones win. preset: a named set of rules. tensor_parallel: ranks that every layer must divide
     by. on_indivisible: what to do where the group size does not divide in_features. nan_policy: `error` (default) or
-    `keep`. max_shard_size, memory_limit: bytes or text such as `5GB`. workers: threads, 0 = one a core. base_model: the
-    id for the model card where the source does not tell it.
+    `keep`. requantize: quantize again what the source holds in as few bits or fewer. strict: refuse to keep a linear
+    weight in high precision for a reason outside its family's table. max_shard_size, memory_limit: bytes or
+    text such as `5GB`. workers: threads, 0 = one a core. base_model: the id for the model card where the source does
+    not tell it.
     """
 
     bits: int | None
@@ -81,6 +83,8 @@ class JobOptions(TypedDict, total=False):
     tensor_parallel: int
     on_indivisible: OnIndivisible
     nan_policy: NanPolicy
+    requantize: bool | None
+    strict: bool | None
     max_shard_size: int | str
     memory_limit: int | str
     workers: int
@@ -99,6 +103,8 @@ class Job:
     tensor_parallel: int = 1
     on_indivisible: OnIndivisible = "error"
     nan_policy: NanPolicy = "error"
+    requantize: bool = False
+    strict: bool = False
     max_shard_nbytes: int = DEFAULT_SHARD_NBYTES
     base_model: str | None = None
     limits: Limits = field(default_factory=Limits)
@@ -106,7 +112,8 @@ class Job:
     def to_json(self) -> dict[str, Any]:
         """Everything that can change bytes, as plain JSON values."""
         values = dataclasses.asdict(self)
-        del values["limits"]
+        for key in ("limits", "requantize", "strict"):
+            del values[key]
         return values
 
     def request(self, name: str) -> Request | None:
@@ -132,6 +139,8 @@ class Job:
             tensor_parallel=_count("tensor-parallel", _given(options, "tensor_parallel", 1), 1),
             on_indivisible=_choice("on-indivisible", options.get("on_indivisible") or "error", get_args(OnIndivisible)),
             nan_policy=_choice("nan-policy", options.get("nan_policy") or "error", get_args(NanPolicy)),
+            requantize=bool(options.get("requantize")),
+            strict=bool(options.get("strict")),
             max_shard_nbytes=parse_size(_given(options, "max_shard_size", DEFAULT_SHARD_NBYTES), "max-shard-size"),
             base_model=options.get("base_model"),
             limits=Limits(

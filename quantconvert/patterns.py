@@ -10,6 +10,7 @@ import difflib
 import fnmatch
 import re
 from collections.abc import Callable, Iterable, Sequence
+from functools import lru_cache
 
 from quantconvert.errors import UsageError
 
@@ -23,6 +24,7 @@ def module_of(name: str) -> str:
     return stem if stem and last in ("weight", "bias") else name
 
 
+@lru_cache(maxsize=1 << 20)
 def template_of(name: str) -> str:
     """The name with every numeric part replaced by `N`: tensors of all layers share one template."""
     return _NUMBER.sub("N", name)

@@ -28,6 +28,8 @@ _KINDS: dict[str, tuple[type, ...]] = {
     "symmetric": (bool,),
     "tensor_parallel": (int,),
     "max_shard_size": (int, str),
+    "requantize": (bool,),
+    "strict": (bool,),
 }
 _PRECISION = ("bits", "group_size", "symmetric")
 _KEYS = set(JobOptions.__annotations__) - {"rules", "workers", "memory_limit"}
@@ -85,6 +87,8 @@ def write_recipe(job: Job, layout: str) -> str:
         ("tensor_parallel", 1),
         ("on_indivisible", "error"),
         ("nan_policy", "error"),
+        ("requantize", False),
+        ("strict", False),
     ):
         if getattr(job, key) != default:
             values[key] = getattr(job, key)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
 from quantconvert.errors import UsageError
@@ -56,6 +57,7 @@ class Request:
         label = self.settled(True).label
         return label.replace(" symmetric", "") if self.symmetric is None else label
 
+    @lru_cache(maxsize=1024)  # noqa: B019 (a value; the cache is small)
     def settled(self, default: bool) -> Scheme:
         """The scheme, with `default` where the symmetry was left open."""
         symmetric = default if self.symmetric is None else self.symmetric

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import quantconvert
-from quantconvert.families import REASON_TEXT, REASONS
+from quantconvert.families import REASON_TEXT, REASONS, Classifier
 from quantconvert.planning import Plan
 from tests.builders import LLAMA_CONFIG, llama_tensors, write_checkpoint
 
@@ -98,6 +98,71 @@ VISION = {
     "audio_tower.layers.0.fc1.weight": "audio",
     "model.language_model.layers.0.self_attn.o_proj.weight": "quantized",
 }
+# Names that Hub checkpoints have and transformers does not write: without its prefix, tied tables stored all the same,
+# heads of models that it no longer has a class for.
+HUB = {
+    "bloom": {
+        "word_embeddings.weight": "embedding",
+        "word_embeddings_layernorm.weight": "norm",
+        "h.0.self_attention.query_key_value.weight": "quantized",
+        "h.0.mlp.dense_4h_to_h.weight": "quantized",
+        "lm_head.weight": "lm_head",
+    },
+    "falcon": {"transformer.h.0.self_attention.dense.weight": "quantized", "lm_head.weight": "lm_head"},
+    "qwen3": {"embed_tokens.weight": "embedding", "layers.0.self_attn.q_proj.weight": "quantized"},
+    "llama": {"model.layers.0.mlp.up_proj.weight": "quantized", "v_head.summary.weight": "head"},
+    "opt": {"decoder.layers.0.fc1.weight": "quantized", "decoder.project_in.weight": "head"},
+    "t5": {
+        "encoder.block.0.layer.1.DenseReluDense.wi_0.weight": "quantized",
+        "encoder.embed_tokens.weight": "embedding",
+        "decoder.embed_tokens.weight": "embedding",
+        "lm_head.weight": "lm_head",
+    },
+    "roberta": {
+        "roberta.encoder.layer.0.output.dense.weight": "quantized",
+        "roberta.pooler.dense.weight": "head",
+        "lm_head.decoder.weight": "lm_head",
+    },
+    "bert": {
+        "bert.encoder.layer.0.crossattention.self.query.weight": "quantized",
+        "cls.predictions.decoder.weight": "head",
+    },
+    "electra": {
+        "generator.encoder.layer.0.intermediate.dense.weight": "quantized",
+        "generator_lm_head.weight": "head",
+    },
+    "distilbert": {
+        "distilbert.transformer.layer.0.ffn.lin1.weight": "quantized",
+        "vocab_projector.weight": "head",
+    },
+    "deberta-v2": {
+        "deberta.encoder.layer.0.attention.self.query_proj.weight": "quantized",
+        "lm_predictions.lm_head.dense.weight": "head",
+        "mask_predictions.dense.weight": "head",
+        "mask_predictions.classifier.weight": "head",
+    },
+    "deberta": {
+        "deberta.encoder.layer.0.attention.self.in_proj.weight": "quantized",
+        "deberta.embeddings.embed_proj.weight": "head",
+    },
+    "albert": {
+        "albert.encoder.albert_layer_groups.0.albert_layers.0.ffn.weight": "quantized",
+        "albert.pooler.weight": "head",
+        "sop_classifier.classifier.weight": "head",
+        "predictions.decoder.weight": "head",
+    },
+    "modernbert": {"model.layers.0.mlp.Wi.weight": "quantized", "decoder.weight": "head"},
+    "nomic_bert": {
+        "encoder.layers.0.mlp.fc11.weight": "quantized",
+        "cls.predictions.transform.dense.weight": "head",
+    },
+    "eurobert": {"model.layers.0.mlp.up_proj.weight": "quantized", "dense.weight": "head"},
+    "whisper": {
+        "model.encoder.layers.0.self_attn.out_proj.weight": "quantized",
+        "model.decoder.layers.0.encoder_attn.k_proj.weight": "quantized",
+        "proj_out.weight": "lm_head",
+    },
+}
 UNKNOWN = {
     "backbone.wte.weight": "embedding",
     "backbone.blocks.0.mixer.lin_x.weight": "quantized",
@@ -129,6 +194,26 @@ def test_decisions(tmp_path: Path, config: dict, expected: dict[str, str]):
     plan = planned(tmp_path, config, tensors, group_size=64)
     assert decisions(plan) == expected
     assert len(plan.tasks) == len(tensors), "every source tensor is accounted for exactly once"
+
+
+@pytest.mark.parametrize(("model_type", "expected"), HUB.items(), ids=HUB)
+def test_hub_names(tmp_path: Path, model_type: str, expected: dict[str, str]):
+    tensors = {name: V if "norm" in name else W for name in expected}
+    plan = planned(tmp_path, {"model_type": model_type}, tensors, group_size=64)
+    assert decisions(plan) == expected
+    classifier = Classifier(plan.checkpoint)
+    roles = [classifier.role(ref) for ref in plan.checkpoint.tensors]
+    assert all(role.by_table or role.reason in ("embedding", "norm") for role in roles)
+
+
+@pytest.mark.parametrize("stored", [True, False], ids=["stored", "not stored"])
+def test_tied_heads_are_ignored_by_name(tmp_path: Path, stored: bool):
+    """Engines build `vocab_projector` as a linear layer even where the checkpoint has only the embeddings."""
+    names = dict.fromkeys(["distilbert.transformer.layer.0.ffn.lin1.weight"], W)
+    names |= {"vocab_projector.weight": W} if stored else {}
+    plan = planned(tmp_path, {"model_type": "distilbert"}, names, format="compressed-tensors")
+    expected = "re:.*vocab_projector$" if stored else "vocab_projector"
+    assert plan.quantization_config["ignore"] == ["lm_head", expected]
 
 
 def test_unknown_family_is_said(tmp_path: Path):

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 import quantconvert
+from quantconvert.families.parallel import Part, is_merged, part_of
 from tests.builders import LLAMA_CONFIG, llama_tensors, read_tensors, weight, write_checkpoint
 
 CONFIG = LLAMA_CONFIG | {"num_attention_heads": 8, "num_key_value_heads": 2}
@@ -126,3 +127,37 @@ def test_merged_projections_are_refused(tmp_path: Path):
     quantconvert.plan(source)
     with pytest.raises(quantconvert.UnsupportedError, match=r"several projections in one weight, such as .*qkv_proj"):
         quantconvert.plan(source, tensor_parallel=2)
+
+
+ROW_PARALLEL = [
+    "model.layers.0.self_attn.dense", "model.layers.0.mlp.fc2", "transformer.h.0.mlp.fc_out",
+    "transformer.h.0.self_attention.dense", "transformer.h.0.mlp.dense_4h_to_h", "transformer.h.0.attn.c_proj",
+    "encoder.layer.0.attention.output.dense", "encoder.layer.0.output.dense", "encoder.layer.0.attention.attn.o",
+    "transformer.layer.0.ffn.lin2", "transformer.layer.0.attention.out_lin", "model.layers.0.attn.Wo",
+    "model.layers.0.mlp.Wo", "encoder.albert_layer_groups.0.albert_layers.0.ffn_output",
+    "encoder.albert_layer_groups.0.albert_layers.0.attention.dense", "decoder.block.0.layer.1.EncDecAttention.o",
+    "encoder.block.0.layer.0.SelfAttention.o", "encoder.block.0.layer.1.DenseReluDense.wo",
+    "model.encoder.layers.0.self_attn.out_proj", "backbone.layers.0.mixer.out_proj",
+    "model.layers.0.shared_mlp.output_linear", "model.layers.0.linear_attn.out_proj",
+    "model.layers.0.block_sparse_moe.experts.0.w2", "model.layers.0.feed_forward.shared_expert.down_proj",
+]  # fmt: skip
+COLUMN_PARALLEL = [
+    "model.layers.0.mlp.fc1", "transformer.h.0.mlp.fc_in", "transformer.h.0.mlp.dense_h_to_4h",
+    "transformer.h.0.mlp.c_fc", "encoder.layer.0.intermediate.dense", "encoder.layer.0.attention.self.query",
+    "encoder.layer.0.attention.attn.q", "transformer.layer.0.ffn.lin1", "decoder.block.0.layer.1.EncDecAttention.q",
+    "encoder.albert_layer_groups.0.albert_layers.0.ffn", "encoder.block.0.layer.1.DenseReluDense.wi_1",
+]  # fmt: skip
+MERGED = [
+    "model.layers.0.self_attn.qkv_proj", "model.layers.0.mlp.gate_up_proj", "transformer.h.0.attn.c_attn",
+    "transformer.h.0.self_attention.query_key_value", "model.layers.0.attn.Wqkv", "model.layers.0.mlp.Wi",
+    "backbone.layers.0.mixer.in_proj", "model.layers.0.shared_mlp.input_linear",
+    "model.layers.0.linear_attn.in_proj_qkv",
+]  # fmt: skip
+
+
+def test_every_family_splits_the_second_layer_of_a_pair_by_columns():
+    for module in ROW_PARALLEL:
+        assert part_of(module, (8, 16), 1, 2, {}) == Part((0, 8), (8, 16)), module
+    for module in COLUMN_PARALLEL:
+        assert part_of(module, (8, 16), 1, 2, {}) == Part((4, 8), (0, 16)), module
+    assert {m for m in ROW_PARALLEL + COLUMN_PARALLEL + MERGED if is_merged(m)} == set(MERGED)

@@ -32,8 +32,8 @@ def test_planning_imports_no_torch(tmp_path: Path):
 
 
 ROOMS = ["version", "errors", "events", "dtypes", "patterns", "checkpoint", "schemes", "job", "families", "methods",
-         "formats", "kernels", "sources", "planning", "hub", "inventory", "recipe", "run", "card", "api", "__init__",
-         "cli", "integrations", "__main__"]  # fmt: skip
+         "formats", "kernels", "sources", "planning", "hub", "inventory", "recipe", "run", "verify", "card", "api",
+         "__init__", "cli", "integrations", "__main__"]  # fmt: skip
 
 
 def test_rooms_import_only_from_those_above():
@@ -75,6 +75,23 @@ def test_format_auto_leaves_awq_for_narrow_outputs(tmp_path: Path):
     plan = quantconvert.plan(write_checkpoint(tmp_path / "model", tensors))
     assert plan.format == "compressed-tensors"
     assert plan.format_reason == "AWQ needs out_features % 8 == 0, `model.layers.0.self_attn.k_proj` has 12"
+
+
+@pytest.mark.parametrize("model_type", ["starcoder2", "gpt_neox", "falcon", "bloom", "mpt", "gptj"])
+def test_format_auto_leaves_awq_where_transformers_scales_activations(tmp_path: Path, model_type: str):
+    source = write_checkpoint(tmp_path / "model", config=LLAMA_CONFIG | {"model_type": model_type})
+    plan = quantconvert.plan(source)
+    assert plan.format == "compressed-tensors"
+    asked = quantconvert.plan(source, format="awq")
+    assert plan.format_reason in asked.notes
+    assert plan.format_reason not in plan.notes
+    assert "random numbers" in plan.format_reason
+
+
+@pytest.mark.parametrize("model_type", ["gpt_bigcode", "t5", "modernbert", "mamba", "nomic_bert"])
+def test_format_auto_leaves_awq_where_transformers_cannot_load_it(tmp_path: Path, model_type: str):
+    plan = quantconvert.plan(write_checkpoint(tmp_path / "model", config=LLAMA_CONFIG | {"model_type": model_type}))
+    assert plan.format == "compressed-tensors"
 
 
 def test_sizes_in_the_plan_are_the_sizes_on_disk(tmp_path: Path):

@@ -568,31 +568,49 @@ def test_channel_where_indivisible_is_no_awq(smol: Path, out: Path) -> None:
     [
         ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, "gptq"),
         ({"compression_config": {"quant_method": "compressed-tensors"}}, "compressed-tensors"),
-        ({"quantization_config": {"bits": 4}}, "unknown method"),
         ({"text_config": {"quantization_config": {"quant_method": "fp8"}}}, "fp8"),
     ],
 )
-def test_quantized_by_config(tmp_path: Path, out: Path, extra: dict[str, Any], method: str) -> None:
+def test_quantized_by_config_alone(tmp_path: Path, out: Path, extra: dict[str, Any], method: str) -> None:
     source = write_checkpoint(tmp_path / "source", config=LLAMA_CONFIG | extra)
-    message = f"source `{source}` is already quantized: config.json says `{method}`"
-    assert refusals(source, out) == [(UnsupportedError, message, ORIGINAL)]
+    message = f"config.json of `{source}` says that it is quantized by `{method}`, but no tensor is"
+    hint = "remove its quantization_config if the weights are plain"
+    assert refusals(source, out) == [(CheckpointError, message, hint)]
 
 
 @pytest.mark.parametrize(
-    ("suffix", "format"), [("qweight", "awq"), ("weight_packed", "compressed-tensors")], ids=["awq", "compressed"]
+    ("block", "method"), [({"bits": 4}, "unknown method"), ({"quant_method": "bitsandbytes"}, "bitsandbytes")]
+)
+def test_quantized_by_an_unknown_method(tmp_path: Path, out: Path, block: dict[str, Any], method: str) -> None:
+    source = write_checkpoint(tmp_path / "source", config=LLAMA_CONFIG | {"quantization_config": block})
+    message = f"source `{source}` is already quantized, by a method that is not read: `{method}`"
+    ((kind, found, hint),) = refusals(source, out)
+    assert (kind, found) == (UnsupportedError, message)
+    assert hint is not None
+    assert hint.startswith("methods that are decoded: fp8, ")
+
+
+@pytest.mark.parametrize(
+    ("suffix", "format"), [("qweight", "awq"), ("weight_shape", "compressed-tensors")], ids=["awq", "compressed"]
 )
 def test_quantized_by_tensor_names(source: Path, tmp_path: Path, out: Path, suffix: str, format: str) -> None:
     quantized = tmp_path / "quantized"
     quantconvert.convert(source, quantized, format=format)
     (quantized / "config.json").write_text(json.dumps(LLAMA_CONFIG))
-    message = f"source `{quantized}` is already quantized: it holds `{DOWN_0}.{suffix}`"
-    assert refusals(quantized, out)[0] == (UnsupportedError, message, ORIGINAL)
+    kind, message, _ = refusals(quantized, out)[0]
+    assert kind is CheckpointError
+    assert message.startswith("42 tensors belong to a quantization of which the other tensors are missing, or that is")
+    assert f".{suffix}`" in message
 
 
 def test_own_result_as_source(source: Path, tmp_path: Path, out: Path) -> None:
     quantconvert.convert(source, tmp_path / "quantized")
-    message = f"source `{tmp_path}/quantized` is already quantized: config.json says `awq`"
-    assert refusals(tmp_path / "quantized", out)[0] == (UnsupportedError, message, ORIGINAL)
+    kind, message, hint = refusals(tmp_path / "quantized", out)[0]
+    assert kind is UnsupportedError
+    assert message.startswith(
+        "the source is already quantized (`awq`, 4 bits): 14 weights would be quantized again to as many bits or fewer"
+    )
+    assert hint == "--requantize does that (both errors add up); better, give the original checkpoint"
 
 
 def test_nothing_to_quantize(tmp_path: Path, out: Path) -> None:

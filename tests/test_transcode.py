@@ -42,7 +42,7 @@ def weights(folder: Path, plan: quantconvert.Plan) -> dict[str, Tensor]:
     found = {}
     for task in plan.quantized:
         assert task.scheme
-        module = task.stored.module if task.stored else task.source.name.removesuffix(".weight")
+        module = task.source.name.removesuffix(".weight")
         found[module] = decode(tensors, module, plan.format, task.scheme.num_bits, task.scheme.symmetric)
     return found
 

@@ -7,6 +7,7 @@ from typing import Literal
 
 INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
+TORCH_INDEX_NAME, TORCH_NAME = "pytorch_model.bin.index.json", "pytorch_model.bin"
 STATE_FOLDER = ".quantconvert"
 
 FileKind = Literal["side", "rewritten", "duplicate", "hidden"]

@@ -7,9 +7,10 @@ import re
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from quantconvert.checkpoint.files import INDEX_NAME, SINGLE_NAME, kind_of
+from quantconvert.checkpoint.files import INDEX_NAME, SINGLE_NAME, TORCH_INDEX_NAME, TORCH_NAME, kind_of
 from quantconvert.checkpoint.header import TensorRef, is_utf8, parse_object, read_header
 from quantconvert.checkpoint.model import Checkpoint, Repo, RepoFile
+from quantconvert.checkpoint.torch_file import read_torch_file
 from quantconvert.errors import CheckpointError, QuantConvertError, raise_all
 
 MAX_JSON_NBYTES = 200_000_000
@@ -32,7 +33,7 @@ def load_checkpoint(repo: Repo) -> Checkpoint:
     _check_index(weight_map, tensors, errors)
     _check_duplicates(tensors, errors)
     raise_all(errors)
-    weights = set(names)
+    weights = {*names, INDEX_NAME, TORCH_INDEX_NAME}
     rest = [file for path, file in files.items() if path not in weights]
     card = repo.read("README.md", 0, 1_000_000).decode("utf-8", "replace") if "README.md" in files else None
     return Checkpoint(
@@ -44,7 +45,7 @@ def load_checkpoint(repo: Repo) -> Checkpoint:
         weight_files=tuple(files[name] for name in names),
         side_files=tuple(file for file in rest if kind_of(file.path) == "side"),
         rewritten_files=tuple(file for file in rest if kind_of(file.path) == "rewritten"),
-        dropped_files=tuple(file for file in rest if kind_of(file.path) == "duplicate" and file.path != INDEX_NAME),
+        dropped_files=tuple(file for file in rest if kind_of(file.path) == "duplicate"),
     )
 
 
@@ -78,30 +79,31 @@ def _weight_files(
     repo: Repo, files: dict[str, RepoFile], errors: list[QuantConvertError]
 ) -> tuple[dict[str, str] | None, list[str]]:
     """The index's weight_map (None without an index) and the safetensors files that make up the checkpoint."""
-    if INDEX_NAME in files and SINGLE_NAME not in files:
+    index, single = _kind(files)
+    if index in files and single not in files:
         try:
-            weight_map = _read_json(repo, files[INDEX_NAME], MAX_JSON_NBYTES).get("weight_map")
+            weight_map = _read_json(repo, files[index], MAX_JSON_NBYTES).get("weight_map")
         except CheckpointError as error:
             errors.append(error)
             return None, []
         if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
-            errors.append(CheckpointError(f"`{INDEX_NAME}` has no weight_map from tensor names to file names"))
+            errors.append(CheckpointError(f"`{index}` has no weight_map from tensor names to file names"))
             return None, []
         names = sorted(set(weight_map.values()))
         for name in names:
             if "/" in name or "\\" in name or "\0" in name or name.startswith("."):
-                errors.append(CheckpointError(f"`{INDEX_NAME}` names `{name}`: expected a file beside it"))
+                errors.append(CheckpointError(f"`{index}` names `{name}`: expected a file beside it"))
             elif name not in files:
                 count = sum(1 for file in weight_map.values() if file == name)
                 errors.append(
                     CheckpointError(
-                        f"`{name}` is missing: `{INDEX_NAME}` says that it holds {count} tensors",
+                        f"`{name}` is missing: `{index}` says that it holds {count} tensors",
                         hint="download the missing file; every file named in the index must be there",
                     )
                 )
         return weight_map, names
-    if SINGLE_NAME in files:
-        return None, [SINGLE_NAME]
+    if single in files:
+        return None, [single]
     shards = [path for path in files if path.endswith(".safetensors") and "/" not in path]
     names = [path for path in shards if not path.startswith(("consolidated", "adapter_"))] or shards
     parts = [match for match in map(_PART.search, names) if match]
@@ -116,9 +118,18 @@ def _weight_files(
     return None, names
 
 
+def _kind(files: dict[str, RepoFile]) -> tuple[str, str]:
+    """The names of the index and of a single file: safetensors where there are any, else torch's own."""
+    if any(path.endswith(".safetensors") and "/" not in path for path in files) or INDEX_NAME in files:
+        return INDEX_NAME, SINGLE_NAME
+    return (TORCH_INDEX_NAME, TORCH_NAME) if {TORCH_INDEX_NAME, TORCH_NAME} & set(files) else (INDEX_NAME, SINGLE_NAME)
+
+
 def _read_headers(repo: Repo, files: list[RepoFile], errors: list[QuantConvertError]) -> list[TensorRef]:
     def read(file: RepoFile) -> list[TensorRef] | CheckpointError:
         try:
+            if file.path.endswith(".bin"):  # torch reads those from the disk
+                return read_torch_file(repo.materialize((file.path,)) / file.path, file.path)
             return read_header(lambda offset, n: repo.read(file.path, offset, n), file.path, file.nbytes)
         except CheckpointError as error:
             return error
@@ -143,7 +154,8 @@ def _check_index(weight_map: dict[str, str] | None, tensors: list[TensorRef], er
     at = {(ref.name, ref.file) for ref in tensors}
     for name, file in weight_map.items():
         if (name, file) not in at:
-            errors.append(CheckpointError(f"tensor `{name}` is not in `{file}`, where `{INDEX_NAME}` puts it"))
+            index = TORCH_INDEX_NAME if file.endswith(".bin") else INDEX_NAME
+            errors.append(CheckpointError(f"tensor `{name}` is not in `{file}`, where `{index}` puts it"))
 
 
 def _check_duplicates(tensors: list[TensorRef], errors: list[QuantConvertError]) -> None:

@@ -8,6 +8,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -23,6 +24,7 @@ from quantconvert.cli.progress import ProgressReporter
 from quantconvert.errors import QuantConvertError, Refusal
 from quantconvert.events import silent
 from quantconvert.job import JobOptions
+from quantconvert.planning import Plan
 from quantconvert.recipe import merged, read_recipe, write_recipe
 from quantconvert.run.output import free_nbytes
 from quantconvert.version import __version__
@@ -36,7 +38,7 @@ Examples:
 
   quantconvert ./model out --ignore '*.down_proj' --ignore 're:.*layers\\.0\\.'
 
-  quantconvert plan ./model --bits 4 --verbose      (decides everything, writes nothing)
+  quantconvert plan ./model --bits 4 --explain      (decides everything, writes nothing)
 
   quantconvert inspect out                          (what a checkpoint holds)
 
@@ -98,10 +100,13 @@ def convert(
     tensor_parallel: opt.TensorParallel = None,
     on_indivisible: opt.OnIndivisible = None,
     nan_policy: opt.NanPolicy = None,
+    requantize: opt.Requantize = None,
+    strict: opt.Strict = None,
     max_shard_size: opt.MaxShardSize = None,
     memory_limit: opt.MemoryLimit = "2GB",
     workers: opt.Workers = 0,
     revision: opt.Revision = None,
+    subfolder: opt.Subfolder = None,
     base_model: opt.BaseModel = None,
     overwrite: opt.Overwrite = False,
     restart: opt.Restart = False,
@@ -113,10 +118,11 @@ def convert(
     """Convert SRC into OUT."""
     asked = _asked(locals(), recipe)
     if dry_run:
-        _show_plan(source, out, asked, revision, overwrite, json, quiet, verbose)
+        planned = partial(api.plan, source, out, revision=revision, subfolder=subfolder, overwrite=overwrite, **asked)
+        _show_plan(planned, out, json, quiet, verbose)
         return
-    where: Any = {"revision": revision, "overwrite": overwrite, "restart": restart}
-    _convert(lambda **talk: api.convert(source, out, **where, **talk, **asked), json, quiet, verbose)
+    where: Any = {"revision": revision, "subfolder": subfolder, "overwrite": overwrite, "restart": restart}
+    _convert(partial(api.convert, source, out, **where, **asked), json, quiet, verbose)
 
 
 @app.command()
@@ -135,30 +141,37 @@ def plan(
     tensor_parallel: opt.TensorParallel = None,
     on_indivisible: opt.OnIndivisible = None,
     nan_policy: opt.NanPolicy = None,
+    requantize: opt.Requantize = None,
+    strict: opt.Strict = None,
     max_shard_size: opt.MaxShardSize = None,
     memory_limit: opt.MemoryLimit = "2GB",
     workers: opt.Workers = 0,
     revision: opt.Revision = None,
+    subfolder: opt.Subfolder = None,
     overwrite: opt.Overwrite = False,
     as_recipe: opt.WriteRecipe = False,
+    explain: opt.Explain = False,
     json: opt.Json = False,
     quiet: opt.Quiet = False,
     verbose: opt.Verbose = False,
 ) -> None:
     """What a conversion would do: decisions, sizes, memory, disk. Reads headers only, writes nothing."""
-    _show_plan(source, out, _asked(locals(), recipe), revision, overwrite, json, quiet, verbose, as_recipe)
+    asked = _asked(locals(), recipe)
+    planned = partial(api.plan, source, out, revision=revision, subfolder=subfolder, overwrite=overwrite, **asked)
+    _show_plan(planned, out, json, quiet, verbose or explain, as_recipe)
 
 
 @app.command()
 def inspect(
     folder: opt.Folder,
     revision: opt.Revision = None,
+    subfolder: opt.Subfolder = None,
     json: opt.Json = False,
     verbose: opt.Verbose = False,
 ) -> None:
     """What a checkpoint holds, quantized or not: dtypes, sizes, schemes."""
     with _exit_codes():
-        inventory = api.inspect(folder, revision=revision)
+        inventory = api.inspect(folder, revision=revision, subfolder=subfolder)
         if json:
             print_json(inventory.to_json())
         else:
@@ -226,24 +239,16 @@ def _asked(values: dict[str, Any], recipe: Path | None = None) -> dict[str, Any]
 
 
 def _show_plan(
-    source: str,
-    out: Path | None,
-    asked: dict[str, Any],
-    revision: str | None,
-    overwrite: bool,
-    json: bool,
-    quiet: bool,
-    verbose: bool,
-    as_recipe: bool = False,
+    planned: Callable[[], Plan], out: Path | None, json: bool, quiet: bool, explain: bool, as_recipe: bool = False
 ) -> None:
     with _exit_codes():
-        made = api.plan(source, out, revision=revision, overwrite=overwrite, **asked)
+        made = planned()
         if as_recipe:
             print(write_recipe(made.job, made.format), end="")
         elif json:
             print_json(made.to_json() | {"free_nbytes": free_nbytes(out or Path.cwd())})
         elif not quiet:
-            print_plan(made, free_nbytes(out or Path.cwd()), verbose)
+            print_plan(made, free_nbytes(out or Path.cwd()), explain)
 
 
 class _Terminated(BaseException):

@@ -144,6 +144,24 @@ NanPolicy = Annotated[
         rich_help_panel=_RULES,
     ),
 ]
+Requantize = Annotated[
+    bool | None,
+    typer.Option(
+        "--requantize",
+        help="Quantize again what SRC already holds in as few bits or fewer; both errors add up.",
+        show_default=False,
+        rich_help_panel=_RULES,
+    ),
+]
+Strict = Annotated[
+    bool | None,
+    typer.Option(
+        "--strict",
+        help="Fail if a linear weight stays in high precision for a reason outside its family's table.",
+        show_default=False,
+        rich_help_panel=_RULES,
+    ),
+]
 MaxShardSize = Annotated[
     str | None,
     typer.Option(
@@ -165,6 +183,10 @@ Workers = Annotated[
 Revision = Annotated[
     str | None, typer.Option("--revision", help="Branch, tag or commit of a Hub repository.", show_default=False)
 ]
+Subfolder = Annotated[
+    str | None,
+    typer.Option("--subfolder", metavar="DIR", help="The folder of SRC that holds the model.", show_default=False),
+]
 BaseModel = Annotated[
     str | None,
     typer.Option(
@@ -176,6 +198,9 @@ Overwrite = Annotated[
 ]
 Restart = Annotated[
     bool, typer.Option("--restart", help="Discard what an interrupted run has done; without it, the run continues.")
+]
+Explain = Annotated[
+    bool, typer.Option("--explain", help="Each tensor: family, role, decision, and the rule that made it.")
 ]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Only errors.")]

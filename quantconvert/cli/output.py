@@ -16,7 +16,7 @@ from quantconvert.api import Result
 from quantconvert.card import load_hint
 from quantconvert.families import REASON_TEXT
 from quantconvert.inventory import Inventory
-from quantconvert.planning import Plan
+from quantconvert.planning import Plan, Task
 
 LOG_WIDTH = 160  # where there is no terminal to ask
 
@@ -106,12 +106,13 @@ def _size_rows(plan: Plan) -> list[tuple[str, str]]:
     ]  # fmt: skip
 
 
-def print_plan(plan: Plan, free: int | None, verbose: bool) -> None:
-    """The dry run on stdout: totals and kinds of decision; with `verbose` every tensor."""
-    if verbose:
+def print_plan(plan: Plan, free: int | None, explain: bool) -> None:
+    """The dry run on stdout: totals and kinds of decision; with `explain` every tensor, and the rule behind it."""
+    if explain:
         stdout.print(_tensor_table(plan))
     rows = _plan_rows(plan) + _size_rows(plan)
-    rows.append(("tensors", f"{len(plan.tasks)}: {len(plan.quantized)} quantized, {len(plan.kept)} kept"))
+    rows.append(("tensors", _accounts(plan)))
+    rows.append(("weights", f"{len(plan.quantized)} quantized, {len(plan.kept)} kept"))
     rows += _kept_rows(plan)
     rows.append(("memory", f"{size(plan.peak_nbytes)} at its peak with {plan.execution.workers} workers, "
                            "on top of Python with torch"))  # fmt: skip
@@ -122,19 +123,37 @@ def print_plan(plan: Plan, free: int | None, verbose: bool) -> None:
 
 def _tensor_table(plan: Plan) -> Table:
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for name in ("tensor", "shape", "dtype", "decision", "why"):
+    for name in ("tensor", "shape", "dtype", "role", "decision", "rule"):
         table.add_column(name, overflow="fold")
     for task in plan.tasks:
         decision = task.scheme.label if task.scheme else f"keep: {task.reason}"
         shape = "x".join(map(str, task.source.shape))
-        table.add_row(escape(task.source.name), shape, task.source.dtype, decision, escape(task.evidence))
+        name, kind = escape(task.source.name), _dtypes(task)
+        table.add_row(name, shape, kind, task.role, decision, escape(task.evidence))
+    for dropped in plan.dropped:
+        ref = dropped.ref
+        shape = "x".join(map(str, ref.shape))
+        table.add_row(escape(ref.name), shape, ref.dtype, "duplicate or scale", "drop", escape(dropped.reason))
     return table
+
+
+def _dtypes(task: Task) -> str:
+    """What is stored, and what it is read as where that differs: `F8_E4M3 as BF16`."""
+    stored = task.inputs[0].dtype
+    return stored if stored == task.source.dtype else f"{stored} as {task.source.dtype}"
+
+
+def _accounts(plan: Plan) -> str:
+    """`92 in the source: 45 quantized, 45 partners, 2 copied`."""
+    parts = [f"{count} {kind}" for kind, count in sorted(plan.accounts.items(), key=lambda item: -item[1])]
+    return f"{len(plan.checkpoint.tensors)} in the source: {', '.join(parts)}"
 
 
 def print_result(result: Result) -> None:
     """The summary of a conversion, on stderr."""
     plan = result.plan
     rows = _plan_rows(plan) + _size_rows(plan)
+    rows.append(("tensors", _accounts(plan)))
     rows.append(("kept", f"{len(plan.kept)} of {len(plan.tasks)} tensors in high precision"))
     rows += _kept_rows(plan)
     speed = plan.checkpoint.nbytes / max(result.seconds, 1e-9)

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import re
 from functools import cache
+from typing import Protocol
 
-from quantconvert.checkpoint import Checkpoint, TensorRef
+from quantconvert.checkpoint import Checkpoint
 from quantconvert.dtypes import DTYPES
 from quantconvert.families.common import EXPERT_NAMES, FUSED_COMMON, KEEP_BY_NAME, TOWERS
 from quantconvert.families.model import REASON_TEXT, REASONS, Dims, Family, FusedExperts, FusedSet, Reason, Role
@@ -17,8 +18,8 @@ from quantconvert.families.tables import FAMILIES
 from quantconvert.patterns import WEIGHT_SUFFIX, template_of
 
 __all__ = [
-    "FAMILIES", "REASONS", "REASON_TEXT", "Classifier", "Dims", "Family", "FusedExperts", "FusedSet", "Reason", "Role",
-    "find_family",
+    "FAMILIES", "KEEP_BY_NAME", "REASONS", "REASON_TEXT", "Classifier", "Dims", "Family", "FusedExperts", "FusedSet",
+    "Reason", "Role", "find_family",
 ]  # fmt: skip
 
 NO_TABLE = Family("unknown", (), (), fused=FUSED_COMMON)
@@ -29,6 +30,19 @@ def find_family(checkpoint: Checkpoint) -> Family | None:
     """The table whose `model_types` names the config's model_type (or its text_config's)."""
     types = (checkpoint.model_type, str(checkpoint.text_config.get("model_type") or ""))
     return next((family for family in FAMILIES for t in types if t and t in family.model_types), None)
+
+
+class Tensor(Protocol):
+    """What the classifier looks at."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def dtype(self) -> str: ...
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+    @property
+    def nbytes(self) -> int: ...
 
 
 class Classifier:
@@ -45,7 +59,15 @@ class Classifier:
     def fused(self) -> tuple[FusedSet, ...]:
         return (self.family or NO_TABLE).fused
 
-    def role(self, ref: TensorRef) -> Role:
+    @property
+    def tied(self) -> tuple[str, ...]:
+        return (self.family or NO_TABLE).tied
+
+    @property
+    def awq_problem(self) -> str | None:
+        return self.family.awq_problem if self.family else None
+
+    def role(self, ref: Tensor) -> Role:
         """What `ref` is. Shapes only rule out (a linear weight is 2-D); they never rule in."""
         if self.num_layers is not None:
             layer = _LAYER.search(ref.name)

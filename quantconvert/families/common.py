@@ -27,11 +27,29 @@ KEEP_BY_NAME: tuple[tuple[str, Reason], ...] = (
     (r"(^|\.)(mlp|block_sparse_moe|moe|feed_forward|ffn)\.gate(\.|$)", "router"),
 )  # fmt: skip
 
-FUSED_COMMON: tuple[FusedSet, ...] = (
-    FusedSet("qkv_proj", ("q_proj", "k_proj", "v_proj")),
-    FusedSet("gate_up_proj", ("gate_proj", "up_proj")),
+FUSED_QKV = (FusedSet("qkv_proj", ("q_proj", "k_proj", "v_proj")),)
+FUSED_COMMON: tuple[FusedSet, ...] = (*FUSED_QKV, FusedSet("gate_up_proj", ("gate_proj", "up_proj")))
+
+# What decoders end in: a language model's head, or that of a classifier, reward or question-answering model.
+KEEP_HEADS: tuple[tuple[str, Reason], ...] = (
+    (r"(^|\.)lm_head$", "lm_head"),
+    (r"^(score|classifier|qa_outputs|v_head(\.summary)?)$", "head"),
 )
+
+# transformers puts a factor behind the activation of some families and wants calibration's `act.scales` in the
+# checkpoint (`integrations/awq.py`); vLLM and SGLang stop at such a tensor, so that none is written.
+SCALED_ACTIVATION = (
+    "transformers multiplies AWQ activations of this family by tensors that are not there: random numbers"
+)
+# transformers initialises such layers once more after loading and stops at those without a `weight`.
+REINITIALIZED = "transformers stops at packed layers of this family, but for compressed-tensors with dequantize=True"
 
 LINEAR_ATTENTION = r"\.(self_attn|attention|attn)\.(q_proj|k_proj|v_proj|o_proj)$"
 LINEAR_MLP = r"\.mlp\.(gate_proj|up_proj|down_proj)$"
 EXPERT_NAMES = r"\.experts\.N\."
+
+# The other half of what looks at pictures, under the names that Hub checkpoints of all vision-language models share.
+KEEP_VISION: tuple[tuple[str, Reason], ...] = (
+    (r"(^|\.)(visual|vision_tower|vision_model|multi_modal_projector|image_newline)(\.|$)", "vision"),
+)
+KEEP_MTP: tuple[tuple[str, Reason], ...] = ((r"(^|\.)mtp\.", "mtp"),)

@@ -1,16 +1,91 @@
-"""Decoders without experts."""
+"""Decoders without experts. Names and shapes: transformers' model files; fused sets: vLLM's packed_modules_mapping."""
 
 from __future__ import annotations
 
-from quantconvert.families.common import FUSED_COMMON, LINEAR_ATTENTION, LINEAR_MLP
-from quantconvert.families.model import Family
+from quantconvert.families.common import (
+    FUSED_COMMON,
+    FUSED_QKV,
+    KEEP_HEADS,
+    LINEAR_ATTENTION,
+    LINEAR_MLP,
+    REINITIALIZED,
+    SCALED_ACTIVATION,
+)
+from quantconvert.families.model import Dims, Family
 
+_MLP_DIMS = (
+    Dims(r"\.mlp\.(gate_proj|up_proj)$", "intermediate_size", "hidden_size"),
+    Dims(r"\.mlp\.down_proj$", "hidden_size", "intermediate_size"),
+)
+
+# Those without a gate_proj (nemotron, arcee, apertus, jais2) have the same names otherwise.
 LLAMA = Family(
     name="llama",
     model_types=(
-        "llama", "mistral", "mistral3", "ministral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "gemma3",
-        "granite", "smollm3", "olmo2", "olmo3", "stablelm", "cohere", "cohere2", "seed_oss", "exaone4", "starcoder2",
+        "llama", "mistral", "mistral3", "ministral", "ministral3", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text",
+        "gemma3", "vaultgemma", "granite", "smollm3", "olmo", "olmo2", "olmo3", "stablelm", "cohere", "cohere2",
+        "seed_oss", "exaone4", "nemotron", "arcee", "apertus", "jais2", "helium", "hunyuan_v1_dense", "ernie4_5", "cwm",
     ),
     linear=(LINEAR_ATTENTION, LINEAR_MLP),
+    keep=KEEP_HEADS,
     fused=FUSED_COMMON,
+    dims=_MLP_DIMS,
 )  # fmt: skip
+
+# Stored as engines load them, already fused (transformers `modeling_phi3.py`): nothing to keep in step.
+PHI3 = Family(
+    name="phi3",
+    model_types=("phi3",),
+    linear=(r"\.self_attn\.(qkv_proj|o_proj)$", r"\.mlp\.(gate_up_proj|down_proj)$"),
+    keep=KEEP_HEADS,
+    dims=_MLP_DIMS,
+)
+
+# gate_up_proj is stored fused, query, key and value are not (transformers `modeling_glm.py`, `modeling_glm4.py`).
+GLM = Family(
+    name="glm",
+    model_types=("glm", "glm4"),
+    linear=(LINEAR_ATTENTION, r"\.mlp\.(gate_up_proj|down_proj)$"),
+    keep=KEEP_HEADS,
+    fused=FUSED_QKV,
+    dims=_MLP_DIMS,
+)
+
+PHI = Family(
+    name="phi",
+    model_types=("phi",),
+    linear=(r"\.self_attn\.(q_proj|k_proj|v_proj|dense)$", r"\.mlp\.(fc1|fc2)$"),
+    keep=KEEP_HEADS,
+    fused=FUSED_QKV,
+    dims=(
+        Dims(r"\.mlp\.fc1$", "intermediate_size", "hidden_size"),
+        Dims(r"\.mlp\.fc2$", "hidden_size", "intermediate_size"),
+    ),
+)
+
+STARCODER2 = Family(
+    name="starcoder2",
+    model_types=("starcoder2",),
+    linear=(LINEAR_ATTENTION, r"\.mlp\.(c_fc|c_proj)$"),
+    keep=KEEP_HEADS,
+    fused=FUSED_QKV,
+    dims=(
+        Dims(r"\.mlp\.c_fc$", "intermediate_size", "hidden_size"),
+        Dims(r"\.mlp\.c_proj$", "hidden_size", "intermediate_size"),
+    ),
+    awq_problem=SCALED_ACTIVATION,
+)
+
+# Small recurrent projections stay: they feed an exponential, and no engine reads them packed (vLLM `mamba_mixer.py`).
+MAMBA = Family(
+    name="mamba",
+    model_types=("mamba", "mamba2", "falcon_mamba"),
+    linear=(r"\.mixer\.(in_proj|out_proj)$",),
+    keep=(
+        (r"\.mixer\.conv1d(\.|$)", "conv"),
+        (r"\.mixer\.(x_proj|dt_proj|A_log|D|dt_bias)$", "state-space"),
+        *KEEP_HEADS,
+    ),
+    dims=(Dims(r"\.mixer\.out_proj$", "hidden_size", "intermediate_size"),),
+    awq_problem=REINITIALIZED,
+)

@@ -51,7 +51,9 @@ class FusedExperts:
     `.experts.<number>.<projection>`, the per-expert name that engines read. `projections`: what each expert's matrix
     holds, in order: one after the other, or row by row in turn (`interleaved`). `transposed`: each expert's matrix is
     stored [in, out]. `experts`, `out_features`, `in_features`: the config keys of the sizes, those of ONE projection;
-    the tensor's shape must be what they say, which side is longer never decides.
+    the tensor's shape must be what they say, which side is longer never decides. Of rows for one tensor the one whose
+    `experts` key the config has is meant. `bias`: what follows the tensor's name
+    in that of its biases [E, rows], in the same order.
     """
 
     pattern: str
@@ -61,6 +63,7 @@ class FusedExperts:
     in_features: str
     transposed: bool = False
     interleaved: bool = False
+    bias: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +85,10 @@ class Family:
     `linear` and `keep` hold regular expressions that are searched in the *module* name (layer and expert numbers
     replaced by `N`); `keep` comes first, and names every linear weight that stays in high precision. `experts` matches
     the modules inside routed experts. `transposed`: modules whose weight is stored [in, out] (transformers' Conv1D).
-    `fused_experts`: 3-D tensors of experts. `dims`: shapes that the config must agree with.
+    `fused_experts`: 3-D tensors of experts. `dims`: shapes that the config must agree with. `tied`: output heads
+    other than `lm_head` that share the embeddings' table, so that checkpoints do not hold them and engines have to be
+    told by name that they are not quantized. `awq_problem`: why AWQ is not chosen for the family, if so.
+    `caveat`: what the plan has to say of engines, whatever the format.
     """
 
     name: str
@@ -94,6 +100,9 @@ class Family:
     transposed: tuple[str, ...] = ()
     fused_experts: tuple[FusedExperts, ...] = ()
     dims: tuple[Dims, ...] = ()
+    tied: tuple[str, ...] = ()
+    awq_problem: str | None = None
+    caveat: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,11 +13,13 @@ from dataclasses import dataclass
 from typing import Any
 
 _ROW_PARALLEL = re.compile(
-    r"(^|\.)(o_proj|down_proj|w2|out_proj|fc2|wo|dense_4h_to_h|c_proj|output\.dense|out_lin|lin2)$"
-    r"|(attention|attn)\.(dense|o)$"
+    r"(^|\.)(o_proj|down_proj|w2|out_proj|fc2|wo|dense_4h_to_h|c_proj|output\.dense|out_lin|lin2|fc_out"
+    r"|ffn_output|Wo|output_linear)$|(?i:attention|attn)\.(dense|o)$"
 )
 # Layers that hold several projections one after the other: a contiguous share would be all of one and none of another.
-_MERGED = re.compile(r"(^|\.)(qkv_proj|qkv|gate_up_proj|query_key_value|Wqkv|W_pack|c_attn|in_proj\w*|wqkv)$")
+_MERGED = re.compile(
+    r"(^|\.)(qkv_proj|qkv|gate_up_proj|query_key_value|Wqkv|W_pack|c_attn|in_proj\w*|wqkv|Wi|input_linear)$"
+)
 _KEY_VALUE = re.compile(r"(^|\.)(k_proj|v_proj)$")
 
 
@@ -41,6 +43,8 @@ def is_merged(module: str) -> bool:
 def part_of(module: str, shape: tuple[int, ...], rank: int, size: int, config: Mapping[str, Any]) -> Part | None:
     """What rank `rank` of `size` holds of `module`; None where its dimension does not divide by the ranks."""
     rows, columns = shape
+    if size == 1:
+        return Part((0, rows), (0, columns))
     if _ROW_PARALLEL.search(module):
         width = columns // size
         return None if columns % size else Part((0, rows), (rank * width, (rank + 1) * width))

@@ -2,9 +2,44 @@
 
 from __future__ import annotations
 
-from quantconvert.families.dense import LLAMA
-from quantconvert.families.encoders import BERT
+from quantconvert.families.dense import GLM, LLAMA, MAMBA, PHI, PHI3, STARCODER2
+from quantconvert.families.encoders import (
+    ALBERT,
+    BERT,
+    DEBERTA,
+    DISTILBERT,
+    EUROBERT,
+    MODERNBERT,
+    MPNET,
+    NOMIC_BERT,
+)
+from quantconvert.families.gpt import (
+    BLOOM,
+    CODEGEN,
+    FALCON,
+    GPT2,
+    GPT_BIGCODE,
+    GPT_J,
+    GPT_NEO,
+    GPT_NEOX,
+    MPT,
+    OPT,
+    PERSIMMON,
+    XGLM,
+)
+from quantconvert.families.hybrid import GRANITE_HYBRID, QWEN3_NEXT, QWEN35, QWEN35_MOE
 from quantconvert.families.model import Family
-from quantconvert.families.moe import DEEPSEEK, MIXTRAL, QWEN_MOE
+from quantconvert.families.moe import DEEPSEEK, GLM_MOE, GPT_OSS, GRANITE_MOE, LLAMA4, MIXTRAL, OLMOE, QWEN_MOE
+from quantconvert.families.multimodal import QWEN3_VL_MOE, VISION_LANGUAGE
+from quantconvert.families.seq2seq import BART, T5, WHISPER
 
-FAMILIES: tuple[Family, ...] = (LLAMA, MIXTRAL, QWEN_MOE, DEEPSEEK, BERT)
+_DENSE = (LLAMA, PHI3, GLM, PHI, STARCODER2, MAMBA)
+_GPT = (GPT2, GPT_BIGCODE, GPT_NEO, GPT_J, CODEGEN, GPT_NEOX, PERSIMMON, FALCON, BLOOM, MPT, OPT, XGLM)
+_MOE = (MIXTRAL, QWEN_MOE, OLMOE, DEEPSEEK, GLM_MOE, GPT_OSS, LLAMA4, GRANITE_MOE)
+_HYBRID = (QWEN3_NEXT, QWEN35, QWEN35_MOE, GRANITE_HYBRID)
+_MULTIMODAL = (VISION_LANGUAGE, QWEN3_VL_MOE)
+_ENCODERS = (BERT, MPNET, DISTILBERT, DEBERTA, ALBERT, MODERNBERT, NOMIC_BERT, EUROBERT)
+_SEQ2SEQ = (T5, BART, WHISPER)
+
+# Multimodal ones first: their text_config's model_type is that of the language model inside.
+FAMILIES: tuple[Family, ...] = (*_MULTIMODAL, *_MOE, *_HYBRID, *_DENSE, *_GPT, *_ENCODERS, *_SEQ2SEQ)

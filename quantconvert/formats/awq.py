@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from quantconvert.checkpoint import TensorRef
 from quantconvert.errors import CheckpointError, UnsupportedError
-from quantconvert.formats.base import Format, Selection, Stored, StoredReader, TensorSpec, grouped_scheme
+from quantconvert.formats.base import Format, Selection, Stored, StoredReader, TensorSpec, grouped_scheme, skipped_by
 from quantconvert.patterns import cover
 from quantconvert.schemes import Scheme
 
@@ -133,6 +133,11 @@ class Awq(Format):
             patterns = cover(skipped, selection.quantized, selection.fused_pairs)
             config["dynamic"] = {"-:" + pattern.removeprefix("re:"): {} for pattern in patterns}
         return config
+
+    def leaves(self, block: Mapping[str, Any]) -> Callable[[str], bool]:
+        names = [str(name) for name in block.get("modules_to_not_convert") or ()]
+        skipped = skipped_by(block)
+        return lambda module: any(name in module for name in names) or skipped(module)
 
     def load_hint(self, out: str, scheme: Scheme) -> list[str]:
         return [f"vllm serve {out}", f'AutoModelForCausalLM.from_pretrained("{out}")  # transformers + gptqmodel']

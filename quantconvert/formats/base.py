@@ -5,6 +5,7 @@ Planning imports this package, so nothing here imports torch until `encode` runs
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -76,12 +77,16 @@ StoredReader = Callable[[str, Mapping[str, TensorRef]], Stored | None]
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """What the config block has to tell an engine: which modules have which scheme, and which were left alone."""
+    """What the config block has to tell an engine: which modules have which scheme, and which were left alone.
+
+    tied: heads left alone that the checkpoint may not hold, because they share the embeddings' table.
+    """
 
     schemes: Mapping[Scheme, tuple[str, ...]]
     kept: tuple[str, ...]
     fused: tuple[FusedSet, ...]
     has_experts: bool
+    tied: tuple[str, ...] = ()
 
     @property
     def fused_pairs(self) -> tuple[tuple[str, tuple[str, ...]], ...]:
@@ -116,6 +121,13 @@ def grouped_scheme(num_bits: int, symmetric: bool, columns: int, groups: int, de
     if groups == 1 and declared != columns:
         return Scheme(num_bits, symmetric, "channel")
     return Scheme(num_bits, symmetric, "group", columns // groups)
+
+
+def skipped_by(block: Mapping[str, Any]) -> Callable[[str], bool]:
+    """Whether a `dynamic` rule of GPTQModel (`-:REGEX`) leaves a module alone."""
+    rules = [str(rule) for rule in block.get("dynamic") or ()]
+    patterns = [re.compile(rule.removeprefix("-:")) for rule in rules if rule.startswith("-:")]
+    return lambda module: any(pattern.match(module) for pattern in patterns)
 
 
 class Format(ABC):
@@ -180,6 +192,10 @@ class Format(ABC):
     @abstractmethod
     def config(self, selection: Selection) -> dict[str, Any]:
         """The `quantization_config` block of config.json."""
+
+    @abstractmethod
+    def leaves(self, block: Mapping[str, Any]) -> Callable[[str], bool]:
+        """Whether a config block tells engines to leave the linear layer of a name alone."""
 
     @abstractmethod
     def load_hint(self, out: str, scheme: Scheme) -> list[str]:

@@ -187,16 +187,29 @@ class CompressedTensors(Format):
                 "format": INT if scheme.activations else PACKED,
             }
         ignore = cover([n for n in selection.kept if n != "lm_head"], quantized, selection.fused_pairs)
+        # engines build tied heads as linear layers, though the checkpoint holds no weight of theirs
+        tied = [name for name in selection.tied if name not in (*selection.kept, *quantized)]
         formats = {str(group["format"]) for group in groups.values()}
         return {
             "quant_method": "compressed-tensors",
             "format": formats.pop() if len(formats) == 1 else "mixed-precision",
             "quantization_status": "compressed",
             "config_groups": groups,
-            "ignore": ignore if head else ["lm_head", *ignore],
+            "ignore": [*([] if head else ["lm_head"]), *tied, *ignore],
             "kv_cache_scheme": None,
             "global_compression_ratio": None,
         }
+
+    def leaves(self, block: Mapping[str, Any]) -> Callable[[str], bool]:
+        groups = [_Group.read(group) for group in (block.get("config_groups") or {}).values()]
+        ignored = [compile_pattern(str(pattern)) for pattern in block.get("ignore") or ()]
+
+        def left(module: str) -> bool:
+            if any(matches(module) for matches in ignored):
+                return True
+            return not any(group.targets(module) or group.targets("Linear") for group in groups)
+
+        return left
 
     def load_hint(self, out: str, scheme: Scheme) -> list[str]:
         model = f'AutoModelForCausalLM.from_pretrained("{out}"'

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from quantconvert.checkpoint import TensorRef
 from quantconvert.errors import CheckpointError, UnsupportedError
-from quantconvert.formats.base import Format, Selection, Stored, StoredReader, TensorSpec, grouped_scheme
+from quantconvert.formats.base import Format, Selection, Stored, StoredReader, TensorSpec, grouped_scheme, skipped_by
 from quantconvert.patterns import cover
 from quantconvert.schemes import Scheme
 from quantconvert.version import __version__
@@ -179,6 +179,9 @@ class Gptq(Format):
             "modules_in_block_to_quantize": [[name] for name in _names_for_optimum(selection)],
             "meta": {"quantizer": [f"quantconvert:{__version__}"]},
         }
+
+    def leaves(self, block: Mapping[str, Any]) -> Callable[[str], bool]:
+        return skipped_by(block)
 
     def load_hint(self, out: str, scheme: Scheme) -> list[str]:
         lines = [f'AutoModelForCausalLM.from_pretrained("{out}")  # transformers + optimum + gptqmodel']

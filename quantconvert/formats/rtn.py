@@ -142,6 +142,10 @@ class Rtn(Format):
             "overrides": overrides,
         }
 
+    def leaves(self, block: Mapping[str, Any]) -> Callable[[str], bool]:
+        patterns = [re.compile(str(pattern)) for pattern in block.get("modules_to_not_convert") or ()]
+        return lambda module: any(pattern.match(module) for pattern in patterns)
+
     def load_hint(self, out: str, scheme: Scheme) -> list[str]:
         model = f'AutoModelForCausalLM.from_pretrained("{out}")'
         return [f"import quantconvert.integrations.transformers; {model}"]

@@ -2,43 +2,59 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 
-from quantconvert.checkpoint import Checkpoint
-from quantconvert.errors import QuantConvertError, UnsupportedError, raise_all
+from quantconvert.checkpoint import Checkpoint, TensorRef
+from quantconvert.errors import QuantConvertError, UnsupportedError, raise_all, some
 from quantconvert.families import Classifier
 from quantconvert.formats import Selection
-from quantconvert.formats.base import all_caveats
 from quantconvert.job import Job
+from quantconvert.planning.account import check_accounts
 from quantconvert.planning.choose import Choice, choose_format
 from quantconvert.planning.decide import decide
 from quantconvert.planning.decision import Decision
-from quantconvert.planning.layout import Promise, place, promised, unchanged
-from quantconvert.planning.memory import COPY_CHUNK_NBYTES, check_memory, cut, execution_for
-from quantconvert.planning.model import Execution, Output, Plan, Task
+from quantconvert.planning.dims import check_dims
+from quantconvert.planning.layout import Promise, named, place, unchanged, unnamed
+from quantconvert.planning.memory import COPY_CHUNK_NBYTES, check_memory, cut, execution_for, read_multiple
+from quantconvert.planning.model import Execution, Operation, Output, Plan, Task
+from quantconvert.planning.notes import notes_on
 from quantconvert.schemes import Scheme
+from quantconvert.sources import Weight, find_sources
 
 
-def build_plan(checkpoint: Checkpoint, job: Job, nonfinite: Mapping[str, str] | None = None) -> Plan:
+def build_plan(
+    checkpoint: Checkpoint,
+    job: Job,
+    read: Callable[[TensorRef], bytes],
+    nonfinite: Mapping[str, str] | None = None,
+) -> Plan:
     """Decide everything, or raise every refusal at once.
 
+    read: the bytes of a small tensor, asked for only where the source is quantized by GPTQ or AWQ.
     nonfinite: weights that hold NaN or Inf, name to description, when `--nan-policy keep` has looked for them.
     """
     errors: list[QuantConvertError] = []
-    _check_unquantized(checkpoint, errors)
-    _check_transposed(checkpoint, errors)
     classifier = Classifier(checkpoint)
-    decisions = decide(checkpoint, job, classifier, nonfinite or {}, errors)
+    sources = find_sources(checkpoint, classifier.family, read, errors)
+    if not errors:
+        check_dims(sources, classifier, checkpoint.text_config, errors)
+    decisions = decide(checkpoint, sources, job, classifier, nonfinite or {}, errors)
+    if job.strict:
+        _check_strict(decisions, classifier, errors)
     quantized = [d for d in decisions if d.request]
     if not quantized and not errors:
         errors.append(_nothing_to_do(checkpoint, decisions))
-    choice = choose_format(job, decisions, checkpoint.text_config, errors)
+    choice = choose_format(job, decisions, checkpoint.text_config, errors, classifier.awq_problem)
     raise_all(errors)
     execution = execution_for(job.limits)
-    units = [_promises(decision, choice) for decision in decisions]
+    of_shape = cache(lambda shape, dtype, scheme: unnamed(choice.format.outputs(shape, dtype, scheme)))
+    units = [_promises(decision, choice, of_shape) for decision in decisions]
     outputs, shards = place(units, job.max_shard_nbytes)
     tasks = tuple(_task(d, o, choice, execution) for d, o in zip(decisions, outputs, strict=True))
     check_memory(tasks, execution)
+    check_accounts(checkpoint, tasks, sources.dropped)
     selection = _selection(decisions, choice, classifier)
     family = classifier.family.name if classifier.family else None
     return Plan(
@@ -49,40 +65,25 @@ def build_plan(checkpoint: Checkpoint, job: Job, nonfinite: Mapping[str, str] | 
         format_reason=choice.reason,
         tasks=tasks,
         shards=shards,
-        source_format=None,
+        source_format=sources.method,
         quantization_config=choice.format.config(selection),
-        notes=_notes(checkpoint, decisions, choice, selection, family),
+        notes=notes_on(checkpoint, sources, decisions, choice, selection, classifier),
         execution=execution,
+        dropped=sources.dropped,
     )
 
 
-# Families whose linear weights are transformers' Conv1D, stored [in, out] (transformers `pytorch_utils.py`).
-_CONV1D = ("gpt2", "openai-gpt", "imagegpt", "decision_transformer")
-
-
-def _check_transposed(checkpoint: Checkpoint, errors: list[QuantConvertError]) -> None:
-    if checkpoint.model_type in _CONV1D:
+def _check_strict(decisions: Sequence[Decision], classifier: Classifier, errors: list[QuantConvertError]) -> None:
+    """--strict: what stays in high precision must be in the family's table, the config, or the user's own rules."""
+    found = [d for d in decisions if (d.is_kept_linear or d.is_kept_experts) and not d.by_table]
+    if found:
+        table = f"the table of {classifier.family.name}" if classifier.family else "any table (unknown family)"
+        reasons = ", ".join(sorted({str(d.reason) for d in found}))
         errors.append(
             UnsupportedError(
-                f"model_type `{checkpoint.model_type}` stores its weights transposed (Conv1D): not read yet"
-            )
-        )
-
-
-QUANTIZED_SUFFIXES = (".weight_packed", ".qweight", ".weight_scale_inv", ".weight_scale", "_blocks", ".scales", ".SCB")
-
-
-def _check_unquantized(checkpoint: Checkpoint, errors: list[QuantConvertError]) -> None:
-    """A quantized source would be quantized twice, or half of it copied as if it were plain."""
-    block = checkpoint.quantization_block
-    method = block.get("quant_method", "unknown method") if block else None
-    sidecar = next((ref.name for ref in checkpoint.tensors if ref.name.endswith(QUANTIZED_SUFFIXES)), None)
-    if method or sidecar:
-        where = f"config.json says `{method}`" if method else f"it holds `{sidecar}`"
-        errors.append(
-            UnsupportedError(
-                f"source `{checkpoint.location}` is already quantized: {where}",
-                hint="give the original checkpoint in bfloat16, float16 or float32",
+                f"--strict: {len(found)} linear weights would stay in high precision for reasons outside {table} "
+                f"({reasons}): {some([d.module for d in found])}",
+                hint="accept them by --ignore PATTERN, quantize them by --rule PATTERN=SCHEME, or drop --strict",
             )
         )
 
@@ -95,21 +96,28 @@ def _nothing_to_do(checkpoint: Checkpoint, decisions: Sequence[Decision]) -> Uns
     )
 
 
-def _promises(decision: Decision, choice: Choice) -> tuple[Promise, ...]:
+def _promises(
+    decision: Decision, choice: Choice, of_shape: Callable[[tuple[int, ...], str, Scheme], tuple[Promise, ...]]
+) -> tuple[Promise, ...]:
     ref = decision.ref
     if decision.request is None:
         return unchanged(ref)
-    return promised(decision.module, choice.format.outputs(ref.shape, ref.dtype, choice.scheme(decision.request)))
+    return named(decision.module, of_shape(ref.shape, ref.dtype, choice.scheme(decision.request)))
 
 
 def _task(decision: Decision, outputs: tuple[Output, ...], choice: Choice, execution: Execution) -> Task:
     ref = decision.ref
     if decision.request is None:
+        if decision.is_decoded:
+            peak = cut(ref, ref.shape, 0, read_multiple(ref), execution).peak_nbytes
+            return Task(ref, "dequantize", decision.reason, decision.evidence, None, outputs, peak)
         peak = min(ref.nbytes, COPY_CHUNK_NBYTES)
-        return Task(ref, "copy", decision.reason, decision.evidence, None, outputs, peak)
+        operation: Operation = "split" if isinstance(ref, Weight) else "copy"
+        return Task(ref, operation, decision.reason, decision.evidence, None, outputs, peak)
     scheme = choice.scheme(decision.request)
     turned = sum(o.nbytes for o in outputs if o.transposed)
-    parts = cut(ref.shape, ref.dtype, turned, choice.format.row_multiple(scheme), execution)
+    multiple = math.lcm(choice.format.row_multiple(scheme), read_multiple(ref))
+    parts = cut(ref, ref.shape, turned, multiple, execution)
     return Task(ref, "quantize", None, decision.evidence, scheme, outputs, parts.peak_nbytes)
 
 
@@ -130,27 +138,5 @@ def _selection(decisions: Sequence[Decision], choice: Choice, classifier: Classi
         ),
         fused=classifier.fused,
         has_experts=any(d.is_expert for d in decisions),
+        tied=classifier.tied,
     )
-
-
-def _notes(
-    checkpoint: Checkpoint, decisions: Sequence[Decision], choice: Choice, selection: Selection, family: str | None
-) -> tuple[str, ...]:
-    """What the user should know before it runs."""
-    notes = all_caveats(choice.format, selection)
-    if family is None:
-        kind = checkpoint.model_type or "no model_type"
-        notes.append(f"unknown family ({kind}): which weights are linear was decided from names; check the plan")
-    stray = [d for d in decisions if d.is_kept_experts]
-    if stray:
-        notes.append(
-            f"{len(stray)} fused expert tensors such as `{stray[0].ref.name}` are kept: only 2-D experts are read"
-        )
-    skipped = sum(1 for d in decisions if d.reason == "indivisible")
-    if skipped:
-        notes.append(f"{skipped} weights are kept because the group size does not divide them (--on-indivisible skip)")
-    if checkpoint.dropped_files:
-        names = ", ".join(file.path for file in checkpoint.dropped_files[:4])
-        more = " and more" if len(checkpoint.dropped_files) > 4 else ""
-        notes.append(f"left behind as duplicate weights or stale configs: {names}{more}")
-    return tuple(notes)

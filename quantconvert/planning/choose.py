@@ -3,7 +3,7 @@
 | asked | written |
 |---|---|
 | int4 weight-only, group 32/64/128, dense model, every quantized out_features % 8 == 0 | awq, asymmetric by default |
-| int4 otherwise (experts, per channel, mixed schemes, other widths) | compressed-tensors, symmetric by default |
+| int4 otherwise (experts, channels, mixed schemes, widths, some families) | compressed-tensors, symmetric by default |
 | int8 weight-only | compressed-tensors, symmetric by default |
 | W8A8 | compressed-tensors (int-quantized), symmetric |
 """
@@ -37,15 +37,21 @@ class Choice:
 
 
 def choose_format(
-    job: Job, decisions: Sequence[Decision], config: Mapping[str, Any], errors: list[QuantConvertError]
+    job: Job,
+    decisions: Sequence[Decision],
+    config: Mapping[str, Any],
+    errors: list[QuantConvertError],
+    awq_problem: str | None = None,
 ) -> Choice:
-    """Settle `--format auto`, and append to `errors` what the layout cannot hold."""
+    """Settle `--format auto`, and append to `errors` what the layout cannot hold. awq_problem: the family's."""
     quantized = [d for d in decisions if d.request]
     requests = list(dict.fromkeys(d.request for d in quantized if d.request))
     if job.format != "auto":
         choice = Choice(get_format(job.format), "asked for by name")
     else:
         name, reason = _auto(requests, quantized, any(d.is_expert for d in decisions))
+        if name == "awq" and awq_problem:
+            name, reason = PACKED, awq_problem
         choice = Choice(get_format(name), reason)
         if any(r.strategy == "tensor" and not r.activations for r in requests):
             errors.append(

@@ -4,31 +4,37 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 
-from quantconvert.checkpoint import Checkpoint, TensorRef
+from quantconvert.checkpoint import Checkpoint
 from quantconvert.errors import QuantConvertError, UnsupportedError
 from quantconvert.families import REASON_TEXT, Classifier, FusedSet, Role
 from quantconvert.job import Job
 from quantconvert.patterns import WEIGHT_SUFFIX, template_of
 from quantconvert.planning.decision import Decision
+from quantconvert.planning.origin import check_sources, merge_kept
 from quantconvert.planning.rules import Verdict, verdicts
 from quantconvert.planning.widths import fit_widths
 from quantconvert.schemes import Request, scheme_name
+from quantconvert.sources import Source, Sources, Weight
 
 
 def decide(
     checkpoint: Checkpoint,
+    sources: Sources,
     job: Job,
     classifier: Classifier,
     nonfinite: Mapping[str, str],
     errors: list[QuantConvertError],
 ) -> list[Decision]:
     """One decision a tensor, in the checkpoint's order; refusals are appended to `errors`."""
-    rules = verdicts(checkpoint, job, errors)
+    rules = verdicts(checkpoint, sources.tensors, job, errors)
     decisions = []
-    for ref in checkpoint.tensors:
+    for ref in sources.tensors:
         verdict = rules.get(ref.name)
         decision = _by_rule(ref, classifier.role(ref), verdict, job.base)
+        if decision.request and verdict is None and sources.method and not _is_quantized(ref):
+            decision = decision.kept("plain", f"source is quantized by {sources.method}, and left this one alone")
         if verdict and verdict.forced and verdict.request and decision.reason:
             why = f"stays in high precision: {REASON_TEXT[decision.reason]}"
             errors.append(UnsupportedError(f"{verdict.evidence}: `{ref.name}` {why}", hint="drop this rule"))
@@ -40,16 +46,21 @@ def decide(
     decisions = fit_widths(decisions, job, checkpoint.text_config, errors)
     _check_fused(decisions, classifier.fused, errors)
     _check_experts(decisions, errors)
-    return decisions
+    check_sources(decisions, sources, job, errors)
+    return merge_kept(decisions)
 
 
-def _by_rule(ref: TensorRef, role: Role, verdict: Verdict | None, base: Request) -> Decision:
+def _is_quantized(ref: Source) -> bool:
+    return isinstance(ref, Weight) and ref.num_bits is not None
+
+
+def _by_rule(ref: Source, role: Role, verdict: Verdict | None, base: Request) -> Decision:
     """A rule changes the scheme of what is quantized anyway; what is kept by default it must name exactly."""
     forced = verdict is not None and verdict.forced and role.reason in ("lm_head", "head", "family", "router")
     if role.reason is not None and not (forced and verdict and verdict.request):
-        return Decision(ref, role.reason, role.evidence, role.is_expert)
+        return Decision(ref, role.reason, role.evidence, role.is_expert, by_table=role.by_table)
     if verdict is None:
-        return Decision(ref, None, role.evidence, role.is_expert, base)
+        return Decision(ref, None, role.evidence, role.is_expert, base, role.by_table)
     if verdict.request is None:
         return Decision(ref, "ignored", verdict.evidence, role.is_expert)
     return Decision(ref, None, f"{role.evidence}; {verdict.evidence}", role.is_expert, verdict.request)
@@ -95,8 +106,13 @@ def _widen_nonfinite(decisions: list[Decision], fused: Sequence[FusedSet]) -> li
     return decisions
 
 
+@lru_cache(maxsize=1024)
+def _label(request: Request) -> str:
+    return request.label
+
+
 def _says(decision: Decision) -> str:
-    return decision.request.label if decision.request else f"kept ({decision.reason})"
+    return _label(decision.request) if decision.request else f"kept ({decision.reason})"
 
 
 def _check_fused(decisions: Sequence[Decision], fused: Sequence[FusedSet], errors: list[QuantConvertError]) -> None:

@@ -1,30 +1,34 @@
-"""What happens to one source tensor, as a value."""
+"""What happens to one tensor of the source, as a value."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from quantconvert.checkpoint import TensorRef
 from quantconvert.families import Reason
 from quantconvert.patterns import WEIGHT_SUFFIX
 from quantconvert.schemes import Request
+from quantconvert.sources import Source, Weight
 
 # Kept weights that engines hold as ordinary linear layers: the config block must name them.
 LINEAR_REASONS: frozenset[Reason] = frozenset(
     {"lm_head", "router", "vision", "audio", "state-space", "mtp", "head", "family", "ignored", "indivisible",
-     "non-finite"}
+     "non-finite", "plain"}
 )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """One source tensor: to be quantized as `request` asks, or kept (`reason` set, `request` None)."""
+    """One tensor: to be quantized as `request` asks, or kept (`reason` set, `request` None).
 
-    ref: TensorRef
+    `by_table`: decided by the config, the family's table or the user's rules, not by what names and shapes suggest.
+    """
+
+    ref: Source
     reason: Reason | None
     evidence: str
     is_expert: bool = False
     request: Request | None = None
+    by_table: bool = True
 
     @property
     def module(self) -> str:
@@ -38,7 +42,12 @@ class Decision:
     @property
     def is_kept_experts(self) -> bool:
         """A fused 3-D tensor of routed experts that stays as it is."""
-        return self.is_expert and self.reason == "not 2-D"
+        return self.is_expert and self.reason is not None and len(self.ref.shape) == 3
+
+    @property
+    def is_decoded(self) -> bool:
+        """Quantized in the source, in high precision in the result."""
+        return self.request is None and isinstance(self.ref, Weight) and self.ref.num_bits is not None
 
     def kept(self, reason: Reason, evidence: str) -> Decision:
-        return replace(self, reason=reason, evidence=evidence, request=None)
+        return replace(self, reason=reason, evidence=evidence, request=None, by_table=reason == "ignored")

@@ -6,18 +6,18 @@ those of safetensors' own writer byte for byte (huggingface/safetensors `safeten
 
 from __future__ import annotations
 
-import json
 import struct
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from json.encoder import encode_basestring
 
-from quantconvert.checkpoint import TensorRef
 from quantconvert.checkpoint.files import SINGLE_NAME
-from quantconvert.dtypes import DTYPES
+from quantconvert.dtypes import DTYPES, nbytes_of
 from quantconvert.errors import UnsupportedError
 from quantconvert.formats import TensorSpec
 from quantconvert.planning.model import Output, Shard
+from quantconvert.sources import Source, Weight
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,14 +34,25 @@ class Promise:
 
 def promised(module: str, specs: Iterable[TensorSpec]) -> tuple[Promise, ...]:
     """What a format promises for `module`, by full name."""
+    return named(module, unnamed(specs))
+
+
+def unnamed(specs: Iterable[TensorSpec]) -> tuple[Promise, ...]:
+    """What a format promises for every module of one shape: the names are suffixes alone."""
+    return tuple(Promise(s.suffix, s.dtype, s.shape, s.rows_per_element, s.transposed, s.nbytes) for s in specs)
+
+
+def named(module: str, promises: Iterable[Promise]) -> tuple[Promise, ...]:
+    """The same for one module."""
     return tuple(
-        Promise(f"{module}.{s.suffix}", s.dtype, s.shape, s.rows_per_element, s.transposed, s.nbytes) for s in specs
+        Promise(f"{module}.{p.name}", p.dtype, p.shape, p.rows_per_element, p.transposed, p.nbytes) for p in promises
     )
 
 
-def unchanged(ref: TensorRef) -> tuple[Promise, ...]:
-    """A source tensor that is copied as it is."""
-    return (Promise(ref.name, ref.dtype, ref.shape, 0, False, ref.nbytes),)
+def unchanged(ref: Source) -> tuple[Promise, ...]:
+    """A tensor that stays in high precision, under its own name."""
+    rows = 1 if isinstance(ref, Weight) else 0
+    return (Promise(ref.name, ref.dtype, ref.shape, rows, False, nbytes_of(ref.dtype, ref.num_elements)),)
 
 
 def split_shards(sizes: Iterable[int], max_nbytes: int) -> list[int]:
@@ -59,6 +70,9 @@ def split_shards(sizes: Iterable[int], max_nbytes: int) -> list[int]:
     return numbers
 
 
+_RANKS = {tag: -dtype.rank for tag, dtype in DTYPES.items()}
+
+
 def place(units: Sequence[Sequence[Promise]], max_nbytes: int) -> tuple[list[tuple[Output, ...]], tuple[Shard, ...]]:
     """Outputs with shard and offset, unit by unit, and the shards. Raises `UnsupportedError` for a name given twice."""
     _check_names(units)
@@ -70,7 +84,7 @@ def place(units: Sequence[Sequence[Promise]], max_nbytes: int) -> tuple[list[tup
     placed: dict[str, Output] = {}
     shards = []
     for number, promises in enumerate(members):
-        promises.sort(key=lambda p: (-DTYPES[p.dtype].rank, p.name))
+        promises.sort(key=lambda p: (_RANKS[p.dtype], p.name))
         header = header_bytes(promises)
         offset = len(header)
         for p in promises:
@@ -93,11 +107,12 @@ def _check_names(units: Sequence[Sequence[Promise]]) -> None:
 
 def header_bytes(promises: Sequence[Promise]) -> bytes:
     """The file's first bytes: length, JSON, and spaces up to a multiple of 8."""
-    entries: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    entries = ['{"__metadata__":{"format":"pt"}']
     offset = 0
     for p in promises:
-        entries[p.name] = {"dtype": p.dtype, "shape": p.shape, "data_offsets": (offset, offset + p.nbytes)}
-        offset += p.nbytes
-    raw = json.dumps(entries, ensure_ascii=False, separators=(",", ":")).encode("utf-8")
+        name, shape, end = encode_basestring(p.name), ",".join(map(str, p.shape)), offset + p.nbytes
+        entries.append(f'{name}:{{"dtype":"{p.dtype}","shape":[{shape}],"data_offsets":[{offset},{end}]}}')
+        offset = end
+    raw = (",".join(entries) + "}").encode("utf-8")
     raw += b" " * (-len(raw) % 8)
     return struct.pack("<Q", len(raw)) + raw

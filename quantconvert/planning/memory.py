@@ -12,8 +12,10 @@ from dataclasses import dataclass
 
 from quantconvert.dtypes import DTYPES
 from quantconvert.errors import UnsupportedError
+from quantconvert.formats import get_format
 from quantconvert.job import Limits
 from quantconvert.planning.model import Execution, Task
+from quantconvert.sources import Source, Weight, specs_of
 
 TILE_ELEMENTS = 1 << 19
 # Bytes a tile element needs beside its raw bytes: float32, int32 and uint8 copies, packed words, and torch's scratch.
@@ -38,8 +40,8 @@ def execution_for(limits: Limits) -> Execution:
     return Execution(workers, slab, limits.memory_limit)
 
 
-def cut(shape: tuple[int, ...], dtype: str, turned_nbytes: int, multiple: int, execution: Execution) -> Cut:
-    """Cut a weight of `shape` [O, I] into tiles, and into slabs of turned output that `execution` has room for.
+def cut(source: Source, shape: tuple[int, ...], turned_nbytes: int, multiple: int, execution: Execution) -> Cut:
+    """Cut `source`, or a part of it of `shape` [O, I], into tiles, and turned output into slabs that there is room for.
 
     turned_nbytes: bytes of all outputs that are stored transposed; they are gathered slab by slab and held twice while
     they are turned. Other outputs are written tile by tile. One `multiple` of rows is the least there can be, so the
@@ -47,7 +49,8 @@ def cut(shape: tuple[int, ...], dtype: str, turned_nbytes: int, multiple: int, e
     """
     rows, columns = shape
     tile_rows = _aligned(TILE_ELEMENTS // max(1, columns), multiple, rows)
-    tile = tile_rows * columns * (TILE_BYTES_PER_ELEMENT + DTYPES[dtype].bits // 8)
+    raw = source.bytes_per_element if isinstance(source, Weight) else DTYPES[source.dtype].bits // 8
+    tile = tile_rows * columns * (TILE_BYTES_PER_ELEMENT + raw) + _held(source, tile_rows, execution)
     if not turned_nbytes:
         return Cut(tile_rows, rows, tile)
     per_row = turned_nbytes / rows
@@ -56,6 +59,29 @@ def cut(shape: tuple[int, ...], dtype: str, turned_nbytes: int, multiple: int, e
     if slab_rows < rows:
         slab_rows = slab_rows // tile_rows * tile_rows
     return Cut(tile_rows, slab_rows, tile + 2 * int(slab_rows * per_row))
+
+
+def _held(source: Source, tile_rows: int, execution: Execution) -> int:
+    """Bytes that the reader of `source` keeps beside its tiles."""
+    if not isinstance(source, Weight):
+        return 0
+    if source.stored is not None:  # what is stored transposed is read whole
+        specs = specs_of(get_format(source.layout or ""), source.stored)
+        return sum(spec.nbytes for spec in specs.values() if spec.transposed)
+    turned = max(tile_rows, turned_rows(source, execution)) * source.row_nbytes if source.view.transposed else 0
+    return turned + source.held_nbytes
+
+
+def read_multiple(source: Source) -> int:
+    """Blocks of rows of `source` can be read from multiples of this on: codes of several rows share a word."""
+    if isinstance(source, Weight) and source.stored is not None:
+        return get_format(source.layout or "").row_multiple(source.stored.scheme)
+    return 1
+
+
+def turned_rows(weight: Weight, execution: Execution) -> int:
+    """Rows of a weight that is stored transposed which its reader takes in at once."""
+    return max(1, min(weight.shape[0], execution.slab_nbytes // max(1, weight.row_nbytes)))
 
 
 def check_memory(tasks: Sequence[Task], execution: Execution) -> None:

@@ -7,18 +7,17 @@ import json
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from math import prod
 from typing import Any, Literal
 
 from quantconvert.checkpoint import Checkpoint, TensorRef
 from quantconvert.checkpoint.files import INDEX_NAME
 from quantconvert.checkpoint.model import QUANTIZATION_KEYS
 from quantconvert.families import Reason
-from quantconvert.formats import Stored
 from quantconvert.job import Job
 from quantconvert.schemes import Scheme
+from quantconvert.sources import Dropped, Source, Weight, refs_of
 
-Operation = Literal["quantize", "copy", "repack", "dequantize"]
+Operation = Literal["quantize", "copy", "split", "repack", "dequantize"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,33 +48,43 @@ class Output:
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """The unit of execution: one source tensor, what is done with it and why, and where the result goes.
+    """The unit of execution: one weight or other tensor, what is done with it and why, and where the result goes.
 
-    `stored` holds the partner tensors too where the source is quantized; `source` is then the one with the codes.
+    `copy` takes a stored tensor as it is; `split` a part of one; `quantize`, `repack` and `dequantize` change a weight.
     """
 
-    source: TensorRef
+    source: Source
     operation: Operation
     reason: Reason | None
     evidence: str
     scheme: Scheme | None
     outputs: tuple[Output, ...]
     peak_nbytes: int
-    stored: Stored | None = None
 
     @property
     def inputs(self) -> tuple[TensorRef, ...]:
-        """Every source tensor that the task reads; together the tasks read each tensor exactly once."""
-        return tuple(self.stored.refs.values()) if self.stored else (self.source,)
+        """Every stored tensor that the task reads, the one with the values first."""
+        return refs_of(self.source)
 
     @property
     def num_elements(self) -> int:
         """Weights, unpacked."""
-        return prod(self.stored.shape) if self.stored else self.source.num_elements
+        return self.source.num_elements
 
     @property
     def output_nbytes(self) -> int:
         return sum(output.nbytes for output in self.outputs)
+
+    @property
+    def role(self) -> str:
+        """What the tensor is in the model: `linear`, `expert`, or what it is kept for."""
+        if self.reason in _NOT_ROLES:
+            return "expert" if ".experts." in self.source.name else "linear"
+        return str(self.reason)
+
+
+# Why a linear weight may stay as it is although it could be quantized.
+_NOT_ROLES = (None, "ignored", "indivisible", "non-finite", "plain")
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,15 +124,17 @@ class Plan:
     notes: tuple[str, ...]
     execution: Execution
     plain_dtype: str | None = None
+    dropped: tuple[Dropped, ...] = ()
 
     @property
     def quantized(self) -> tuple[Task, ...]:
-        """Tasks that change a weight: quantize, repack or dequantize it."""
-        return tuple(task for task in self.tasks if task.operation != "copy")
+        """Tasks that do what was asked: quantize, repack or dequantize a weight."""
+        return tuple(task for task in self.tasks if task.reason is None)
 
     @property
     def kept(self) -> tuple[Task, ...]:
-        return tuple(task for task in self.tasks if task.operation == "copy")
+        """Tasks whose tensor stays in high precision; what was quantized in the source is decoded for it."""
+        return tuple(task for task in self.tasks if task.reason is not None)
 
     @property
     def total_size(self) -> int:
@@ -140,6 +151,22 @@ class Plan:
         """Tensor name to file, sorted by name."""
         pairs = [(output.name, self.shards[output.shard].file) for task in self.tasks for output in task.outputs]
         return dict(sorted(pairs))
+
+    @property
+    def accounts(self) -> dict[str, int]:
+        """How many stored tensors went where; together they are all of the checkpoint's, each in one place.
+
+        `decoded`: quantized in the source, kept in high precision here. `partners`: scales and the like, read with
+        the tensor that holds the values.
+        """
+        kinds = {"copy": "copied", "split": "copied", "repack": "repacked", "dequantize": "decoded"}
+        found: dict[str, str] = {}
+        for task in self.tasks:
+            values, *partners = task.inputs
+            found[values.name] = kinds.get(task.operation, "quantized")
+            found |= {ref.name: "partners" for ref in partners}
+        found |= {dropped.ref.name: "dropped" for dropped in self.dropped}
+        return dict(Counter(found.values()))
 
     @property
     def bits_per_weight(self) -> float:
@@ -189,12 +216,19 @@ class Plan:
         return config
 
     @property
+    def source_digest(self) -> str:
+        """sha256 over the names, dtypes, shapes and places of the source's tensors, and how each is read."""
+        source = [
+            [(ref.name, ref.dtype, ref.shape, ref.file, ref.offset) for ref in task.inputs] + [_reading(task.source)]
+            for task in self.tasks
+        ]
+        return hashlib.sha256(json.dumps(source).encode()).hexdigest()
+
+    @property
     def digest(self) -> str:
         """sha256 over everything that decides the output's bytes, the source's layout included."""
-        refs = (ref for task in self.tasks for ref in task.inputs)
-        source = [(ref.name, ref.dtype, ref.shape, ref.file, ref.offset) for ref in refs]
         headers = [hashlib.sha256(shard.header).hexdigest() for shard in self.shards]
-        value = [self.job.to_json(), source, headers, self.config]
+        value = [self.job.to_json(), self.source_digest, headers, self.config]
         return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
     def to_json(self) -> dict[str, Any]:
@@ -207,7 +241,8 @@ class Plan:
             "format": self.format,
             "format_reason": self.format_reason,
             "scheme": self.scheme.label if self.scheme else None,
-            "num_tensors": sum(len(task.inputs) for task in self.tasks),
+            "num_tensors": len(self.checkpoint.tensors),
+            "accounts": self.accounts,
             "num_quantized": len(self.quantized),
             "source_nbytes": self.checkpoint.nbytes,
             "total_size": self.total_size,
@@ -224,11 +259,20 @@ class Plan:
             "dropped_files": [file.path for file in self.checkpoint.dropped_files],
             "index": INDEX_NAME if self.index else None,
             "tensors": [_task_json(task) for task in self.tasks],
+            "dropped_tensors": {dropped.ref.name: dropped.reason for dropped in self.dropped},
         }
 
 
 def _without_blocks(config: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in config.items() if key not in QUANTIZATION_KEYS}
+
+
+def _reading(source: Source) -> object:
+    """What decides how a weight is read from its tensors, for the digest."""
+    if not isinstance(source, Weight):
+        return None
+    view = source.view
+    return [source.encoding, source.dtype, source.block, view.expert, view.start, view.step, view.transposed]
 
 
 def _task_json(task: Task) -> dict[str, Any]:
@@ -237,6 +281,7 @@ def _task_json(task: Task) -> dict[str, Any]:
         "inputs": [ref.name for ref in task.inputs],
         "dtype": task.source.dtype,
         "shape": list(task.source.shape),
+        "role": task.role,
         "operation": task.operation,
         "scheme": task.scheme.label if task.scheme else None,
         "reason": task.reason,

@@ -6,11 +6,12 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from quantconvert.checkpoint import Checkpoint, TensorRef
+from quantconvert.checkpoint import Checkpoint
 from quantconvert.errors import QuantConvertError, UsageError
 from quantconvert.job import Job, Rule
 from quantconvert.patterns import compile_pattern, module_of, nearest
 from quantconvert.schemes import Request
+from quantconvert.sources import Source, Weight
 
 _NOT_EXPERTS = r"re:(?!.*\.experts\.\d+\.)"
 PRESETS: dict[str, tuple[str, Callable[[int], tuple[Rule, ...]]]] = {
@@ -39,48 +40,56 @@ class Verdict:
     forced: bool = False
 
 
-def expand(job: Job, checkpoint: Checkpoint) -> tuple[Rule, ...]:
+def expand(job: Job, checkpoint: Checkpoint, tensors: Sequence[Source]) -> tuple[Rule, ...]:
     """The preset's rules for this checkpoint, then the user's. Raises `UsageError` for an unknown preset."""
     if job.preset is None:
         return job.rules
     if job.preset not in PRESETS:
         raise UsageError(f"--preset: unknown preset `{job.preset}`", hint=f"known presets: {', '.join(PRESETS)}")
-    numbers = [int(m[1]) for ref in checkpoint.tensors if (m := _LAYER.search(ref.name))]
+    numbers = [int(m[1]) for ref in tensors if (m := _LAYER.search(ref.name))]
     count = checkpoint.text_config.get("num_hidden_layers") or max(numbers, default=0) + 1
     return (*PRESETS[job.preset][1](int(count)), *job.rules)
 
 
-def verdicts(checkpoint: Checkpoint, job: Job, errors: list[QuantConvertError]) -> dict[str, Verdict]:
+def verdicts(
+    checkpoint: Checkpoint, tensors: Sequence[Source], job: Job, errors: list[QuantConvertError]
+) -> dict[str, Verdict]:
     """Tensor name to what the last matching rule says; a rule without a match is a mistake worth stopping for."""
     found: dict[str, Verdict] = {}
     try:
-        rules = expand(job, checkpoint)
+        rules = expand(job, checkpoint, tensors)
     except UsageError as error:
         errors.append(error)
         return found
     own = len(rules) - len(job.rules)
     for i, rule in enumerate(rules):
         option = "--rule" if i >= own else "--preset"
-        hits = _hits(checkpoint.tensors, rule.pattern, f"{option} `{rule.pattern}={rule.scheme}`", errors)
+        hits = _hits(tensors, rule.pattern, f"{option} `{rule.pattern}={rule.scheme}`", errors)
         request, text = job.request(rule.scheme), f"{option} {rule.pattern}={rule.scheme}"
         for ref in hits:
-            forced = rule.pattern in (ref.name, module_of(ref.name))
+            forced = rule.pattern in _names(ref)
             found[ref.name] = Verdict(request, text, forced)
     for pattern in job.ignore:
-        for ref in _hits(checkpoint.tensors, pattern, f"--ignore `{pattern}`", errors):
+        for ref in _hits(tensors, pattern, f"--ignore `{pattern}`", errors):
             found[ref.name] = Verdict(None, f"--ignore {pattern}")
     return found
 
 
-def _hits(tensors: Sequence[TensorRef], pattern: str, what: str, errors: list[QuantConvertError]) -> list[TensorRef]:
+def _hits(tensors: Sequence[Source], pattern: str, what: str, errors: list[QuantConvertError]) -> list[Source]:
+    """Tensors that `pattern` matches by module, by name, or by the name of the stored tensor with their values."""
     try:
         matches = compile_pattern(pattern)
     except UsageError as error:
         errors.append(error)
         return []
-    hits = [ref for ref in tensors if matches(module_of(ref.name)) or matches(ref.name)]
+    hits = [ref for ref in tensors if any(map(matches, _names(ref)))]
     if not hits:
         close = nearest(pattern, [module_of(ref.name) for ref in tensors])
         hint = f"names like it: {', '.join(f'`{name}`' for name in close)}" if close else None
         errors.append(UsageError(f"{what} matches no tensor", hint=hint))
     return hits
+
+
+def _names(source: Source) -> set[str]:
+    names = {source.name, source.values.name} if isinstance(source, Weight) else {source.name}
+    return names | {module_of(name) for name in names}

@@ -9,16 +9,18 @@ from quantconvert.checkpoint import Checkpoint, TensorRef
 from quantconvert.dtypes import nbytes_of
 from quantconvert.errors import QuantConvertError, UnsupportedError, raise_all, some
 from quantconvert.families import Classifier
-from quantconvert.formats import Format, Selection, Stored, get_format
+from quantconvert.formats import Format, Selection, get_format
 from quantconvert.formats.base import all_caveats
 from quantconvert.job import Job
 from quantconvert.patterns import WEIGHT_SUFFIX
+from quantconvert.planning.account import check_accounts
 from quantconvert.planning.decision import LINEAR_REASONS
 from quantconvert.planning.layout import Promise, place, promised, unchanged
-from quantconvert.planning.memory import COPY_CHUNK_NBYTES, check_memory, cut, execution_for
-from quantconvert.planning.model import Execution, Output, Plan, Task
+from quantconvert.planning.memory import COPY_CHUNK_NBYTES, check_memory, cut, execution_for, read_multiple
+from quantconvert.planning.model import Execution, Operation, Output, Plan, Task
 from quantconvert.schemes import Scheme
-from quantconvert.sources.stored import find_stored, specs_of
+from quantconvert.sources import Source, Sources, Weight, find_sources
+from quantconvert.sources.find import METHODS
 
 PLAIN = "plain"
 PlainDType = Literal["bfloat16", "float16", "float32"]
@@ -30,32 +32,17 @@ def build_transcode(
 ) -> Plan:
     """The plan of `repack` (to `job.format`) or, with a `dtype`, of `dequantize`; raises every refusal at once."""
     errors: list[QuantConvertError] = []
-    source, stored = find_stored(checkpoint, read, errors)
+    classifier = Classifier(checkpoint)
+    sources = find_sources(checkpoint, classifier.family, read, errors)
     target = None if dtype else get_format(job.format)
-    found: dict[tuple[str, str], list[str]] = {}
-    for one in stored if target else ():
-        assert target
-        if one.only_dequantize:
-            found.setdefault((one.only_dequantize, "quantconvert dequantize reads it"), []).append(one.module)
-        for problem in target.problems(_scheme(target, one.scheme), one.shape, one.module):
-            found.setdefault((problem, "--format compressed-tensors"), []).append(one.module)
-    for (problem, hint), modules in found.items():
-        errors.append(UnsupportedError(f"{problem}: {some(modules)}", hint=hint))
-    schemes = list(dict.fromkeys(_scheme(target, one.scheme) for one in stored)) if target else []
-    mixed = target.mix_problem(schemes) if target and len(schemes) > 1 else None
-    if mixed:
-        errors.append(
-            UnsupportedError(f"{mixed}: {', '.join(s.label for s in schemes)}", hint="--format compressed-tensors")
-        )
+    _check(checkpoint, sources, target, errors)
     raise_all(errors)
-    by_ref = {ref.name: one for one in stored for ref in one.refs.values()}
-    units = [(ref, by_ref.get(ref.name)) for ref in checkpoint.tensors if _leads(ref, by_ref.get(ref.name))]
-    promises = [_promises(ref, one, target, dtype) for ref, one in units]
+    promises = [_promises(source, target, dtype) for source in sources.tensors]
     outputs, shards = place(promises, job.max_shard_nbytes)
     execution = execution_for(job.limits)
-    tasks = [_task(r, s, o, source, target, execution) for (r, s), o in zip(units, outputs, strict=True)]
+    tasks = [_task(s, o, sources, target, execution) for s, o in zip(sources.tensors, outputs, strict=True)]
     check_memory(tasks, execution)
-    classifier = Classifier(checkpoint)
+    check_accounts(checkpoint, tasks, sources.dropped)
     family = classifier.family.name if classifier.family else None
     selection = _selection(tasks, classifier)
     config = None if target is None else target.config(selection)
@@ -65,15 +52,57 @@ def build_transcode(
         checkpoint=checkpoint,
         family=family,
         format=target.name if target else PLAIN,
-        format_reason=f"from {source.name}, the same codes" if target else f"from {source.name}, as {dtype}",
+        format_reason=f"from {sources.method}, the same codes" if target else f"from {sources.method}, as {dtype}",
         tasks=tuple(tasks),
         shards=shards,
-        source_format=source.name,
+        source_format=sources.method,
         quantization_config=config,
         notes=tuple(notes),
         execution=execution,
         plain_dtype=dtype,
+        dropped=sources.dropped,
     )
+
+
+def _check(checkpoint: Checkpoint, sources: Sources, target: Format | None, errors: list[QuantConvertError]) -> None:
+    """There must be something to change, and the layout asked for must hold it."""
+    weights = [source for source in sources.tensors if isinstance(source, Weight) and source.num_bits]
+    if not weights and not errors:
+        block = checkpoint.quantization_block
+        found = f"quant_method `{block.get('quant_method', '')}`" if block else "no quantization_config"
+        errors.append(
+            UnsupportedError(
+                f"`{checkpoint.location}` is not quantized in a layout that can be read back: config.json has {found}",
+                hint=f"layouts: {', '.join(METHODS)}",
+            )
+        )
+    found_problems: dict[tuple[str, str], list[str]] = {}
+    for weight in weights:
+        for problem in _problems(weight, target):
+            found_problems.setdefault(problem, []).append(weight.module)
+    for (text, hint), modules in found_problems.items():
+        errors.append(UnsupportedError(f"{text}: {some(modules)}", hint=hint))
+    schemes = list(dict.fromkeys(_scheme(target, w.stored.scheme) for w in weights if w.stored)) if target else []
+    mixed = target.mix_problem(schemes) if target and len(schemes) > 1 else None
+    if mixed:
+        errors.append(
+            UnsupportedError(f"{mixed}: {', '.join(s.label for s in schemes)}", hint="--format compressed-tensors")
+        )
+
+
+def _problems(weight: Weight, target: Format | None) -> list[tuple[str, str]]:
+    """What the target cannot hold, with the hint."""
+    if target is None:
+        if weight.view.expert is None and len(weight.shape) == 2:
+            return []
+        return [("fused experts are not written back as one tensor", "quantconvert convert --requantize splits them")]
+    if weight.stored is None:
+        return [(f"{weight.encoding} holds no integer codes", "quantconvert convert --requantize, or dequantize")]
+    found = []
+    if weight.stored.only_dequantize:
+        found.append((weight.stored.only_dequantize, "quantconvert dequantize reads it"))
+    problems = target.problems(_scheme(target, weight.stored.scheme), weight.shape, weight.module)
+    return found + [(problem, "--format compressed-tensors") for problem in problems]
 
 
 def _scheme(target: Format, scheme: Scheme) -> Scheme:
@@ -83,51 +112,44 @@ def _scheme(target: Format, scheme: Scheme) -> Scheme:
     return scheme
 
 
-def _leads(ref: TensorRef, stored: Stored | None) -> bool:
-    """Whether a tensor begins a task: a plain one, or the first of a module's."""
-    return stored is None or next(iter(stored.refs.values())) is ref
-
-
-def _promises(ref: TensorRef, stored: Stored | None, target: Format | None, dtype: str | None) -> tuple[Promise, ...]:
-    if stored is None:
-        return unchanged(ref)
+def _promises(source: Source, target: Format | None, dtype: str | None) -> tuple[Promise, ...]:
+    if not isinstance(source, Weight) or not source.num_bits:
+        return unchanged(source)
     if target is None:
         tag = PLAIN_TAGS[dtype or "bfloat16"]
-        nbytes = nbytes_of(tag, stored.shape[0] * stored.shape[1])
-        return (Promise(stored.module + WEIGHT_SUFFIX, tag, stored.shape, 1, False, nbytes),)
-    return promised(stored.module, target.outputs(stored.shape, stored.scale.dtype, _scheme(target, stored.scheme)))
+        return (Promise(source.name, tag, source.shape, 1, False, nbytes_of(tag, source.num_elements)),)
+    assert source.stored
+    scheme = _scheme(target, source.stored.scheme)
+    return promised(source.module, target.outputs(source.stored.shape, source.dtype, scheme))
 
 
 def _task(
-    ref: TensorRef,
-    stored: Stored | None,
-    outputs: tuple[Output, ...],
-    source: Format,
-    target: Format | None,
-    execution: Execution,
+    source: Source, outputs: tuple[Output, ...], sources: Sources, target: Format | None, execution: Execution
 ) -> Task:
-    if stored is None:
-        return Task(ref, "copy", "plain", "", None, outputs, min(ref.nbytes, COPY_CHUNK_NBYTES))
-    scheme = _scheme(target, stored.scheme) if target else None
+    if not isinstance(source, Weight) or not source.num_bits:
+        operation: Operation = "split" if isinstance(source, Weight) else "copy"
+        return Task(source, operation, "plain", "", None, outputs, min(source.nbytes, COPY_CHUNK_NBYTES))
+    stored = source.stored
+    scheme = _scheme(target, stored.scheme) if target and stored else None
     turned = sum(o.nbytes for o in outputs if o.transposed)
-    multiple = max(source.row_multiple(stored.scheme), target.row_multiple(scheme) if target and scheme else 1)
-    parts = cut(stored.shape, "F32", turned, multiple, execution)
-    # a tensor that is stored transposed is read whole
-    held = sum(spec.nbytes for spec in specs_of(source, stored).values() if spec.transposed)
-    operation: Literal["repack", "dequantize"] = "repack" if target else "dequantize"
-    why = f"{source.name}, {stored.scheme.label}"
-    return Task(ref, operation, None, why, scheme, outputs, parts.peak_nbytes + held, stored)
+    multiple = max(read_multiple(source), target.row_multiple(scheme) if target and scheme else 1)
+    parts = cut(source, source.shape, turned, multiple, execution)
+    operation = "repack" if target else "dequantize"
+    why = f"{sources.method}, {stored.scheme.label}" if stored else str(sources.method)
+    return Task(source, operation, None, why, scheme, outputs, parts.peak_nbytes)
 
 
 def _selection(tasks: Sequence[Task], classifier: Classifier) -> Selection:
     schemes: dict[Scheme, list[str]] = {}
     kept = []
     for task in tasks:
-        if task.stored and task.scheme:
-            schemes.setdefault(task.scheme, []).append(task.stored.module)
+        if isinstance(task.source, Weight) and task.scheme:
+            schemes.setdefault(task.scheme, []).append(task.source.module)
         elif task.source.name.endswith(WEIGHT_SUFFIX) and len(task.source.shape) == 2:
             reason = classifier.role(task.source).reason
             if reason is None or reason in LINEAR_REASONS:
                 kept.append(task.source.name.removesuffix(WEIGHT_SUFFIX))
     has_experts = any(".experts." in name for names in schemes.values() for name in names)
-    return Selection({s: tuple(n) for s, n in schemes.items()}, tuple(kept), classifier.fused, has_experts)
+    return Selection(
+        {s: tuple(n) for s, n in schemes.items()}, tuple(kept), classifier.fused, has_experts, classifier.tied
+    )

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from quantconvert.checkpoint import RepoFile
+from quantconvert.checkpoint import RepoFile, TensorRef
 from quantconvert.errors import CheckpointError, OutputError
 from quantconvert.events import Event, Note, Progress, Reporter, ShardWritten
 from quantconvert.planning import Plan, Task
@@ -124,7 +124,7 @@ class ThreadExecutor:
     def _work(self, files: Files, writer: ShardWriter, end: threading.Event) -> None:
         torch.set_num_threads(1)
         plan = self.plan
-        bench = Bench(files, writer, Workspace(), plan.execution, plan.format, plan.source_format, self._advance)
+        bench = Bench(files, writer, Workspace(), plan.execution, plan.format, self._advance)
         try:
             while (step := self._next()) is not None:
                 index, task = step
@@ -149,7 +149,7 @@ class ThreadExecutor:
         known, writer = self.journal.done.get(index), bench.writer
         if known is not None:
             if self._is_proven(bench, task, known):
-                self._advance(task.source.name, sum(ref.nbytes for ref in task.inputs))
+                self._advance(task.source.name, task.source.nbytes)
                 writer.task_done(index, known)
                 return
             with self._lock:
@@ -161,11 +161,12 @@ class ThreadExecutor:
         """Whether the bytes in the file are those of the finished task."""
         if task.operation != "copy":
             return bench.writer.sums(task, bench.work, self._check_stop) == known
-        (output,), same = task.outputs, True
+        (output,), ref, same = task.outputs, task.source, True
+        assert isinstance(ref, TensorRef)
         for begin, part in bench.writer.read_back(output, bench.work):
             self._check_stop()
             original = bench.work.tensor("raw", torch.uint8, tuple(part.shape))
-            bench.files.read_into(task.source.file, bytes_of(original), task.source.offset + begin)
+            bench.files.read_into(ref.file, bytes_of(original), ref.offset + begin)
             same = same and torch.equal(original, part)
         return same
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,11 @@ from quantconvert.formats import Format, get_format
 from quantconvert.methods import rtn
 from quantconvert.patterns import WEIGHT_SUFFIX
 from quantconvert.planning import Plan, Task
-from quantconvert.planning.memory import cut
+from quantconvert.planning.memory import cut, read_multiple
 from quantconvert.run.io import Files, Workspace, bytes_of, torch_dtype
-from quantconvert.run.tasks import count_nonfinite, nonfinite_error, overflow_error, tiles
+from quantconvert.run.readers import open_reader, read_part, tiles
+from quantconvert.run.tasks import count_nonfinite, nonfinite_error, overflow_error
+from quantconvert.sources import Weight
 
 
 def iter_rank(plan: Plan, root: Path, rank: int, size: int) -> Iterator[tuple[str, Tensor]]:
@@ -24,19 +27,24 @@ def iter_rank(plan: Plan, root: Path, rank: int, size: int) -> Iterator[tuple[st
     files, work, fmt = Files(root), Workspace(), get_format(plan.format)
     try:
         for task in plan.tasks:
-            if task.operation == "copy":
-                yield task.source.name, _whole(files, task)
+            if task.reason is not None:
+                yield task.source.name, _whole(files, work, task, plan)
             else:
                 yield from _quantized(files, work, fmt, plan, task, rank, size).items()
     finally:
         files.close()
 
 
-def _whole(files: Files, task: Task) -> Tensor:
-    ref = task.source
-    tensor = torch.empty(ref.shape, dtype=torch_dtype(ref.dtype))
+def _whole(files: Files, work: Workspace, task: Task, plan: Plan) -> Tensor:
+    source = task.source
+    if isinstance(source, Weight):
+        if task.operation == "split":
+            return read_part(source, files)
+        reader = open_reader(source, files, work, plan.execution)
+        return torch.cat([w_OI.to(torch_dtype(source.dtype)) for _, w_OI in tiles(reader, 0, source.shape[0], 1024)])
+    tensor = torch.empty(source.shape, dtype=torch_dtype(source.dtype))
     if tensor.numel():
-        files.read_into(ref.file, bytes_of(tensor), ref.offset)
+        files.read_into(source.file, bytes_of(tensor), source.offset)
     return tensor
 
 
@@ -51,11 +59,13 @@ def _quantized(
     assert part is not None, "the plan has checked that every layer divides by the ranks"
     specs = fmt.outputs(part.shape, ref.dtype, scheme)
     multiple = fmt.row_multiple(scheme)
-    parts = cut(part.shape, ref.dtype, 0, multiple, plan.execution)
+    parts = cut(ref, part.shape, 0, math.lcm(multiple, read_multiple(ref)), plan.execution)
+    reader = open_reader(ref, files, work, plan.execution)
+    columns = None if part.columns == (0, ref.shape[1]) else part.columns
     dtype, scale_dtype = torch_dtype(ref.dtype), torch_dtype(fmt.scale_dtype(ref.dtype))
 
     def read() -> Iterator[Tensor]:
-        for _, w_OI in tiles(files, work, ref, *part.rows, parts.tile_rows, part.columns):
+        for _, w_OI in tiles(reader, *part.rows, parts.tile_rows, columns):
             yield w_OI
 
     blocks: dict[str, list[Tensor]] = {spec.suffix: [] for spec in specs}
@@ -66,7 +76,7 @@ def _quantized(
             for suffix, block in encoded.items():
                 blocks[suffix].append(block)
     except rtn.NonFinite:
-        raise nonfinite_error(ref, count_nonfinite(files, ref, work)) from None
+        raise nonfinite_error(ref, count_nonfinite(reader, ref)) from None
     except rtn.ScaleOverflow:
         raise overflow_error(ref, fmt.name) from None
     result = {}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -16,9 +16,12 @@ FLOATS = ("F16", "BF16", "F32")
 
 
 def find_stored(
-    checkpoint: Checkpoint, read: Callable[[TensorRef], bytes], errors: list[QuantConvertError]
+    checkpoint: Checkpoint,
+    tensors: Sequence[TensorRef],
+    read: Callable[[TensorRef], bytes],
+    errors: list[QuantConvertError],
 ) -> tuple[Format, list[Stored]]:
-    """The format that config.json names, and every quantized module in the order of the checkpoint.
+    """The format that config.json names, and every quantized module among `tensors`, in their order.
 
     `read` returns the bytes of a small tensor. Each module's tensors are checked against what its format promises;
     contradictions are appended to `errors`. Raises `UnsupportedError` where there is no format that we read.
@@ -33,13 +36,13 @@ def find_stored(
             hint=f"layouts: {', '.join(FORMATS)}",
         )
     modules: dict[str, dict[str, TensorRef]] = {}
-    for ref in checkpoint.tensors:
+    for ref in tensors:
         module, _, suffix = ref.name.rpartition(".")
         if suffix in fmt.suffixes:
             modules.setdefault(module, {})[suffix] = ref
     stored = _read_modules(fmt, block, modules, read, errors)
     known = {ref.name for one in stored for ref in one.refs.values()}
-    stray = [ref for ref in checkpoint.tensors if ref.name not in known and _is_quantized(ref)]
+    stray = [ref for ref in tensors if ref.name not in known and is_quantized(ref)]
     if stray and not errors:
         errors.append(
             UnsupportedError(
@@ -54,12 +57,18 @@ def find_stored(
     return fmt, stored
 
 
-_SUFFIXES = ("weight_packed", "qweight", "qzeros", "scales", "weight_scale", "weight_scale_inv", "weight_zero_point",
-             "weight_shape", "weight_g_idx", "input_scale", "input_zero_point", "weight_global_scale")  # fmt: skip
+_SUFFIXES = (
+    "weight_packed", "qweight", "qzeros", "scales", "weight_scale", "weight_scale_inv", "weight_zero_point",
+    "weight_shape", "weight_g_idx", "input_scale", "input_zero_point", "weight_global_scale", "g_idx", "SCB",
+)  # fmt: skip
 
 
-def _is_quantized(ref: TensorRef) -> bool:
-    return ref.name.rpartition(".")[2] in _SUFFIXES or ref.dtype.startswith(("F8", "F4", "F6"))
+def is_quantized(ref: TensorRef) -> bool:
+    """Whether a tensor can only be part of a quantized weight."""
+    last = ref.name.rpartition(".")[2]
+    mxfp4 = ref.dtype == "U8" and last.endswith(("_blocks", "_scales"))
+    tiny = last == "weight" and ref.dtype.startswith(("F8", "F4", "F6"))
+    return last in _SUFFIXES or last.endswith("_scale_inv") or mxfp4 or tiny
 
 
 def _read_modules(

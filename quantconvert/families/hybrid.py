@@ -1,0 +1,89 @@
+"""Decoders that attend in some layers and keep a recurrent state in the others.
+
+The wide projections into and out of the state are quantized. What steers it (decay, step and gate of each head) is
+small and feeds exponentials: it stays, as does the convolution, which no engine reads packed.
+"""
+
+from __future__ import annotations
+
+from quantconvert.families.common import (
+    EXPERT_NAMES,
+    FUSED_COMMON,
+    KEEP_HEADS,
+    KEEP_MTP,
+    KEEP_VISION,
+    LINEAR_ATTENTION,
+    LINEAR_MLP,
+)
+from quantconvert.families.model import Family, FusedSet, Reason
+from quantconvert.families.moe import (
+    GRANITE_DIMS,
+    GRANITE_EXPERTS,
+    GRANITE_LINEAR,
+    GRANITE_ROUTER,
+    QWEN_DIMS,
+    QWEN_LINEAR,
+    ROUTER,
+    fused_gated,
+    gated_dims,
+)
+
+_DELTA_STATE: tuple[tuple[str, Reason], ...] = (
+    (r"\.linear_attn\.conv1d(\.|$)", "conv"),
+    (r"\.linear_attn\.(in_proj_ba|in_proj_a|in_proj_b|A_log|dt_bias)$", "state-space"),
+)
+
+# Query, key, value and gate interleaved by head in one in_proj_qkvz, as engines load it (vLLM `qwen3_next.py`).
+QWEN3_NEXT = Family(
+    name="qwen3-next",
+    model_types=("qwen3_next",),
+    linear=(*QWEN_LINEAR, r"\.linear_attn\.(in_proj_qkvz|out_proj)$"),
+    keep=(*KEEP_MTP, *ROUTER, *_DELTA_STATE, *KEEP_HEADS),
+    fused=FUSED_COMMON,
+    experts=EXPERT_NAMES,
+    dims=QWEN_DIMS,
+)
+
+_QWEN35_LINEAR = r"\.linear_attn\.(in_proj_qkv|in_proj_z|out_proj)$"
+_QWEN35_FUSED = (
+    *FUSED_COMMON,
+    FusedSet("in_proj_qkvz", ("in_proj_qkv", "in_proj_z")),
+    FusedSet("in_proj_ba", ("in_proj_b", "in_proj_a")),
+)
+
+QWEN35 = Family(
+    name="qwen3.5",
+    model_types=("qwen3_5", "qwen3_5_text"),
+    linear=(LINEAR_ATTENTION, LINEAR_MLP, _QWEN35_LINEAR),
+    keep=(*KEEP_MTP, *KEEP_VISION, *_DELTA_STATE, *KEEP_HEADS),
+    fused=_QWEN35_FUSED,
+    dims=gated_dims("mlp", "intermediate_size"),
+)
+
+# transformers saves one tensor an expert, the Hub's checkpoints hold all of a layer in one: both are read.
+QWEN35_MOE = Family(
+    name="qwen3.5-moe",
+    model_types=("qwen3_5_moe", "qwen3_5_moe_text"),
+    linear=(*QWEN_LINEAR, _QWEN35_LINEAR),
+    keep=(*KEEP_MTP, *KEEP_VISION, *ROUTER, *_DELTA_STATE, *KEEP_HEADS),
+    fused=_QWEN35_FUSED,
+    experts=EXPERT_NAMES,
+    fused_experts=fused_gated("num_experts", "moe_intermediate_size"),
+    dims=QWEN_DIMS,
+)
+
+GRANITE_HYBRID = Family(
+    name="granite-hybrid",
+    model_types=("granitemoehybrid",),
+    linear=(*GRANITE_LINEAR, r"\.mamba\.(in_proj|out_proj)$"),
+    keep=(
+        (r"\.mamba\.conv1d(\.|$)", "conv"),
+        (r"\.mamba\.(A_log|D|dt_bias)$", "state-space"),
+        *GRANITE_ROUTER,
+        *KEEP_HEADS,
+    ),
+    fused=FUSED_COMMON,
+    experts=EXPERT_NAMES,
+    fused_experts=GRANITE_EXPERTS,
+    dims=GRANITE_DIMS,
+)

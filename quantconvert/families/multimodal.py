@@ -1,0 +1,44 @@
+"""Language models that also look at pictures: the language model is quantized, the tower and projector stay."""
+
+from __future__ import annotations
+
+from quantconvert.families.common import (
+    EXPERT_NAMES,
+    FUSED_COMMON,
+    KEEP_HEADS,
+    KEEP_VISION,
+    LINEAR_ATTENTION,
+    LINEAR_MLP,
+)
+from quantconvert.families.model import Family
+from quantconvert.families.moe import QWEN_DIMS, QWEN_LINEAR, ROUTER, fused_gated, gated_dims
+
+# Around a language model of Llama's layout, whichever `text_config` names (Llama, Mistral, Qwen2, Gemma 3).
+VISION_LANGUAGE = Family(
+    name="vision-language",
+    model_types=(
+        "llava", "llava_next", "llava_onevision", "mistral3", "pixtral", "gemma3", "qwen2_vl", "qwen2_vl_text",
+        "qwen2_5_vl", "qwen2_5_vl_text", "qwen3_vl", "qwen3_vl_text",
+    ),
+    linear=(LINEAR_ATTENTION, LINEAR_MLP),
+    keep=(*KEEP_VISION, *KEEP_HEADS),
+    fused=FUSED_COMMON,
+    dims=gated_dims(r"layers\.N\.mlp", "intermediate_size"),
+)  # fmt: skip
+
+# The Hub holds experts [in, out] beside a config with `num_experts`. transformers 5 transposes while it loads, where
+# the shape calls for it, but not back when it saves (`core_model_loading.py`, `Transpose(check_dims=True)`), and
+# renames the key: its rows come second, and the config's keys tell which are meant.
+QWEN3_VL_MOE = Family(
+    name="qwen3-vl-moe",
+    model_types=("qwen3_vl_moe", "qwen3_vl_moe_text"),
+    linear=QWEN_LINEAR,
+    keep=(*KEEP_VISION, *ROUTER, *KEEP_HEADS),
+    fused=FUSED_COMMON,
+    experts=EXPERT_NAMES,
+    fused_experts=(
+        *fused_gated("num_experts", "moe_intermediate_size", transposed=True),
+        *fused_gated("num_local_experts", "moe_intermediate_size"),
+    ),
+    dims=QWEN_DIMS,
+)

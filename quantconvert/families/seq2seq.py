@@ -1,0 +1,56 @@
+"""Encoder-decoders: T5, BART, Whisper and their kin. Names and shapes: transformers' model files."""
+
+from __future__ import annotations
+
+from quantconvert.families.common import FUSED_QKV, REINITIALIZED
+from quantconvert.families.model import Dims, Family, FusedSet, Reason
+
+_SHARED: tuple[str, Reason] = (r"(^|\.)shared$", "embedding")
+_HEADS: tuple[tuple[str, Reason], ...] = (
+    (r"(^|\.)(lm_head|proj_out)$", "lm_head"),
+    (r"^(classification_head\.(dense|out_proj)|classifier|projector|qa_outputs)$", "head"),
+)
+
+# No engine but transformers runs T5, so that nothing is fused.
+T5 = Family(
+    name="t5",
+    model_types=("t5", "mt5", "umt5"),
+    linear=(r"\.(SelfAttention|EncDecAttention)\.[qkvo]$", r"\.DenseReluDense\.(wi|wi_0|wi_1|wo)$"),
+    keep=(_SHARED, (r"\.relative_attention_bias$", "embedding"), *_HEADS),
+    dims=(
+        Dims(r"\.DenseReluDense\.(wi|wi_0|wi_1)$", "d_ff", "d_model"),
+        Dims(r"\.DenseReluDense\.wo$", "d_model", "d_ff"),
+    ),
+    awq_problem=REINITIALIZED,
+)
+
+_ATTENTION = r"\.(self_attn|encoder_attn)\.(q_proj|k_proj|v_proj|out_proj)$"
+_DIMS = (
+    Dims(_ATTENTION, "d_model", "d_model"),
+    Dims(r"(^|\.)encoder\.layers\.N\.fc1$", "encoder_ffn_dim", "d_model"),
+    Dims(r"(^|\.)encoder\.layers\.N\.fc2$", "d_model", "encoder_ffn_dim"),
+    Dims(r"(^|\.)decoder\.layers\.N\.fc1$", "decoder_ffn_dim", "d_model"),
+    Dims(r"(^|\.)decoder\.layers\.N\.fc2$", "d_model", "decoder_ffn_dim"),
+)
+# In cross-attention only key and value are one layer (vLLM `whisper.py`).
+_FUSED = (*FUSED_QKV, FusedSet("kv_proj", ("k_proj", "v_proj")))
+
+BART = Family(
+    name="bart",
+    model_types=("bart", "mbart", "marian", "pegasus", "m2m_100"),
+    linear=(_ATTENTION, r"\.layers\.N\.(fc1|fc2)$"),
+    keep=(_SHARED, *_HEADS),
+    fused=_FUSED,
+    dims=_DIMS,
+)
+
+# What hears is the model itself and no tower: the encoder is quantized too.
+WHISPER = Family(
+    name="whisper",
+    model_types=("whisper",),
+    linear=(_ATTENTION, r"\.layers\.N\.(fc1|fc2)$"),
+    keep=_HEADS,
+    fused=_FUSED,
+    dims=_DIMS,
+    tied=("proj_out",),
+)

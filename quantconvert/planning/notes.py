@@ -1,0 +1,58 @@
+"""What the user should know of a plan before it runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from quantconvert.checkpoint import Checkpoint
+from quantconvert.families import Classifier
+from quantconvert.formats import Selection
+from quantconvert.formats.base import all_caveats
+from quantconvert.planning.choose import Choice
+from quantconvert.planning.decision import Decision
+from quantconvert.planning.origin import requantized
+from quantconvert.sources import Sources, Weight
+
+
+def notes_on(
+    checkpoint: Checkpoint,
+    sources: Sources,
+    decisions: Sequence[Decision],
+    choice: Choice,
+    selection: Selection,
+    classifier: Classifier,
+) -> tuple[str, ...]:
+    """What the user should know before it runs."""
+    notes = all_caveats(choice.format, selection)
+    if choice.format.name == "awq" and classifier.awq_problem:
+        notes.append(classifier.awq_problem)
+    if classifier.family and classifier.family.caveat:
+        notes.append(classifier.family.caveat)
+    if classifier.family is None:
+        kind = checkpoint.model_type or "no model_type"
+        notes.append(f"unknown family ({kind}): which weights are linear was decided from names; check the plan")
+    notes += _on_decisions(decisions, sources)
+    if checkpoint.dropped_files:
+        names = ", ".join(file.path for file in checkpoint.dropped_files[:4])
+        more = " and more" if len(checkpoint.dropped_files) > 4 else ""
+        notes.append(f"left behind as duplicate weights or stale configs: {names}{more}")
+    return tuple(notes)
+
+
+def _on_decisions(decisions: Sequence[Decision], sources: Sources) -> Iterator[str]:
+    again = requantized(decisions)
+    if again:
+        bits = max(d.ref.num_bits or 0 for d in again if isinstance(d.ref, Weight))
+        yield (
+            f"--requantize: {len(again)} weights are decoded from {sources.method} ({bits} bits) and quantized again; "
+            "the errors of both add up"
+        )
+    stray = [d for d in decisions if d.is_kept_experts and d.reason == "not 2-D"]
+    if stray:
+        yield (
+            f"{len(stray)} fused expert tensors such as `{stray[0].ref.name}` are kept: their layout is not known "
+            "without a table for this family"
+        )
+    skipped = sum(1 for d in decisions if d.reason == "indivisible")
+    if skipped:
+        yield f"{skipped} weights are kept because the group size does not divide them (--on-indivisible skip)"

@@ -1,0 +1,110 @@
+"""Weights that families store in shapes of their own: all experts of a layer in one tensor, or matrices as [in, out].
+
+Which axis is which, and how gate and up are ordered, comes from the family's table; the sizes come from the config and
+have to agree. Shapes alone decide nothing.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import Any
+
+from quantconvert.checkpoint import TensorRef
+from quantconvert.dtypes import DTYPES
+from quantconvert.errors import CheckpointError, QuantConvertError
+from quantconvert.families import Family, FusedExperts
+from quantconvert.patterns import WEIGHT_SUFFIX, template_of
+from quantconvert.sources.model import Source, View, Weight
+
+
+def split_source(
+    source: Source, family: Family | None, config: Mapping[str, Any], errors: list[QuantConvertError]
+) -> list[Source]:
+    """The weights that `source` holds: itself alone, itself turned, or one for each expert and projection."""
+    if family is None:
+        return [source]
+    bare = source.name.removesuffix(WEIGHT_SUFFIX)
+    rows = sorted(family.fused_experts, key=lambda row: row.experts not in config)  # what the config speaks of first
+    for row in rows:
+        match = re.search(row.pattern, bare)
+        if match and len(source.shape) == 3:
+            try:
+                return list(_experts(source, bare[: match.start()], row, config))
+            except CheckpointError as error:
+                errors.append(error)
+                return [source]
+        if row.bias and bare.endswith(row.bias) and re.search(row.pattern, bare.removesuffix(row.bias)):
+            return list(_biases(source, bare.removesuffix(row.bias), row))
+    if isinstance(source, TensorRef) and _is_transposed(source, bare, family):
+        view = View(transposed=True)
+        return [Weight(source.name, source.shape[::-1], source.dtype, "plain", {"weight": source}, view)]
+    return [source]
+
+
+def _is_transposed(ref: TensorRef, bare: str, family: Family) -> bool:
+    if len(ref.shape) != 2 or not ref.name.endswith(WEIGHT_SUFFIX) or not DTYPES[ref.dtype].is_weight:
+        return False
+    return any(re.search(pattern, template_of(bare)) for pattern in family.transposed)
+
+
+def _experts(source: Source, stem: str, row: FusedExperts, config: Mapping[str, Any]) -> Iterator[Weight]:
+    experts, out_features, in_features = _sizes(source, row, config)
+    count = len(row.projections)
+    transposed = row.transposed and not (isinstance(source, Weight) and source.encoding == "mxfp4")
+    matrix = (count * out_features, in_features)
+    expected = (experts, *(matrix[::-1] if transposed else matrix))
+    if source.shape != expected:
+        raise CheckpointError(
+            f"tensor `{source.name}` in `{source.file}`: expected shape {list(expected)} from config.json "
+            f"({row.experts} {experts}, {row.out_features} {out_features}, {row.in_features} {in_features}"
+            f"{', stored transposed' if transposed else ''}), got {list(source.shape)}"
+        )
+    whole = source if isinstance(source, Weight) else _plain(source)
+    for expert in range(experts):
+        for i, projection in enumerate(row.projections):
+            start, step = (i, count) if row.interleaved else (i * out_features, 1)
+            yield replace(
+                whole,
+                name=f"{stem}.experts.{expert}.{projection}{WEIGHT_SUFFIX}",
+                shape=(out_features, in_features),
+                view=View(expert, start, step, transposed),
+                parts=experts * count,
+            )
+
+
+def _plain(ref: TensorRef) -> Weight:
+    return Weight(ref.name, ref.shape, ref.dtype, "plain", {"weight": ref})
+
+
+def _sizes(source: Source, row: FusedExperts, config: Mapping[str, Any]) -> tuple[int, int, int]:
+    found = [config.get(key) for key in (row.experts, row.out_features, row.in_features)]
+    for key, value in zip((row.experts, row.out_features, row.in_features), found, strict=True):
+        if type(value) is not int or value < 1:
+            raise CheckpointError(
+                f"tensor `{source.name}` in `{source.file}` holds all experts of a layer: expected `{key}` in "
+                f"config.json to tell its axes, got {value!r}"
+            )
+    experts, out_features, in_features = found
+    return int(experts or 0), int(out_features or 0), int(in_features or 0)
+
+
+def _biases(source: Source, name: str, row: FusedExperts) -> Iterator[Source]:
+    """One vector for each expert and projection; anything unexpected is left as it is."""
+    count = len(row.projections)
+    if isinstance(source, Weight) or len(source.shape) != 2 or source.shape[1] % count:
+        yield source
+        return
+    experts, rows = source.shape
+    stem = name[: re.search(row.pattern, name).start()]  # type: ignore[union-attr]
+    for expert in range(experts):
+        for i, projection in enumerate(row.projections):
+            start, step = (i, count) if row.interleaved else (i * (rows // count), 1)
+            yield replace(
+                _plain(source),
+                name=f"{stem}.experts.{expert}.{projection}.bias",
+                shape=(rows // count,),
+                view=View(expert, start, step),
+                parts=experts * count,
+            )

@@ -1,0 +1,150 @@
+"""From a checkpoint's tensors to its weights: the one place that knows every kind of input."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from quantconvert.checkpoint import Checkpoint, TensorRef
+from quantconvert.errors import CheckpointError, QuantConvertError, UnsupportedError, some
+from quantconvert.families import KEEP_BY_NAME, Family
+from quantconvert.formats import FORMATS
+from quantconvert.patterns import WEIGHT_SUFFIX
+from quantconvert.sources.experts import split_source
+from quantconvert.sources.fp8 import find_fp8
+from quantconvert.sources.model import Dropped, Source, Sources, Weight, refs_of
+from quantconvert.sources.mxfp4 import find_mxfp4
+from quantconvert.sources.stored import find_stored, is_quantized
+
+METHODS = ("fp8", "fbgemm_fp8", "mxfp4", *FORMATS)
+# Scales of activations and of the key/value cache: they belong to the source's quantization and end with it.
+_ACTIVATION_SCALES = re.compile(
+    r"\.(input_scale|activation_scale|input_scale_ub|input_zero_point|output_scale|[kqv]_scale|kv_scale|prob_scale)$"
+)
+_TAGS = {"bfloat16": "BF16", "float16": "F16", "float32": "F32", "half": "F16", "float": "F32"}
+
+
+def find_sources(
+    checkpoint: Checkpoint,
+    family: Family | None,
+    read: Callable[[TensorRef], bytes],
+    errors: list[QuantConvertError],
+) -> Sources:
+    """Every tensor of the checkpoint as planning sees it, each stored byte in exactly one place.
+
+    read: the bytes of a small tensor (GPTQ's zero points, for their symmetry). Refusals are appended to `errors`.
+    """
+    shared = {ref.name: Dropped(ref, f"the same bytes as `{first}`") for ref, first in _aliases(checkpoint)}
+    refs = {ref.name: ref for ref in checkpoint.tensors if ref.name not in shared}
+    block = checkpoint.quantization_block
+    method = str(block.get("quant_method", "unknown method")) if block is not None else None
+    if method is not None and method not in METHODS:
+        errors.append(
+            UnsupportedError(
+                f"source `{checkpoint.location}` is already quantized, by a method that is not read: `{method}`",
+                hint=f"methods that are decoded: {', '.join(METHODS)}; or give the original checkpoint",
+            )
+        )
+        return Sources(tuple(refs.values()), method=method)
+    weights = _quantized(checkpoint, refs, block or {}, method, read, errors)
+    leads = {weight.values.name: weight for weight in weights}
+    partners = {ref.name for weight in weights for ref in refs_of(weight)}
+    if weights and method is None:
+        method = weights[0].encoding
+    dropped = dict(shared)
+    plain: list[Source] = []
+    for ref in refs.values():
+        if ref.name in leads:
+            plain.append(leads[ref.name])
+        elif ref.name in partners:
+            continue
+        elif method and _ACTIVATION_SCALES.search(ref.name):
+            dropped[ref.name] = Dropped(ref, f"activation scale of the source's own quantization (`{method}`)")
+        else:
+            plain.append(ref)
+    _check_strays(plain, errors)
+    if checkpoint.quantization_block is not None and not weights and not errors:
+        errors.append(
+            CheckpointError(
+                f"config.json of `{checkpoint.location}` says that it is quantized by `{method}`, but no tensor is",
+                hint="remove its quantization_config if the weights are plain",
+            )
+        )
+    config = checkpoint.text_config
+    tensors = [part for source in plain for part in split_source(source, family, config, errors)]
+    return Sources(tuple(tensors), tuple(dropped.values()), method)
+
+
+def _quantized(
+    checkpoint: Checkpoint,
+    refs: Mapping[str, TensorRef],
+    block: Mapping[str, Any],
+    method: str | None,
+    read: Callable[[TensorRef], bytes],
+    errors: list[QuantConvertError],
+) -> list[Weight]:
+    """Every quantized weight; the tensors tell their kind, the config only what they leave open."""
+    dtype = _float_tag(checkpoint)
+    try:
+        weights = [*find_fp8(refs, block, dtype, errors), *find_mxfp4(refs, dtype, errors)]
+    except CheckpointError as error:
+        errors.append(error)
+        return []
+    if method in FORMATS:
+        taken = {ref.name for weight in weights for ref in refs_of(weight)}
+        rest = [r for r in refs.values() if r.name not in taken and not _ACTIVATION_SCALES.search(r.name)]
+        if rest and any(is_quantized(ref) for ref in rest):
+            layout, stored = find_stored(checkpoint, rest, read, errors)
+            for one in stored:
+                weights.append(
+                    Weight(
+                        one.module + WEIGHT_SUFFIX, one.shape, one.scale.dtype, "codes", one.refs,
+                        num_bits=one.scheme.num_bits, stored=one, layout=layout.name,
+                    )
+                )  # fmt: skip
+    return weights
+
+
+def _float_tag(checkpoint: Checkpoint) -> str:
+    """The model's float type by its config, in which decoded weights are held; bfloat16 unless told."""
+    for config in (checkpoint.text_config, checkpoint.config):
+        name = config.get("dtype", config.get("torch_dtype"))
+        if isinstance(name, str) and name in _TAGS:
+            return _TAGS[name]
+    return "BF16"
+
+
+def _check_strays(sources: list[Source], errors: list[QuantConvertError]) -> None:
+    """A scale without its weight, or codes that nothing explains: copied, they would be taken for a plain model."""
+    strays = [source for source in sources if isinstance(source, TensorRef) and is_quantized(source)]
+    if strays and not errors:
+        errors.append(
+            CheckpointError(
+                f"{len(strays)} tensors belong to a quantization of which the other tensors are missing, or that is "
+                f"not read: {some([ref.name for ref in strays])}",
+                hint="give the whole checkpoint, or the original one in bfloat16, float16 or float32",
+            )
+        )
+
+
+def _aliases(checkpoint: Checkpoint) -> Iterator[tuple[TensorRef, str]]:
+    """Embeddings and heads that are the same bytes as one before them (in a torch file): tied, so that one is enough.
+
+    A config that says `tie_word_embeddings: false` keeps them all.
+    """
+    if checkpoint.config.get("tie_word_embeddings", checkpoint.text_config.get("tie_word_embeddings")) is False:
+        return
+    first: dict[tuple[str, int, int], str] = {}
+    for ref in checkpoint.tensors:
+        known = first.setdefault((ref.file, ref.offset, ref.nbytes), ref.name)
+        if known != ref.name and ref.nbytes and _is_table(known) and _is_table(ref.name):
+            yield ref, known
+
+
+def _is_table(name: str) -> bool:
+    """Whether a tensor is an embedding or an output head, by what names mean in every family."""
+    module = name.removesuffix(WEIGHT_SUFFIX)
+    return any(re.search(p, module) for p, reason in KEEP_BY_NAME if reason in ("embedding", "lm_head")) or (
+        module.endswith((".decoder", "_head", ".output"))
+    )

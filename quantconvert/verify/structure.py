@@ -1,0 +1,112 @@
+"""Headers, index, sizes, config against tensors, and checksums: what shows without the source."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from quantconvert.checkpoint import Checkpoint, LocalFolder, load_checkpoint
+from quantconvert.checkpoint.files import INDEX_NAME
+from quantconvert.errors import QuantConvertError, Refusal
+from quantconvert.families import Classifier
+from quantconvert.formats import FORMATS, Format
+from quantconvert.patterns import WEIGHT_SUFFIX
+from quantconvert.planning.decision import LINEAR_REASONS
+from quantconvert.sources import Source, Weight, find_sources
+from quantconvert.verify.model import Finding
+from quantconvert.verify.report import REPORT_NAME, read_report, sha256_of
+
+
+def check_structure(folder: Path, findings: list[Finding]) -> tuple[Checkpoint, tuple[Source, ...]] | None:
+    """The checkpoint and its tensors as weights; None, with findings, where they cannot be read."""
+    try:
+        checkpoint = load_checkpoint(LocalFolder(folder))
+    except QuantConvertError as error:
+        findings += [Finding("structure", str(folder), part.message) for part in _parts(error)]
+        return None
+    errors: list[QuantConvertError] = []
+
+    def read(ref: Any) -> bytes:
+        with open(folder / ref.file, "rb") as file:
+            file.seek(ref.offset)
+            return file.read(ref.nbytes)
+
+    sources = find_sources(checkpoint, None, read, errors)
+    findings += [Finding("structure", str(folder), part.message) for error in errors for part in _parts(error)]
+    _check_index(folder, checkpoint, findings)
+    if errors:
+        return None
+    _check_config(checkpoint, sources.tensors, findings)
+    return checkpoint, sources.tensors
+
+
+def _parts(error: QuantConvertError) -> tuple[QuantConvertError, ...]:
+    return error.errors if isinstance(error, Refusal) else (error,)
+
+
+def _check_index(folder: Path, checkpoint: Checkpoint, findings: list[Finding]) -> None:
+    """Every tensor in the index and every file in use; the total that the index states."""
+    strangers = [file.path for file in checkpoint.dropped_files if file.path.endswith(".safetensors")]
+    findings += [Finding("structure", path, "belongs to no checkpoint, but engines may load it") for path in strangers]
+    if not (folder / INDEX_NAME).is_file():
+        return
+    index = json.loads((folder / INDEX_NAME).read_bytes())
+    weight_map = index.get("weight_map", {})
+    for ref in checkpoint.tensors:
+        if weight_map.get(ref.name) != ref.file:
+            findings.append(Finding("structure", ref.name, f"lies in `{ref.file}`, which `{INDEX_NAME}` does not say"))
+    total = (index.get("metadata") or {}).get("total_size")
+    if total is not None and total != checkpoint.nbytes:
+        message = f"total_size: expected {checkpoint.nbytes} bytes of tensors, got {total}"
+        findings.append(Finding("structure", INDEX_NAME, message))
+
+
+def _check_config(checkpoint: Checkpoint, tensors: tuple[Source, ...], findings: list[Finding]) -> None:
+    """The config must tell engines to quantize exactly the modules that are."""
+    block = checkpoint.quantization_block
+    layout: Format | None = FORMATS.get(str(block.get("quant_method"))) if block else None
+    if block is None or layout is None:
+        return
+    leaves = layout.leaves(block)
+    classifier = Classifier(checkpoint)
+    ours = read_quietly(checkpoint) is not None
+    for source in tensors:
+        module = source.name.removesuffix(WEIGHT_SUFFIX)
+        if isinstance(source, Weight) and source.num_bits is not None:
+            if leaves(module):
+                findings.append(Finding("structure", module, "is quantized, but quantization_config leaves it alone"))
+        elif ours and len(source.shape) == 2 and source.name.endswith(WEIGHT_SUFFIX) and not module.endswith("lm_head"):
+            reason = classifier.role(source).reason
+            if (reason is None or reason in LINEAR_REASONS) and not leaves(module):
+                findings.append(Finding("structure", module, "is plain, but quantization_config says it is quantized"))
+
+
+def read_quietly(checkpoint: Checkpoint) -> Mapping[str, Any] | None:
+    """The report beside a local checkpoint; None where there is none that can be read."""
+    try:
+        return read_report(Path(checkpoint.location))
+    except (OSError, ValueError):
+        return None
+
+
+def check_sums(folder: Path, findings: list[Finding], pulse: Callable[[], None] = lambda: None) -> int:
+    """Compare every file with the sha256 in the report; returns how many were compared, 0 without a report."""
+    try:
+        report = read_report(folder)
+    except (OSError, ValueError, RecursionError) as error:
+        findings.append(Finding("checksums", REPORT_NAME, f"cannot be read: {error}"))
+        return 0
+    if report is None:
+        return 0
+    for name, expected in report["files"].items():
+        path = folder / str(name)
+        if ".." in Path(str(name)).parts or not path.is_file():
+            findings.append(Finding("checksums", str(name), "is missing: the conversion wrote it"))
+            continue
+        found = sha256_of(path, pulse)
+        if found != expected:
+            message = f"was changed after the conversion: expected sha256 {expected}, got {found}"
+            findings.append(Finding("checksums", str(name), message))
+    return len(report["files"])

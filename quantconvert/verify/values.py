@@ -1,0 +1,237 @@
+"""Codes, scales and values against the source, a block of rows at a time.
+
+Round-to-nearest promises that each code is a nearest one to the clipped value: |clip(w / s + z) - code| <= 1/2. How far
+the value may lie outside the codes' range is bounded too, by the rounding of the scale to its dtype and, where there is
+a zero point, by that of the zero point.
+
+Legend: O rows of a block, I columns, G groups of a row, S columns of a group.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from quantconvert.checkpoint import Checkpoint, TensorRef
+from quantconvert.errors import QuantConvertError
+from quantconvert.formats import get_format
+from quantconvert.job import Limits
+from quantconvert.methods.base import Quantized
+from quantconvert.planning.memory import TILE_ELEMENTS, execution_for, read_multiple, spans
+from quantconvert.run.io import Files, Workspace, bytes_of, torch_dtype
+from quantconvert.run.readers import open_reader, read_part
+from quantconvert.run.stored import StoredReader, dequantize
+from quantconvert.schemes import Scheme
+from quantconvert.sources import Source, Sources, Weight
+from quantconvert.verify.model import Finding, TensorError
+
+# float32 division and addition, in steps: 2^8 * 2^-24 * 2, with room.
+ROUNDING = 1e-4
+_CHUNK = 1 << 22
+
+
+class ValueCheck:
+    """Checks the weights of one folder, alone or against their source."""
+
+    def __init__(self, out: Path, source: Path | None, pulse: Callable[[], None]) -> None:
+        self.files, self.work, self.execution = Files(out), Workspace(), execution_for(Limits(workers=1))
+        self.source_files = Files(source) if source else None
+        self.source_work = Workspace()
+        self.pulse = pulse
+        self.findings: list[Finding] = []
+        self.errors: list[TensorError] = []
+
+    def close(self) -> None:
+        """Close all files."""
+        self.files.close()
+        if self.source_files:
+            self.source_files.close()
+
+    def run(self, tensors: Sequence[Source], sources: Sources | None) -> None:
+        """Look at every tensor of the result; what the source has and the result lacks is a finding too."""
+        known = {source.name: source for source in sources.tensors} if sources else {}
+        for tensor in tensors:
+            origin = known.pop(tensor.name, None)
+            if sources and origin is None:
+                origin = _fused(known, tensor)
+            if sources and origin is None:
+                self._add("values", tensor.name, "is not in the source")
+                continue
+            try:
+                self._check(tensor, origin)
+            except QuantConvertError as error:
+                self._add("values", tensor.name, error.message)
+        used = {tensor.name for tensor in tensors}
+        for name, source in known.items():
+            if name not in used and not (isinstance(source, Weight) and source.values.name in used):
+                self._add("values", name, "is in the source, but not in the result")
+
+    def _add(self, check: str, where: str, message: str) -> None:
+        self.findings.append(Finding("codes" if check == "codes" else "values", where, message))
+
+    def _check(self, tensor: Source, origin: Source | None) -> None:
+        if isinstance(tensor, Weight) and tensor.stored is not None:
+            self._codes(tensor, origin)
+        elif origin is not None:
+            self._same(tensor, origin)
+
+    def _same(self, tensor: Source, origin: Source) -> None:
+        """A tensor in high precision: the source's bytes, or its values decoded and rounded once."""
+        assert isinstance(tensor, TensorRef)
+        assert self.source_files
+        if tensor.shape != origin.shape:
+            self._add("values", tensor.name, f"expected shape {list(origin.shape)}, got {list(tensor.shape)}")
+            return
+        if isinstance(origin, TensorRef):
+            same = tensor.dtype == origin.dtype and self._same_bytes(tensor, origin)
+        elif len(origin.shape) == 1:
+            raw = torch.empty(tensor.shape, dtype=torch_dtype(tensor.dtype))
+            self.files.read_into(tensor.file, bytes_of(raw), tensor.offset)
+            same = torch.equal(raw, read_part(origin, self.source_files))
+        else:
+            same = self._same_values(tensor, origin)
+        if not same:
+            self._add("values", tensor.name, "differs from the source, which it should equal")
+
+    def _same_bytes(self, tensor: TensorRef, origin: TensorRef) -> bool:
+        assert self.source_files
+        for begin, end in spans(0, tensor.nbytes, _CHUNK):
+            self.pulse()
+            mine = self.work.tensor("mine", torch.uint8, (end - begin,))
+            theirs = self.work.tensor("theirs", torch.uint8, (end - begin,))
+            self.files.read_into(tensor.file, bytes_of(mine), tensor.offset + begin)
+            self.source_files.read_into(origin.file, bytes_of(theirs), origin.offset + begin)
+            if not torch.equal(mine, theirs):
+                return False
+        return True
+
+    def _same_values(self, tensor: TensorRef, origin: Weight) -> bool:
+        assert self.source_files
+        mine = open_reader(tensor, self.files, self.work, self.execution)
+        theirs = open_reader(origin, self.source_files, self.source_work, self.execution)
+        for begin, end in spans(0, tensor.shape[0], _tile(tensor.shape, read_multiple(origin))):
+            self.pulse()
+            expected = theirs.rows(begin, end).to(torch_dtype(tensor.dtype)).float()
+            if not torch.equal(mine.rows(begin, end), expected):
+                return False
+        return True
+
+    def _codes(self, tensor: Weight, origin: Source | None) -> None:
+        stored, fmt = tensor.stored, get_format(tensor.layout or "")
+        assert stored is not None
+        if origin is not None and origin.shape != tensor.shape:
+            self._add("values", tensor.module, f"expected shape {list(origin.shape)}, got {list(tensor.shape)}")
+            return
+        mine = StoredReader(fmt, stored, self.files, self.work)
+        theirs = None
+        if origin is not None and self.source_files:
+            theirs = open_reader(origin, self.source_files, self.source_work, self.execution)
+        sums = _Sums()
+        multiple = math.lcm(read_multiple(tensor), read_multiple(origin) if origin else 1)
+        for begin, end in spans(0, tensor.shape[0], _tile(tensor.shape, multiple)):
+            self.pulse()
+            quantized = mine.rows(begin, end)
+            problem = _range_problem(quantized, stored.scheme)
+            if problem:
+                self._add("codes", tensor.module, f"rows {begin} to {end - 1}: {problem}")
+                return
+            if theirs is not None:
+                sums.add(theirs.rows(begin, end), quantized, stored.scheme, mine.column_groups)
+        if origin is not None:
+            self._judge(tensor, origin, sums, stored.scheme)
+
+    def _judge(self, tensor: Weight, origin: Source, sums: _Sums, scheme: Scheme) -> None:
+        name, bound = tensor.name, _outside(scheme, origin.dtype, tensor.dtype)
+        self.errors.append(TensorError.of(name, scheme.label, sums.steps, sums.noise, sums.signal))
+        if not sums.inside <= 0.5 + ROUNDING:
+            message = f"a code is {sums.inside:.4f} steps from its value: expected at most 0.5"
+            self._add("values", tensor.module, message)
+        elif not sums.steps <= bound:
+            message = f"a value lies {sums.steps:.4f} steps from its code: expected at most {bound:.4f} with clipping"
+            self._add("values", tensor.module, message)
+
+
+class _Sums:
+    """Largest and summed errors of one weight, in float64, over its blocks in order."""
+
+    def __init__(self) -> None:
+        self.inside = self.steps = self.noise = self.signal = 0.0
+
+    def add(self, w_OI: Tensor, quantized: Quantized, scheme: Scheme, order: Tensor | None) -> None:
+        """Take in a block: `w_OI` float32, its codes, and GPTQ's group of each column where they are out of order."""
+        decoded_OI = dequantize(quantized, scheme, order)
+        noise_OI = (decoded_OI - w_OI).double()
+        self.noise += float(noise_OI.square().sum())
+        self.signal += float(w_OI.double().square().sum())
+        scale_OG, zero_OG = quantized.scale.float(), quantized.zero_points(scheme).float()
+        if order is not None:
+            x_OI = w_OI / scale_OG[:, order] + zero_OG[:, order]
+        else:
+            x_OGS = w_OI.view(w_OI.shape[0], scale_OG.shape[1], -1)
+            x_OI = (x_OGS / scale_OG.unsqueeze(-1) + zero_OG.unsqueeze(-1)).view(w_OI.shape)
+        codes = quantized.codes.float()
+        self.steps = _larger(self.steps, (x_OI - codes).abs().max())
+        clipped = x_OI.clamp(0, (1 << scheme.num_bits) - 1)
+        self.inside = _larger(self.inside, (clipped - codes).abs().max())
+
+
+def _larger(known: float, value: Tensor) -> float:
+    """The maximum, NaN if the new value is."""
+    new = float(value)
+    return new if math.isnan(new) else max(known, new)
+
+
+def _range_problem(quantized: Quantized, scheme: Scheme) -> str | None:
+    """Why scales, zero points or codes cannot be those of the scheme."""
+    top = (1 << scheme.num_bits) - 1
+    if not bool(torch.isfinite(quantized.scale).all()):
+        return "a scale is NaN or Inf"
+    if bool((quantized.scale < 0).any()):
+        return "a scale is negative"
+    if quantized.zero_point is not None and bool((quantized.zero_point > top).any()):
+        return f"a zero point is larger than {top}"
+    if bool((quantized.codes > top).any()):
+        return f"a code is larger than {top}"
+    return None
+
+
+_EPSILON: Mapping[str, float] = {"BF16": 2.0**-8, "F16": 2.0**-11, "F32": 2.0**-24}
+
+
+def _outside(scheme: Scheme, *dtypes: str) -> float:
+    """The most steps that a value may be from its code when it is clipped: half a step, and what rounding scale and
+    zero point to the weight's dtype moves the ends of the range.
+    """
+    epsilon = max(_EPSILON.get(dtype, 2.0**-8) for dtype in dtypes)
+    levels = float(1 << scheme.num_bits)
+    return 0.5 + (levels / 2 if scheme.symmetric else 2 * levels) * 2 * epsilon + (0 if scheme.symmetric else 1.0)
+
+
+def _tile(shape: tuple[int, ...], multiple: int) -> int:
+    return max(multiple, TILE_ELEMENTS // max(1, shape[1]) // multiple * multiple)
+
+
+def _fused(known: dict[str, Source], tensor: Source) -> Source | None:
+    """The stored tensor that holds several weights of the source, where the result kept it as it is."""
+    parts = [s for s in known.values() if isinstance(s, Weight) and s.values.name == tensor.name]
+    return parts[0].values if parts else None
+
+
+def check_values(
+    out: Path,
+    checkpoint: Checkpoint,
+    tensors: Sequence[Source],
+    source: tuple[Path, Sources] | None,
+    pulse: Callable[[], None] = lambda: None,
+) -> tuple[list[Finding], list[TensorError]]:
+    """Findings and errors over all tensors of the result in `out`."""
+    check = ValueCheck(out, source[0] if source else None, pulse)
+    try:
+        check.run(tensors, source[1] if source else None)
+    finally:
+        check.close()
+    return check.findings, check.errors

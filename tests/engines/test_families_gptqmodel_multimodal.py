@@ -1,0 +1,42 @@
+"""What transformers loads of vision-language and hybrid models from AWQ and GPTQ folders, by GPTQModel's kernels.
+
+As `test_families_gptqmodel.py`, whose bounds hold here too. Mixtures of experts are not among them: transformers loads
+those without an error and with experts at random.
+"""
+
+from __future__ import annotations
+
+import pytest
+
+pytest.importorskip("gptqmodel")
+
+from transformers import GPTQConfig
+
+from tests.builders import decode_awq, read_tensors
+from tests.engines import moe_families, test_families_multimodal
+from tests.engines.decoding import decode_all
+from tests.engines.families import convert, save
+from tests.engines.test_families_gptqmodel import AWQ_TOLERANCE, GPTQ_TOLERANCE, assert_same, awq
+from tests.engines.test_families_gptqmodel import plain_dequantization as plain_dequantization
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+HYBRID = {name: moe_families.CASES[name] for name in ("qwen3_5", "qwen3_5_text")}
+CASES = test_families_multimodal.CASES | HYBRID
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_awq(name: str, tmp_path):
+    source, folder, config = awq(CASES[name], tmp_path)
+    tensors = read_tensors(folder)
+    modules = [key.removesuffix(".qweight") for key in tensors if key.endswith(".qweight")]
+    decoded = {module: decode_awq(tensors, module) for module in modules}
+    assert_same(CASES[name], source, folder, decoded, AWQ_TOLERANCE, config)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_gptq(name: str, tmp_path):
+    source = save(CASES[name], tmp_path / "in")
+    folder = convert(source, tmp_path / "out", format="gptq")
+    config = GPTQConfig(bits=4, backend="gptq_torch")
+    assert_same(CASES[name], source, folder, decode_all(folder), GPTQ_TOLERANCE, config)
