@@ -77,7 +77,7 @@ def test_help_shows_examples(args: list[str]) -> None:
     done = succeeds(*args)
     assert done.stderr == ""
     assert "Examples:" in done.stdout
-    for example in ("./model out --bits 4 --group-size 128", "plan ./model --bits 4 --verbose", "inspect out"):
+    for example in ("./model out --bits 4 --group-size 128", "plan ./model --bits 4 --explain", "inspect out"):
         assert f"quantconvert {example}" in done.stdout
     assert "Exit codes:" in done.stdout
 
@@ -308,13 +308,20 @@ def test_no_color_while_converting(source: Path, tmp_path: Path) -> None:
 # Interruption
 
 
+def zeros(folder: Path, header: dict[str, Any], nbytes: int) -> Path:
+    """Weights of shapes that no config.json speaks of."""
+    write_raw(folder, header, nbytes)
+    (folder / "config.json").write_text('{"model_type": "llama"}')
+    return folder
+
+
 @pytest.fixture(scope="module")
 def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """200 MB of zeros in eight weights; the file is sparse, so that it costs no disk."""
     size = 2 * 3072 * 4096
     names = [f"model.layers.{i}.mlp.down_proj.weight" for i in range(8)]
     header = {name: entry(i * size, (i + 1) * size, [3072, 4096]) for i, name in enumerate(names)}
-    return write_raw(tmp_path_factory.mktemp("large"), header, len(names) * size)
+    return zeros(tmp_path_factory.mktemp("large"), header, len(names) * size)
 
 
 @pytest.fixture(scope="module")
@@ -322,7 +329,7 @@ def giant(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """2 GB of zeros in one weight: an interruption that is sent at once comes before it is done."""
     size = 2 * 16384 * 65536
     header = {"model.layers.0.mlp.down_proj.weight": entry(0, size, [16384, 65536])}
-    return write_raw(tmp_path_factory.mktemp("giant"), header, size)
+    return zeros(tmp_path_factory.mktemp("giant"), header, size)
 
 
 def interrupted(numbers: list[signal.Signals], *args: object, until: str) -> tuple[int, str, list[str]]:
