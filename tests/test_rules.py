@@ -219,13 +219,13 @@ def test_bad_recipes(tmp_path: Path, text: str, message: str):
 
 
 def test_fused_3d_experts_are_kept_and_said(tmp_path: Path):
-    """Until they are read: no AWQ for a mixture of experts, and the config leaves the experts alone."""
+    """Without a table nobody knows their axes: no AWQ for experts, and the config leaves the experts alone."""
     tensors = llama_tensors(layers=1) | {
         "model.layers.0.mlp.experts.gate_up_proj": torch.zeros(2, 64, 128),
         "model.layers.0.mlp.experts.down_proj": torch.zeros(2, 128, 32),
         "model.layers.0.mlp.gate.weight": torch.zeros(2, 128),
     }
-    source = write_checkpoint(tmp_path / "fused", tensors, {"model_type": "qwen3_5_moe"})
+    source = write_checkpoint(tmp_path / "fused", tensors, {"model_type": "an_unknown_moe"})
     plan = quantconvert.plan(source)
     assert plan.format == "compressed-tensors"
     assert r"re:.*layers\.\d+\.mlp\.experts$" in (plan.quantization_config or {})["ignore"]
@@ -249,13 +249,6 @@ def test_command_line_scheme_wins_over_a_recipe_s_bits(source: Path):
     plan = quantconvert.plan(source, **merged({"bits": 4, "group_size": 64}, {"scheme": "W8A16"}))
     assert labels(plan)["model.layers.0.mlp.up_proj"] == "int8 g128 symmetric"
     assert "scheme" not in merged({"scheme": "W8A16"}, {"bits": 4})
-
-
-def test_gpt2_is_refused_until_transposed_weights_are_read(tmp_path: Path):
-    tensors = {"h.0.attn.c_attn.weight": torch.zeros(128, 384)}
-    source = write_checkpoint(tmp_path / "gpt2", tensors, {"model_type": "gpt2"})
-    with pytest.raises(quantconvert.UnsupportedError, match=r"`gpt2` stores its weights transposed"):
-        quantconvert.plan(source)
 
 
 def test_a_rule_that_names_what_is_never_quantized_is_refused(source: Path):

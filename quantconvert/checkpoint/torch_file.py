@@ -8,8 +8,10 @@ both are refused. No pickle of the file is executed by us.
 
 from __future__ import annotations
 
+import sys
 import warnings
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +42,8 @@ def _check_archive(path: Path, file: str) -> None:
     try:
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
-    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
+            orders = [archive.read(e) for e in entries if e.filename.endswith("byteorder") and e.file_size <= 16]
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, RuntimeError, EOFError, zlib.error) as error:
         raise CheckpointError(
             f"`{file}` cannot be memory-mapped as a torch file ({error}): damaged, or older than torch 1.6",
             hint=_CONVERT,
@@ -52,6 +55,10 @@ def _check_archive(path: Path, file: str) -> None:
             raise CheckpointError(
                 f"`{file}` has a table of {entry.file_size} bytes: expected at most {MAX_PICKLE_NBYTES}"
             )
+    # torch 2.13 would swap the bytes of tensors without data, which ends the process.
+    names = [entry for entry in entries if entry.filename.endswith("byteorder")]
+    if len(orders) < len(names) or any(order != sys.byteorder.encode() for order in orders):
+        raise CheckpointError(f"`{file}` has a byte order other than {sys.byteorder} endian, this machine's")
 
 
 def _load(path: Path, file: str) -> Any:

@@ -24,6 +24,10 @@ GPT2 = Family(
     keep=_GPT2_KEEP,
     transposed=_GPT2_LINEAR,
     dims=_GPT2_DIMS,
+    caveat=(
+        "transformers 5 loads GPT-2's layers (Conv1D) in no quantized layout: it stops at AWQ and GPTQ, and takes "
+        "random weights for compressed-tensors; vLLM reads it"
+    ),
 )
 
 # The same names, but ordinary linear layers (transformers `modeling_gpt_bigcode.py`).

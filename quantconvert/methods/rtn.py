@@ -18,7 +18,7 @@ Shapes: O rows of the block, I columns, G groups of a row, S columns of a group.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
@@ -103,20 +103,49 @@ def qparams(span: Range, scheme: Scheme, dtype: torch.dtype, scale_dtype: torch.
     return stored.masked_fill_(stored == 0, smallest), zero_point
 
 
+@dataclass(slots=True)
+class Noise:
+    """What quantization took from a weight: sums of squares of the difference and of the weight, over its blocks.
+
+    `scratch` gives a float32 buffer of a shape. The sums are those of the same blocks in the same order, whatever the
+    number of workers, so that they are the same every time.
+    """
+
+    scratch: Callable[[tuple[int, ...]], Tensor]
+    noise: float = 0.0
+    signal: float = 0.0
+
+
 def quantize(
-    w_OI: Tensor, scheme: Scheme, dtype: torch.dtype, scale_dtype: torch.dtype, span: Range | None = None
+    w_OI: Tensor,
+    scheme: Scheme,
+    dtype: torch.dtype,
+    scale_dtype: torch.dtype,
+    span: Range | None = None,
+    noise: Noise | None = None,
 ) -> Quantized:
     """Codes, scales and zero points of a block of whole rows.
 
     w_OI: float32 [O, I], exactly the stored weights; overwritten. dtype: the weight's own dtype. span: the tensor's
-    range for per-tensor scales, else measured here. Raises `NonFinite` and `ScaleOverflow`.
+    range for per-tensor scales, else measured here. noise: takes in the block's error. Raises `NonFinite` and
+    `ScaleOverflow`.
     """
     scale, zero_point = qparams(span or measure(w_OI, scheme), scheme, dtype, scale_dtype)
     half = 1 << (scheme.num_bits - 1)
     w_OGS = w_OI.view(w_OI.shape[0], -1, scheme.group_size or w_OI.shape[1])
+    if noise is not None:
+        noise.signal += _squares(torch.linalg.vector_norm(w_OI, dim=1))
     w_OGS.div_(scale.float().unsqueeze(-1))
     if zero_point is not None:
         w_OGS.add_(zero_point.unsqueeze(-1))
-    w_OI.clamp_(-half, half - 1).add_(ROUND + half)
-    codes = w_OI.view(torch.int32).to(torch.uint8)
+    rounded = w_OI if noise is None else noise.scratch(tuple(w_OI.shape))
+    torch.clamp(w_OI, -half, half - 1, out=rounded).add_(ROUND + half)
+    codes = rounded.view(torch.int32).to(torch.uint8)
+    if noise is not None:
+        w_OI.sub_(rounded.sub_(ROUND + half))
+        noise.noise += _squares(torch.linalg.vector_norm(w_OGS, dim=2).mul_(scale.float()))
     return Quantized(codes, scale, None if zero_point is None else (zero_point + half).to(torch.uint8))
+
+
+def _squares(norms: Tensor) -> float:
+    return float(norms.double().square_().sum())

@@ -17,9 +17,9 @@ from quantconvert.job import Limits
 from quantconvert.planning.model import Execution, Task
 from quantconvert.sources import Source, Weight, specs_of
 
-TILE_ELEMENTS = 1 << 19
-# Bytes a tile element needs beside its raw bytes: float32, int32 and uint8 copies, packed words, and torch's scratch.
-TILE_BYTES_PER_ELEMENT = 18
+TILE_ELEMENTS = 1 << 18
+# Bytes a tile element needs beside its raw bytes: float32, rounded and uint8 copies, packed words, torch's scratch.
+TILE_BYTES_PER_ELEMENT = 22
 MAX_SLAB_NBYTES = 32_000_000
 COPY_CHUNK_NBYTES = 4_000_000
 

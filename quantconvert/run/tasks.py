@@ -29,7 +29,10 @@ Tile = tuple[int, int, dict[str, Tensor]]
 
 @dataclass(frozen=True, slots=True)
 class Bench:
-    """What a worker needs to carry out tasks: the source, the writer, its own buffers, and whom to tell of progress."""
+    """What a worker needs to carry out tasks: the source, the writer, its own buffers, and whom to tell of progress.
+
+    noise: sums of squares of each quantized weight's error, and of the weight, by name; filled in here.
+    """
 
     files: Files
     writer: ShardWriter
@@ -37,6 +40,7 @@ class Bench:
     execution: Execution
     format: str
     advance: Callable[[str, int], None]
+    noise: dict[str, tuple[float, float]]
 
     def carry_out(self, task: Task) -> None:
         """Do the whole task; its bytes are in the shard afterwards."""
@@ -100,15 +104,18 @@ class Bench:
         parts = self._cut(task, math.lcm(fmt.row_multiple(scheme), read_multiple(source)))
         dtype, scale_dtype = torch_dtype(source.dtype), torch_dtype(fmt.scale_dtype(source.dtype))
 
+        noise = rtn.Noise(lambda shape: self.work.tensor("rounded", torch.float32, shape))
+
         def make(begin: int, end: int) -> Iterator[Tile]:
             for first, w_OI in tiles(reader, begin, end, parts.tile_rows):
-                quantized = rtn.quantize(w_OI, scheme, dtype, scale_dtype, span)
+                quantized = rtn.quantize(w_OI, scheme, dtype, scale_dtype, span, noise)
                 yield first, w_OI.shape[0], fmt.encode(quantized, scheme, shape)
 
         try:
             first_pass = tiles(reader, 0, shape[0], parts.tile_rows)
             span = rtn.measure_all(self._heard(source.name, first_pass), scheme)
             self._stream(task, parts, make)
+            self.noise[source.name] = noise.noise, noise.signal
         except rtn.NonFinite:
             raise nonfinite_error(source, count_nonfinite(reader, source)) from None
         except rtn.ScaleOverflow:
@@ -128,13 +135,16 @@ class Bench:
         def make(begin: int, end: int) -> Iterator[Tile]:
             for first, w_OI in tiles(reader, begin, end, parts.tile_rows):
                 weight = w_OI.to(dtype)
-                if not bool(torch.isfinite(weight).all()):
-                    if not bool(torch.isfinite(w_OI).all()):
+                lost = ~torch.isfinite(weight)
+                if bool(lost.any()):
+                    finite = torch.isfinite(w_OI)
+                    if task.reason is None and not bool(finite.all()):
                         raise nonfinite_error(task.source, count_nonfinite(reader, task.source))
-                    raise UnsupportedError(
-                        f"`{task.source.name}` has weights that {task.outputs[0].dtype} does not hold",
-                        hint="--dtype bfloat16 or float32",
-                    )
+                    if bool((lost & finite).any()):  # else kept: NaN of the source's own, as in a copy
+                        raise UnsupportedError(
+                            f"`{task.source.name}` has weights that {task.outputs[0].dtype} does not hold",
+                            hint="--dtype bfloat16 or float32",
+                        )
                 yield first, w_OI.shape[0], {"weight": weight}
 
         self._stream(task, parts, make)

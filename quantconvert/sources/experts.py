@@ -29,14 +29,15 @@ def split_source(
     rows = sorted(family.fused_experts, key=lambda row: row.experts not in config)  # what the config speaks of first
     for row in rows:
         match = re.search(row.pattern, bare)
-        if match and len(source.shape) == 3:
-            try:
+        of_bias = re.search(row.pattern, bare.removesuffix(row.bias)) if row.bias and bare.endswith(row.bias) else None
+        try:
+            if match:
                 return list(_experts(source, bare[: match.start()], row, config))
-            except CheckpointError as error:
-                errors.append(error)
-                return [source]
-        if row.bias and bare.endswith(row.bias) and re.search(row.pattern, bare.removesuffix(row.bias)):
-            return list(_biases(source, bare.removesuffix(row.bias), row))
+            if of_bias and isinstance(source, TensorRef):
+                return list(_biases(source, bare[: of_bias.start()], row, config))
+        except CheckpointError as error:
+            errors.append(error)
+            return [source]
     if isinstance(source, TensorRef) and _is_transposed(source, bare, family):
         view = View(transposed=True)
         return [Weight(source.name, source.shape[::-1], source.dtype, "plain", {"weight": source}, view)]
@@ -90,21 +91,23 @@ def _sizes(source: Source, row: FusedExperts, config: Mapping[str, Any]) -> tupl
     return int(experts or 0), int(out_features or 0), int(in_features or 0)
 
 
-def _biases(source: Source, name: str, row: FusedExperts) -> Iterator[Source]:
-    """One vector for each expert and projection; anything unexpected is left as it is."""
+def _biases(ref: TensorRef, stem: str, row: FusedExperts, config: Mapping[str, Any]) -> Iterator[Weight]:
+    """One vector for each expert and projection."""
+    experts, rows, _ = _sizes(ref, row, config)
     count = len(row.projections)
-    if isinstance(source, Weight) or len(source.shape) != 2 or source.shape[1] % count:
-        yield source
-        return
-    experts, rows = source.shape
-    stem = name[: re.search(row.pattern, name).start()]  # type: ignore[union-attr]
+    expected = (experts, count * rows)
+    if ref.shape != expected or not DTYPES[ref.dtype].is_weight:
+        raise CheckpointError(
+            f"tensor `{ref.name}` in `{ref.file}`: expected floats of shape {list(expected)} from config.json "
+            f"({row.experts} {experts}, {row.out_features} {rows}), got {ref.dtype} {list(ref.shape)}"
+        )
     for expert in range(experts):
         for i, projection in enumerate(row.projections):
-            start, step = (i, count) if row.interleaved else (i * (rows // count), 1)
+            start, step = (i, count) if row.interleaved else (i * rows, 1)
             yield replace(
-                _plain(source),
+                _plain(ref),
                 name=f"{stem}.experts.{expert}.{projection}.bias",
-                shape=(rows // count,),
+                shape=(rows,),
                 view=View(expert, start, step),
                 parts=experts * count,
             )

@@ -73,6 +73,7 @@ def find_sources(
         )
     config = checkpoint.text_config
     tensors = [part for source in plain for part in split_source(source, family, config, errors)]
+    _check_names(tensors, errors)
     return Sources(tuple(tensors), tuple(dropped.values()), method)
 
 
@@ -126,6 +127,16 @@ def _check_strays(sources: list[Source], errors: list[QuantConvertError]) -> Non
                 hint="give the whole checkpoint, or the original one in bfloat16, float16 or float32",
             )
         )
+
+
+def _check_names(sources: list[Source], errors: list[QuantConvertError]) -> None:
+    """One weight a name: a plain form beside the quantized one, or an expert beside the fused ones, contradict."""
+    first: dict[str, Source] = {}
+    for source in sources:
+        other = first.setdefault(source.name, source)
+        if other is not source and not errors:
+            names = [f"`{refs_of(one)[0].name}`" for one in (other, source)]
+            errors.append(CheckpointError(f"`{source.name}` is stored twice: as {' and as '.join(names)}"))
 
 
 def _aliases(checkpoint: Checkpoint) -> Iterator[tuple[TensorRef, str]]:

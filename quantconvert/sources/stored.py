@@ -68,7 +68,7 @@ def is_quantized(ref: TensorRef) -> bool:
     last = ref.name.rpartition(".")[2]
     mxfp4 = ref.dtype == "U8" and last.endswith(("_blocks", "_scales"))
     tiny = last == "weight" and ref.dtype.startswith(("F8", "F4", "F6"))
-    return last in _SUFFIXES or last.endswith("_scale_inv") or mxfp4 or tiny
+    return last in _SUFFIXES or last.endswith(("_scale_inv", "_proj_scale")) or mxfp4 or tiny
 
 
 def _read_modules(
@@ -90,7 +90,8 @@ def _read_modules(
                     _check(fmt, one)
                     stored.append(one)
             except QuantConvertError as error:
-                errors.append(error)
+                named = where in error.message
+                errors.append(error if named else type(error)(f"`{where}`: {error.message}", hint=error.hint))
     except QuantConvertError as error:
         errors.append(error)
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, StopIteration, struct.error) as error:
@@ -105,6 +106,10 @@ def specs_of(fmt: Format, stored: Stored) -> dict[str, TensorSpec]:
 
 
 def _check(fmt: Format, stored: Stored) -> None:
+    if stored.scale_suffix not in stored.refs:
+        raise CheckpointError(f"`{stored.module}` has no `{stored.scale_suffix}`: its codes mean nothing without")
+    if "weight" in stored.refs and "weight_packed" in stored.refs:
+        raise CheckpointError(f"`{stored.module}` has both `weight` and `weight_packed`: expected one of them")
     for suffix, spec in specs_of(fmt, stored).items():
         ref = stored.refs.get(suffix)
         optional = suffix in ("g_idx", "weight_shape")
