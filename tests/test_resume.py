@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import shutil
 import signal
@@ -21,6 +20,7 @@ from quantconvert.run.execute import ThreadExecutor
 from quantconvert.run.io import Workspace
 from quantconvert.run.output import OutputFolder
 from quantconvert.run.writer import ShardWriter
+from tests import inputs
 from tests.builders import llama_tensors, read_tensors, write_checkpoint
 from tests.test_writer import digests
 
@@ -346,13 +346,6 @@ def test_the_library_installs_no_signal_handlers(source: Path, out: Path):
     assert all(handlers == before for handlers in during)
 
 
-def test_the_journal_is_readable(source: Path, out: Path):
-    interrupt(source, out)
-    lines = [json.loads(line) for line in (out / STATE / ".journal").read_bytes().splitlines() if line.strip(b"\0")]
-    assert [line["task"] for line in lines] == list(range(9))
-    assert {len(value) for line in lines for value in line["sha256"]} == {64}
-
-
 def test_a_line_is_written_only_when_its_bytes_are_synced(source: Path, out: Path, monkeypatch: pytest.MonkeyPatch):
     """The worker waits for each flush here, so nothing that was written may be unsynced when the journal grows."""
     for name in ("FLUSH_NBYTES", "FLUSH_SECONDS", "MAX_WAITING_NBYTES"):
@@ -378,3 +371,27 @@ def test_a_line_is_written_only_when_its_bytes_are_synced(source: Path, out: Pat
     quantconvert.convert(source, out, **OPTIONS)
     assert len(seen) == 21
     assert {name for files in seen for name in files} <= {".lock"}
+
+
+@pytest.mark.usefixtures("toy_families")
+@pytest.mark.parametrize("make", [inputs.fp8_model, inputs.mxfp4_model, inputs.turned_model])
+def test_every_kind_of_input_continues(tmp_path: Path, make: Callable[[], inputs.Model]):
+    """Decoded, split and turned weights: what the interrupted run wrote is recognised, and the rest is the same."""
+    model = make()
+    source = write_checkpoint(tmp_path / "source", model.tensors, model.config)
+    options = {"group_size": 32, "requantize": True, "workers": 1}
+    num_tasks = len(quantconvert.convert(source, tmp_path / "whole", **options).plan.tasks)
+    out, names = tmp_path / "out", set()
+
+    def report(event: Event) -> None:
+        if isinstance(event, Progress):
+            names.add(event.name)
+            if len(names) > num_tasks - 1:
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        quantconvert.convert(source, out, report=report, **options)
+    said = notes(quantconvert.convert, source, out, **options)
+    assert f"continuing: {num_tasks - 1} of {num_tasks} tasks are done" in said
+    assert not [text for text in said if "done again" in text]
+    assert digests(out) == digests(tmp_path / "whole")
