@@ -22,7 +22,8 @@ from quantconvert.inventory import Inventory, take_inventory
 from quantconvert.job import Job, JobOptions, StreamOptions
 from quantconvert.planning import Plan, build_plan
 from quantconvert.planning.transcode import PLAIN_TAGS, PlainDType, build_transcode
-from quantconvert.run.output import OutputFolder, check_disk, check_output
+from quantconvert.run.journal import Journal
+from quantconvert.run.output import OutputFolder, check_disk, check_output, check_unlocked
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -73,6 +74,7 @@ def convert(
     revision: str | None = None,
     subfolder: str | None = None,
     overwrite: bool = False,
+    restart: bool = False,
     report: Reporter = silent,
     command: str | None = None,
     **options: Unpack[JobOptions],
@@ -80,12 +82,13 @@ def convert(
     """Convert `source` (a local folder or a Hub repository id) into the folder `out`.
 
     report: receives events (`quantconvert.events`). command: recorded in the model card. options: see `JobOptions`.
-    On any error, and on KeyboardInterrupt, `out` is left as it was. Raises what `plan` raises, and the same classes
-    for what shows only in the data (NaN, a file that ends early, a full disk).
+    When it is interrupted, `out` looks as before, and the same call continues with the tasks that are not done, unless
+    `restart` discards them; a note on the exception says so. Raises what `plan` raises, and the same classes for what
+    shows only in the data (NaN, a file that ends early, a full disk).
     """
     job = Job.from_options(options)
     repo = open_repo(source, revision, subfolder)
-    return _run(repo, Path(out), overwrite, _builder(repo, job), report, command)
+    return _run(repo, _builder(repo, job), _Target(Path(out), overwrite, restart, report, command))
 
 
 def repack(
@@ -94,6 +97,7 @@ def repack(
     format: str,
     *,
     overwrite: bool = False,
+    restart: bool = False,
     report: Reporter = silent,
     command: str | None = None,
     **options: Unpack[StreamOptions],
@@ -104,7 +108,7 @@ def repack(
     `UnsupportedError` where the layout cannot hold them; otherwise as `convert`.
     """
     job = Job.from_options({**options, "format": format})
-    return _transcode(source, Path(out), job, None, overwrite, report, command)
+    return _transcode(source, job, None, _Target(Path(out), overwrite, restart, report, command))
 
 
 def dequantize(
@@ -113,6 +117,7 @@ def dequantize(
     dtype: PlainDType = "bfloat16",
     *,
     overwrite: bool = False,
+    restart: bool = False,
     report: Reporter = silent,
     command: str | None = None,
     **options: Unpack[StreamOptions],
@@ -123,24 +128,27 @@ def dequantize(
     """
     if dtype not in PLAIN_TAGS:
         raise UsageError(f"--dtype: expected {', '.join(PLAIN_TAGS)}, got `{dtype}`")
-    return _transcode(source, Path(out), Job.from_options(options), dtype, overwrite, report, command)
+    return _transcode(source, Job.from_options(options), dtype, _Target(Path(out), overwrite, restart, report, command))
 
 
-def _transcode(
-    source: Source,
-    out: Path,
-    job: Job,
-    dtype: PlainDType | None,
-    overwrite: bool,
-    report: Reporter,
-    command: str | None,
-) -> Result:
+@dataclass(frozen=True, slots=True)
+class _Target:
+    """Where a result goes, what may be discarded there, whom to tell, and the command for the model card."""
+
+    out: Path
+    overwrite: bool
+    restart: bool
+    report: Reporter
+    command: str | None
+
+
+def _transcode(source: Source, job: Job, dtype: PlainDType | None, target: _Target) -> Result:
     repo = open_repo(source, None)
 
     def build(checkpoint: Checkpoint) -> Plan:
         return build_transcode(checkpoint, job, _small(repo), dtype)
 
-    return _run(repo, out, overwrite, build, report, command)
+    return _run(repo, build, target)
 
 
 def iter_quantized(
@@ -188,20 +196,32 @@ def _small(repo: Repo) -> Callable[[TensorRef], bytes]:
     return lambda ref: repo.read(ref.file, ref.offset, ref.nbytes)
 
 
-def _run(repo: Repo, out: Path, overwrite: bool, build: Builder, report: Reporter, command: str | None) -> Result:
+def _run(repo: Repo, build: Builder, target: _Target) -> Result:
     wall, cpu = time.perf_counter(), time.process_time()
-    made = _plan(repo, out, overwrite, build)
+    made = _plan(repo, target.out, target.overwrite, build)
     for message in made.notes:
-        report(Note("plan", message))
-    _execute(made, repo, out, report, command)
-    report(Finished(str(out)))
-    return Result(made, out, time.perf_counter() - wall, time.process_time() - cpu, _peak_rss())
+        target.report(Note("plan", message))
+    folder = OutputFolder(target.out, target.report)
+    try:
+        folder.acquire()
+        if not folder.is_done(made):
+            raise_all(check_output(target.out, _path(repo), target.overwrite))
+            _fill(folder, made, repo, target)
+    finally:
+        folder.release()
+    target.report(Finished(str(target.out)))
+    return Result(made, target.out, time.perf_counter() - wall, time.process_time() - cpu, _peak_rss())
+
+
+def _path(repo: Repo) -> Path | None:
+    return repo.path if isinstance(repo, LocalFolder) else None
 
 
 def _plan(repo: Repo, out: Path | None, overwrite: bool, build: Builder) -> Plan:
     errors: list[QuantConvertError] = []
     if out is not None:
-        errors += check_output(out, repo.path if isinstance(repo, LocalFolder) else None, overwrite)
+        check_unlocked(out)
+        errors += check_output(out, _path(repo), overwrite)
     made = None
     try:
         with _no_garbage():
@@ -241,7 +261,28 @@ def _find_nonfinite(checkpoint: Checkpoint, repo: Repo, job: Job) -> Mapping[str
     return find_nonfinite([task.source for task in made.quantized], root, made.execution)
 
 
-def _execute(made: Plan, repo: Repo, out: Path, report: Reporter, command: str | None) -> None:
+def _fill(folder: OutputFolder, made: Plan, repo: Repo, target: _Target) -> None:
+    """Continue what the folder holds, or begin; on an error keep what the same command can continue."""
+    journal = folder.resume(made, target.restart)
+    try:
+        _execute(made, repo, folder, journal, target)
+    except BaseException as error:
+        if journal.done and _may_pass(error):
+            done = f"{len(journal.done)} of {len(made.tasks)} tasks are done and kept"
+            error.add_note(f"{done}: the same command continues, --restart starts over")
+        else:
+            folder.abandon()
+        raise
+    finally:
+        journal.close()
+
+
+def _may_pass(error: BaseException) -> bool:
+    """Whether the same command may get further: after anything but a complaint about the source's data."""
+    return not isinstance(error, QuantConvertError) or isinstance(error.__cause__, OSError)
+
+
+def _execute(made: Plan, repo: Repo, folder: OutputFolder, journal: Journal, target: _Target) -> None:
     _load_torch()
     from quantconvert.card import render_card
     from quantconvert.run.execute import ThreadExecutor
@@ -250,21 +291,15 @@ def _execute(made: Plan, repo: Repo, out: Path, report: Reporter, command: str |
     side = tuple(file.path for file in checkpoint.side_files)
     needed = (*checkpoint.weight_files, *checkpoint.side_files, *checkpoint.rewritten_files)
     root = repo.materialize(tuple(file.path for file in needed))
-    report(Started(len(made.tasks), checkpoint.nbytes))
-    folder = OutputFolder(out)
-    folder.prepare()
-    try:
-        ThreadExecutor(made, root, folder.state, report).run()
-        for path in side:
-            folder.copy(root, path)
-        folder.write("README.md", render_card(made, command).encode())
-        if made.index:
-            folder.write(INDEX_NAME, _json(made.index))
-        folder.write("config.json", _json(made.config))
-        folder.commit()
-    except BaseException:
-        folder.abandon()
-        raise
+    target.report(Started(len(made.tasks), checkpoint.nbytes))
+    ThreadExecutor(made, root, folder.state, journal, target.report).run()
+    for path in side:
+        folder.copy(root, path)
+    folder.write("README.md", render_card(made, target.command).encode())
+    if made.index:
+        folder.write(INDEX_NAME, _json(made.index))
+    folder.write("config.json", _json(made.config))
+    folder.commit()
 
 
 def _load_torch() -> None:

@@ -4,7 +4,7 @@
     +-- UsageError               2  the options contradict each other or do not exist
     +-- CheckpointError          3  the source cannot be read as a checkpoint
     +-- UnsupportedError         4  readable, but not convertible as asked
-    +-- OutputError              5  exists, disk full, inside the source
+    +-- OutputError              5  exists, disk full, inside the source, in use, an interrupted run of another kind
     +-- Refusal                  *  several of the above at once; exit code of the first
 
 A message says what failed, where, what was expected and what was found, without a full stop after one

@@ -308,52 +308,86 @@ def test_no_color_while_converting(source: Path, tmp_path: Path) -> None:
 # Interruption
 
 
+def zeros(folder: Path, header: dict[str, Any], nbytes: int) -> Path:
+    """Weights of shapes that no config.json speaks of."""
+    write_raw(folder, header, nbytes)
+    (folder / "config.json").write_text('{"model_type": "llama"}')
+    return folder
+
+
 @pytest.fixture(scope="module")
 def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """200 MB of zeros in eight weights; the file is sparse, so that it costs no disk."""
     size = 2 * 3072 * 4096
     names = [f"model.layers.{i}.mlp.down_proj.weight" for i in range(8)]
     header = {name: entry(i * size, (i + 1) * size, [3072, 4096]) for i, name in enumerate(names)}
-    return write_raw(tmp_path_factory.mktemp("large"), header, len(names) * size)
+    return zeros(tmp_path_factory.mktemp("large"), header, len(names) * size)
 
 
-def interrupted(numbers: list[signal.Signals], *args: object, out: Path) -> tuple[int, str, list[str]]:
-    """Exit code, stdout and lines of stderr of a conversion that gets signals once it writes weights."""
+@pytest.fixture(scope="module")
+def giant(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """2 GB of zeros in one weight: an interruption that is sent at once comes before it is done."""
+    size = 2 * 16384 * 65536
+    header = {"model.layers.0.mlp.down_proj.weight": entry(0, size, [16384, 65536])}
+    return zeros(tmp_path_factory.mktemp("giant"), header, size)
+
+
+def interrupted(numbers: list[signal.Signals], *args: object, until: str) -> tuple[int, str, list[str]]:
+    """Exit code, stdout and lines of stderr of a conversion that gets signals once a line contains `until`."""
     process = subprocess.Popen(
         [*CLI, *map(str, args), "--workers", "1"], env=ENV, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
+    lines = []
     try:
         assert process.stderr
-        first = process.stderr.readline()
-        end = time.monotonic() + 20
-        while not any(out.glob(".quantconvert/*.partial")) and time.monotonic() < end:
-            time.sleep(0.01)
-        assert process.poll() is None, "done before it could be interrupted"
+        while not lines or until not in lines[-1]:
+            lines.append(process.stderr.readline().rstrip("\n"))
+            assert lines[-1], "done before it could be interrupted"
+        time.sleep(0.05)  # the line is out, but rich may not have returned: it would print it again
         for number in numbers:
             process.send_signal(number)
             time.sleep(0.005)
         stdout, stderr = process.communicate(timeout=30)
     finally:
         process.kill()
-    return process.returncode, stdout, [first.rstrip("\n"), *stderr.splitlines()]
+    return process.returncode, stdout, [*lines, *stderr.splitlines()]
 
 
-@pytest.mark.parametrize("count", [1, 2])
-def test_sigint_exits_130_and_leaves_nothing(large: Path, tmp_path: Path, count: int) -> None:
+def test_sigint_before_anything_is_done_leaves_nothing(giant: Path, tmp_path: Path) -> None:
     out = tmp_path / "new" / "out"
-    code, stdout, lines = interrupted([signal.SIGINT] * count, large, out, out=out)
+    code, stdout, lines = interrupted([signal.SIGINT], giant, out, until="converting")
     assert (code, stdout) == (130, "")
-    assert lines == ["converting 8 tensors, 201 MB", INTERRUPTED]
+    assert lines == ["converting 1 tensors, 2.15 GB", INTERRUPTED]
     assert list(tmp_path.iterdir()) == []
 
 
-def test_sigterm_exits_143_and_leaves_the_old_result(large: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("number", "expected"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interrupted_run_continues(large: Path, tmp_path: Path, number: signal.Signals, expected: int) -> None:
+    """With an old checkpoint in the folder, which stays whole until the new one is."""
     out = write_checkpoint(tmp_path / "out", config=LLAMA_CONFIG)
     before = snapshot(out)
-    code, stdout, lines = interrupted([signal.SIGTERM], large, out, "--overwrite", "--json", out=out)
-    assert (code, stdout) == (143, "")
-    assert lines == ["converting 8 tensors, 201 MB", INTERRUPTED]
-    assert snapshot(out) == before
+    arguments = (large, out, "--overwrite", "--verbose", "--json")
+    code, stdout, lines = interrupted([number], *arguments, until="layers.2")
+    assert (code, stdout) == (expected, "")
+    done = re.fullmatch(
+        r"interrupted: (\d) of 8 tasks are done and kept: the same command continues, --restart starts over", lines[-1]
+    )
+    assert done
+    assert int(done[1]) >= 2
+    state = out / ".quantconvert"
+    assert {name: value for name, value in (snapshot(out) or {}).items() if not name.startswith(state.name)} == before
+    stderr = succeeds(*arguments).stderr
+    assert f"\nnote continuing: {done[1]} of 8 tasks are done\nconverting 8 tensors, 201 MB\n" in f"\n{stderr}"
+    assert not state.exists()
+
+
+def test_a_second_signal_kills_at_once_and_the_run_continues(large: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    code, _, _ = interrupted([signal.SIGINT] * 2, large, out, "--verbose", until="layers.2")
+    assert code in (-signal.SIGINT, 130)
+    assert not (out / "config.json").exists()
+    succeeds(large, out)
+    assert (out / "config.json").exists()
 
 
 def test_a_closed_pipe_is_no_bug(source: Path) -> None:

@@ -934,7 +934,7 @@ def file_cannot_be_created(source: Path, monkeypatch: pytest.MonkeyPatch) -> dic
 
 FAILURES = [
     (refused_by_plan, UnsupportedError), (nan_in_the_last_layer, CheckpointError),
-    (source_becomes_shorter, CheckpointError), (side_file_disappears, OutputError),
+    (source_becomes_shorter, CheckpointError),
     (disk_fills_up, OutputError), (file_cannot_be_created, OutputError),
 ]  # fmt: skip
 
@@ -974,14 +974,27 @@ def test_failure_leaves_the_old_result(
 
 @pytest.mark.parametrize("moment", [Started, ShardWritten])
 @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
-def test_interruption_leaves_nothing(source: Path, out: Path, moment: type, error: type[BaseException]) -> None:
+def test_interruption_keeps_what_is_done(source: Path, out: Path, moment: type, error: type[BaseException]) -> None:
     def interrupt(event: Event) -> None:
         if isinstance(event, moment):
             raise error
 
-    with pytest.raises(error):
+    with pytest.raises(error) as caught:
         quantconvert.convert(source, out, report=interrupt)
-    assert not out.exists()
+    if moment is Started:
+        assert not out.exists()
+        return
+    assert caught.value.__notes__ == [
+        "21 of 21 tasks are done and kept: the same command continues, --restart starts over"
+    ]
+    assert [path.name for path in out.iterdir()] == [".quantconvert"]
+
+
+def test_a_side_file_that_vanishes_for_a_while(source: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = side_file_disappears(source, monkeypatch)
+    with pytest.raises(OutputError, match=r"cannot copy `tokenizer.json`: No such file"):
+        quantconvert.convert(source, out, **options)
+    assert [path.name for path in out.iterdir()] == [".quantconvert"]
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
@@ -1001,7 +1014,8 @@ def test_failure_of_the_last_move_is_undone(
     monkeypatch.setattr(Path, "replace", refuse)
     with pytest.raises(OutputError, match=re.escape(f"cannot move the result into `{out}`: Input/output error")):
         quantconvert.convert(source, out, overwrite=overwrite)
-    assert snapshot(out) == before
+    shutil.rmtree(out / ".quantconvert")  # what is done; the rest is as it was
+    assert snapshot(out) == (before or {})
 
 
 def test_overwrite_replaces_the_old_result(source: Path, out: Path, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 import quantconvert
+from quantconvert.events import silent
 from quantconvert.planning.layout import split_shards
 from quantconvert.run.output import OutputFolder
 from tests.builders import LLAMA_CONFIG, llama_tensors, read_tensors, weight, write_checkpoint
@@ -92,7 +93,9 @@ def test_same_bytes_for_any_worker_count_and_cut(tmp_path: Path, options, monkey
     """Workers 1, 2, 4; memory limits that cut slabs; tiles from the whole tensor down to the fewest rows."""
     tensors = llama_tensors(layers=1) | {"model.layers.0.mlp.down_proj.weight": weight(128, 16384, seed=99)}
     tensors |= {f"model.layers.0.mlp.{name}_proj.weight": weight(16384, 128, seed=5) for name in ("gate", "up")}
-    source = write_checkpoint(tmp_path / "source", tensors, LLAMA_CONFIG | {"num_hidden_layers": 1}, shards=2)
+    source = write_checkpoint(
+        tmp_path / "source", tensors, LLAMA_CONFIG | {"num_hidden_layers": 1, "intermediate_size": 16384}, shards=2
+    )
     seen = []
     for i, (workers, limit, tile) in enumerate(
         [(1, "2GB", 1 << 19), (2, "2GB", 1 << 19), (4, "2GB", 1 << 16), (2, "600KB", 1 << 10), (4, "1MB", 1 << 12)]
@@ -146,9 +149,8 @@ def test_an_interrupted_overwrite_is_taken_back(tmp_path: Path, monkeypatch: pyt
     class Killed(BaseException):
         pass
 
-    class Dead(OutputFolder):
-        def restore(self) -> None:
-            raise Killed  # a killed process takes nothing back
+    def takes_nothing_back() -> None:
+        raise Killed
 
     moves = []
     real = Path.replace
@@ -159,20 +161,25 @@ def test_an_interrupted_overwrite_is_taken_back(tmp_path: Path, monkeypatch: pyt
             raise Killed
         return real(self, target)
 
-    folder = Dead(out)
-    folder.state.mkdir()
+    folder = OutputFolder(out, silent)
+    folder.acquire()
+    folder.resume(quantconvert.plan(source), restart=False).close()
     for name in ("model.safetensors", "config.json"):
         folder.write(name, b"new")
     with monkeypatch.context() as patch:
         patch.setattr(Path, "replace", replace)
+        patch.setattr(folder, "restore", takes_nothing_back)
         with pytest.raises(Killed):
             folder.commit()
+    folder.release()
     assert digests(out) != before
     assert not (out / "config.json").exists()
     with pytest.raises(quantconvert.OutputError, match="exists and is not empty"):
         quantconvert.convert(source, out)
     with pytest.raises(quantconvert.QuantConvertError):
         quantconvert.convert(source, out, overwrite=True, group_size=24)  # refused at plan time: nothing is touched
-    OutputFolder(out).prepare()
-    OutputFolder(out).abandon()
+    folder = OutputFolder(out, silent)
+    folder.acquire()
+    folder.abandon()
+    folder.release()
     assert digests(out) == before

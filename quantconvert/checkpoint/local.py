@@ -47,7 +47,8 @@ class LocalFolder:
             if problem is not None:
                 errors.append(problem)
             else:
-                found.append(RepoFile(path, entry.stat().st_size))
+                status = entry.stat()
+                found.append(RepoFile(path, status.st_size, status.st_mtime_ns))
             if len(errors) == MAX_REPORTED:
                 break
         raise_all(errors)

@@ -13,10 +13,14 @@ QUANTIZATION_KEYS = ("quantization_config", "compression_config")
 
 @dataclass(frozen=True, slots=True)
 class RepoFile:
-    """One file of the source repository: path relative to it with `/`, and size in bytes."""
+    """One file of the source repository: path relative to it with `/`, and size in bytes.
+
+    `mtime_ns`, the time of its last change, is known of local files only.
+    """
 
     path: str
     nbytes: int
+    mtime_ns: int | None = None
 
 
 class Repo(Protocol):

@@ -41,7 +41,8 @@ Examples:
 
   quantconvert inspect out                          (what a checkpoint holds)
 
-Exit codes: 0 done, 2 usage, 3 checkpoint, 4 unsupported, 5 output, 130 interrupted, 1 a bug of ours.
+Exit codes: 0 done, 2 usage, 3 checkpoint, 4 unsupported, 5 output, 130 interrupted, 143 terminated, 1 a bug of ours.
+After an interruption the same command continues; `--restart` starts over.
 """
 
 
@@ -107,6 +108,7 @@ def convert(
     subfolder: opt.Subfolder = None,
     base_model: opt.BaseModel = None,
     overwrite: opt.Overwrite = False,
+    restart: opt.Restart = False,
     dry_run: bool = typer.Option(False, "--dry-run", help="Plan only; same as `quantconvert plan SRC OUT`."),
     json: opt.Json = False,
     quiet: opt.Quiet = False,
@@ -118,8 +120,8 @@ def convert(
         planned = partial(api.plan, source, out, revision=revision, subfolder=subfolder, overwrite=overwrite, **asked)
         _show_plan(planned, out, json, quiet, verbose)
         return
-    work = partial(api.convert, source, out, revision=revision, subfolder=subfolder, overwrite=overwrite, **asked)
-    _convert(work, json, quiet, verbose)
+    where: Any = {"revision": revision, "subfolder": subfolder, "overwrite": overwrite, "restart": restart}
+    _convert(partial(api.convert, source, out, **where, **asked), json, quiet, verbose)
 
 
 @app.command()
@@ -185,13 +187,14 @@ def repack(
     workers: opt.Workers = 0,
     base_model: opt.BaseModel = None,
     overwrite: opt.Overwrite = False,
+    restart: opt.Restart = False,
     json: opt.Json = False,
     quiet: opt.Quiet = False,
     verbose: opt.Verbose = False,
 ) -> None:
     """Another layout for a quantized checkpoint: the same codes, scales and zero points."""
-    asked = _asked(locals())
-    _convert(lambda **talk: api.repack(source, out, overwrite=overwrite, **talk, **asked), json, quiet, verbose)
+    asked: Any = _asked(locals()) | {"overwrite": overwrite, "restart": restart}
+    _convert(lambda **talk: api.repack(source, out, **talk, **asked), json, quiet, verbose)
 
 
 @app.command()
@@ -204,13 +207,14 @@ def dequantize(
     workers: opt.Workers = 0,
     base_model: opt.BaseModel = None,
     overwrite: opt.Overwrite = False,
+    restart: opt.Restart = False,
     json: opt.Json = False,
     quiet: opt.Quiet = False,
     verbose: opt.Verbose = False,
 ) -> None:
     """A quantized checkpoint back into a plain one: (code - zero point) * scale, rounded once."""
-    asked: Any = _asked(locals()) | {"dtype": dtype}
-    _convert(lambda **talk: api.dequantize(source, out, overwrite=overwrite, **talk, **asked), json, quiet, verbose)
+    asked: Any = _asked(locals()) | {"dtype": dtype, "overwrite": overwrite, "restart": restart}
+    _convert(lambda **talk: api.dequantize(source, out, **talk, **asked), json, quiet, verbose)
 
 
 def _convert(work: Callable[..., api.Result], json: bool, quiet: bool, verbose: bool) -> None:
@@ -251,9 +255,9 @@ class _Terminated(BaseException):
 
 
 def _on_signal(signum: int, frame: FrameType | None) -> None:
-    """Stop once; an impatient second signal must not interrupt the cleaning up."""
+    """Stop, and journal what is done; a second signal kills at once, which the next run survives as well."""
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
+        signal.signal(number, signal.SIG_DFL)
     raise KeyboardInterrupt if signum == signal.SIGINT else _Terminated
 
 
@@ -272,7 +276,8 @@ def _exit_codes() -> Iterator[None]:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise typer.Exit(141) from None
     except (KeyboardInterrupt, _Terminated) as interruption:
-        stderr.print("interrupted: the output folder is as it was before")
+        notes = getattr(interruption, "__notes__", ["the output folder is as it was before"])
+        stderr.print(f"interrupted: {escape(notes[-1])}")
         raise typer.Exit(130 if isinstance(interruption, KeyboardInterrupt) else 143) from None
 
 
@@ -284,6 +289,8 @@ def _print_error(error: QuantConvertError) -> None:
         stderr.print(f"[red]error:[/red] {plain(part.message)}")
         if part.hint:
             stderr.print(f"\n[bold]hint:[/bold] {plain(part.hint)}")
+    for note in getattr(error, "__notes__", ()):
+        stderr.print(f"\n{plain(note)}")
 
 
 def run() -> None:

@@ -19,7 +19,9 @@ Source = Annotated[
 ]
 Out = Annotated[
     Path,
-    typer.Argument(metavar="OUT", help="Folder for the result; must not exist yet, or be empty.", show_default=False),
+    typer.Argument(
+        metavar="OUT", help="Folder for the result: new, empty, or of an interrupted run.", show_default=False
+    ),
 ]
 MaybeOut = Annotated[
     Path | None,
@@ -193,6 +195,9 @@ BaseModel = Annotated[
 ]
 Overwrite = Annotated[
     bool, typer.Option("--overwrite", help="Replace the checkpoint in OUT once the new one is complete.")
+]
+Restart = Annotated[
+    bool, typer.Option("--restart", help="Discard what an interrupted run has done; without it, the run continues.")
 ]
 Explain = Annotated[
     bool, typer.Option("--explain", help="Each tensor: family, role, decision, and the rule that made it.")

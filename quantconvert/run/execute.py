@@ -7,16 +7,23 @@ workers is the number of busy cores.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import torch
 
-from quantconvert.events import Event, Progress, Reporter, ShardWritten
+from quantconvert.checkpoint import RepoFile, TensorRef
+from quantconvert.errors import CheckpointError, OutputError
+from quantconvert.events import Event, Note, Progress, Reporter, ShardWritten
 from quantconvert.planning import Plan, Task
-from quantconvert.run.io import Files, Workspace
+from quantconvert.run import writer as shard_writer
+from quantconvert.run.io import Files, Workspace, bytes_of
+from quantconvert.run.journal import Checksums, Journal
 from quantconvert.run.tasks import Bench
 from quantconvert.run.writer import ShardWriter
+
+POLL_SECONDS = 0.2
 
 
 class _Budget:
@@ -38,22 +45,49 @@ class _Budget:
 
 
 class ThreadExecutor:
-    """Runs a plan's tasks with `plan.execution.workers` threads and writes shards into `folder`."""
+    """Runs a plan's tasks with `plan.execution.workers` threads and writes shards into `folder`.
 
-    def __init__(self, plan: Plan, source: Path, folder: Path, report: Reporter) -> None:
-        self.plan, self.source, self.folder = plan, source, folder
+    A task that `journal` has is skipped when its bytes in `folder` have the checksums that the journal names.
+    """
+
+    def __init__(self, plan: Plan, source: Path, folder: Path, journal: Journal, report: Reporter) -> None:
+        self.plan, self.source, self.folder, self.journal = plan, source, folder, journal
         self._report_unlocked = report
         self._lock = threading.Lock()
-        self._pending: Iterator[Task] = iter(plan.tasks)
+        self._pending: Iterator[tuple[int, Task]] = iter(enumerate(plan.tasks))
         self._budget = _Budget(plan.execution.memory_limit)
         self._errors: list[BaseException] = []
+        self._num_redone = 0
         self._stop = threading.Event()
         self.noise: dict[str, tuple[float, float]] = {}
 
-    def run(self) -> None:
-        """Carry out every task; the first error stops all workers and is raised."""
+    def run(self) -> Mapping[str, str]:
+        """Carry out every task that is not done; returns the sha256 of each output tensor's bytes, by name.
+
+        Copied tensors have none: they are the source's bytes.
+        The first error stops all workers and is raised. On errors and interruptions what was finished is journalled.
+        """
+        before = _status(self.source, self.plan.checkpoint.weight_files)
+        writer = ShardWriter(
+            self.plan, self.folder, self.journal, lambda s: self._report(ShardWritten(s.file, s.nbytes))
+        )
+        try:
+            self._run_workers(writer)
+            writer.flush()
+        except BaseException:
+            with suppress(OutputError):
+                writer.flush()
+            raise
+        finally:
+            writer.close()
+        if self._num_redone:
+            text = f"{self._num_redone} tasks were done again: their bytes are not what the interrupted run wrote"
+            self._report(Note("resume", text))
+        _status(self.source, before)
+        return writer.checksums
+
+    def _run_workers(self, writer: ShardWriter) -> None:
         files = Files(self.source)
-        writer = ShardWriter(self.plan, self.folder, lambda s: self._report(ShardWritten(s.file, s.nbytes)))
         count = min(self.plan.execution.workers, max(1, len(self.plan.tasks)))
         threads_before = torch.get_num_threads()
         ends = [threading.Event() for _ in range(count)]
@@ -61,13 +95,12 @@ class ThreadExecutor:
         try:
             for thread in threads:
                 thread.start()
-            _wait(ends)
+            _wait(ends, writer)
         finally:
             self._stop.set()
             _wait([end for thread, end in zip(threads, ends, strict=True) if thread.ident is not None])
             for thread in threads:
                 thread.join()
-            writer.close()
             files.close()
             torch.set_num_threads(threads_before)
         if self._errors:
@@ -77,12 +110,15 @@ class ThreadExecutor:
         with self._lock:
             self._report_unlocked(event)
 
-    def _advance(self, name: str, nbytes: int) -> None:
+    def _check_stop(self) -> None:
         if self._stop.is_set():
             raise _Stopped
+
+    def _advance(self, name: str, nbytes: int) -> None:
+        self._check_stop()
         self._report(Progress(name, nbytes))
 
-    def _next(self) -> Task | None:
+    def _next(self) -> tuple[int, Task] | None:
         with self._lock:
             return None if self._stop.is_set() else next(self._pending, None)
 
@@ -91,12 +127,15 @@ class ThreadExecutor:
         plan = self.plan
         bench = Bench(files, writer, Workspace(), plan.execution, plan.format, self._advance, self.noise)
         try:
-            while (task := self._next()) is not None:
+            while (step := self._next()) is not None:
+                index, task = step
                 self._budget.acquire(task.peak_nbytes)
                 try:
-                    bench.carry_out(task)
+                    self._carry_out(bench, index, task)
                 finally:
                     self._budget.release(task.peak_nbytes)
+                while writer.waiting_nbytes > shard_writer.MAX_WAITING_NBYTES and not self._stop.wait(0.01):
+                    pass
         except _Stopped:
             pass
         except BaseException as error:  # handed to the thread that called run()
@@ -106,16 +145,61 @@ class ThreadExecutor:
         finally:
             end.set()
 
+    def _carry_out(self, bench: Bench, index: int, task: Task) -> None:
+        """Do one task, unless it is done and its bytes prove it."""
+        known, writer = self.journal.done.get(index), bench.writer
+        if known is not None:
+            if self._is_proven(bench, task, known):
+                self._advance(task.source.name, task.source.nbytes)
+                writer.task_done(index, known)
+                return
+            with self._lock:
+                self._num_redone += 1
+        bench.carry_out(task)
+        writer.task_done(index, writer.sums(task, bench.work, self._check_stop))
 
-def _wait(ends: list[threading.Event]) -> None:
-    """Wait for workers, in short steps so that the main thread hears signals.
+    def _is_proven(self, bench: Bench, task: Task, known: Checksums) -> bool:
+        """Whether the bytes in the file are those of the finished task."""
+        if task.operation != "copy":
+            return bench.writer.sums(task, bench.work, self._check_stop) == known
+        (output,), ref, same = task.outputs, task.source, True
+        assert isinstance(ref, TensorRef)
+        for begin, part in bench.writer.read_back(output, bench.work):
+            self._check_stop()
+            original = bench.work.tensor("raw", torch.uint8, tuple(part.shape))
+            bench.files.read_into(ref.file, bytes_of(original), ref.offset + begin)
+            same = same and torch.equal(original, part)
+        return same
+
+
+def _status(root: Path, files: tuple[RepoFile, ...]) -> tuple[RepoFile, ...]:
+    """The files with their modification times; raises `CheckpointError` when one is not what `files` says."""
+    found = []
+    for file in files:
+        try:
+            status = (root / file.path).stat()
+        except OSError as error:
+            raise CheckpointError(f"cannot open `{file.path}` of the source: {error.strerror}") from error
+        now = RepoFile(file.path, status.st_size, status.st_mtime_ns)
+        if now.nbytes != file.nbytes or file.mtime_ns not in (None, now.mtime_ns):
+            raise CheckpointError(
+                f"`{file.path}` of the source changed after it was planned: expected {file.nbytes} bytes"
+                f" (mtime {file.mtime_ns} ns), got {now.nbytes} ({now.mtime_ns} ns)"
+            )
+        found.append(now)
+    return tuple(found)
+
+
+def _wait(ends: list[threading.Event], writer: ShardWriter | None = None) -> None:
+    """Wait for workers, in short steps so that the main thread hears signals; journal meanwhile what they finish.
 
     Not by `Thread.join`: when an exception interrupts it, Python before 3.13 takes a running thread for finished
     (bpo-45274), and a worker that is inside torch when the process ends aborts it.
     """
     for end in ends:
-        while not end.wait(0.2):
-            pass
+        while not end.wait(POLL_SECONDS):
+            if writer is not None and writer.due:
+                writer.flush()
 
 
 class _Stopped(Exception):

@@ -88,10 +88,3 @@ class Workspace:
         """Give everything back when a rare large use left more than `limit` bytes behind."""
         if sum(buffer.numel() for buffer in self._buffers.values()) > limit:
             self._buffers.clear()
-
-
-def write_all(fd: int, data: memoryview, offset: int) -> None:
-    """`pwrite` until everything is written."""
-    while data:
-        count = os.pwrite(fd, data, offset)
-        data, offset = data[count:], offset + count

@@ -16,7 +16,8 @@ from quantconvert.formats import get_format
 from quantconvert.methods import rtn
 from quantconvert.planning import Execution, Task
 from quantconvert.planning.memory import COPY_CHUNK_NBYTES, Cut, cut, read_multiple, spans
-from quantconvert.run.io import Files, Workspace, bytes_of, torch_dtype, write_all
+from quantconvert.run.disk import write_all
+from quantconvert.run.io import Files, Workspace, bytes_of, torch_dtype
 from quantconvert.run.readers import Reader, open_reader, read_part, tiles
 from quantconvert.run.stored import StoredReader, recast
 from quantconvert.run.writer import ShardWriter
@@ -45,7 +46,6 @@ class Bench:
         """Do the whole task; its bytes are in the shard afterwards."""
         work = {"copy": self._copy, "split": self._split, "quantize": self._quantize, "repack": self._repack}
         work.get(task.operation, self._dequantize)(task)
-        self.writer.task_done(task.outputs[0].shard)
 
     def _copy(self, task: Task) -> None:
         """Bytes as they are, without passing through this process where the file systems can do it."""
@@ -112,13 +112,20 @@ class Bench:
                 yield first, w_OI.shape[0], fmt.encode(quantized, scheme, shape)
 
         try:
-            span = rtn.measure_all((w_OI for _, w_OI in tiles(reader, 0, shape[0], parts.tile_rows)), scheme)
+            first_pass = tiles(reader, 0, shape[0], parts.tile_rows)
+            span = rtn.measure_all(self._heard(source.name, first_pass), scheme)
             self._stream(task, parts, make)
             self.noise[source.name] = noise.noise, noise.signal
         except rtn.NonFinite:
             raise nonfinite_error(source, count_nonfinite(reader, source)) from None
         except rtn.ScaleOverflow:
             raise overflow_error(source, fmt.name) from None
+
+    def _heard(self, name: str, read: Iterator[tuple[int, Tensor]]) -> Iterator[Tensor]:
+        """The tiles of a first pass, which tells of no progress but must stop when all workers do."""
+        for _, w_OI in read:
+            self.advance(name, 0)
+            yield w_OI
 
     def _dequantize(self, task: Task) -> None:
         """A stored weight as plain floats."""

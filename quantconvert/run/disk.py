@@ -1,0 +1,60 @@
+"""Bytes on disk by positioned calls, without torch; everything that a conversion writes passes through here."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from quantconvert.checkpoint.local import open_regular
+
+
+def write_all(fd: int, data: memoryview, offset: int) -> None:
+    """`pwrite` until everything is written."""
+    while data:
+        count = os.pwrite(fd, data, offset)
+        data, offset = data[count:], offset + count
+
+
+def read_all(fd: int) -> bytes:
+    """The whole file, from its start."""
+    parts, done = [], 0
+    while part := os.pread(fd, 1 << 20, done):
+        parts.append(part)
+        done += len(part)
+    return b"".join(parts)
+
+
+def write_file(path: Path, content: bytes) -> None:
+    """A complete file, on disk."""
+    fd = os.open(path, os.O_CREAT | os.O_TRUNC | os.O_WRONLY | os.O_CLOEXEC, 0o644)
+    try:
+        write_all(fd, memoryview(content), 0)
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def copy_file(source: Path, target: Path) -> None:
+    """The content of a file into a new one, on disk."""
+    from_fd = open_regular(str(source), os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        to_fd = os.open(target, os.O_CREAT | os.O_TRUNC | os.O_WRONLY | os.O_CLOEXEC, 0o644)
+        try:
+            done = 0
+            while part := os.pread(from_fd, 1 << 22, done):
+                write_all(to_fd, memoryview(part), done)
+                done += len(part)
+            os.fsync(to_fd)
+        finally:
+            os.close(to_fd)
+    finally:
+        os.close(from_fd)
+
+
+def fsync_folder(folder: Path) -> None:
+    """Make the names in `folder` durable: files created, renamed, removed."""
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
