@@ -4,10 +4,10 @@ import quantconvert
 
 plan = quantconvert.plan("path/to/model", bits=4)            # from headers, without torch
 result = quantconvert.convert("path/to/model", "out", bits=4)
-inventory = quantconvert.inspect("out")
+found = quantconvert.verify("out", "path/to/model")           # found.is_ok, found.findings, found.errors
 """
 
-from quantconvert.api import Result, convert, dequantize, inspect, iter_quantized, plan, repack
+from quantconvert.api import Result, convert, dequantize, inspect, iter_quantized, plan, repack, verify
 from quantconvert.errors import (
     CheckpointError,
     OutputError,
@@ -15,11 +15,13 @@ from quantconvert.errors import (
     Refusal,
     UnsupportedError,
     UsageError,
+    VerificationError,
 )
 from quantconvert.inventory import Inventory
 from quantconvert.job import Job, JobOptions
 from quantconvert.planning import Plan
 from quantconvert.schemes import Scheme
+from quantconvert.verification import Verification
 from quantconvert.version import __version__
 
 __all__ = [
@@ -35,6 +37,8 @@ __all__ = [
     "Scheme",
     "UnsupportedError",
     "UsageError",
+    "Verification",
+    "VerificationError",
     "__version__",
     "convert",
     "dequantize",
@@ -42,4 +46,5 @@ __all__ = [
     "iter_quantized",
     "plan",
     "repack",
+    "verify",
 ]

@@ -1,50 +1,29 @@
-"""The library: `plan`, `convert`, `repack`, `dequantize`, `inspect`. The command line is a thin shell on these."""
+"""The library: `plan`, `convert`, `verify`, `repack`, `dequantize`, `inspect`; the command line is a thin shell on it."""
 
 from __future__ import annotations
 
-import gc
-import json
 import os
-import time
-import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Unpack
 
-from quantconvert.checkpoint import Checkpoint, LocalFolder, Repo, TensorRef, load_checkpoint
-from quantconvert.checkpoint.files import INDEX_NAME
-from quantconvert.errors import QuantConvertError, Refusal, UsageError, raise_all
-from quantconvert.events import Finished, Note, Reporter, Started, silent
+from quantconvert.checkpoint import Checkpoint, LocalFolder, Repo, load_checkpoint
+from quantconvert.conversion import Builder, Result, Target, load_torch, make_plan, reader_of, run, verify_folder
+from quantconvert.errors import UsageError
+from quantconvert.events import Reporter, silent
 from quantconvert.hub import open_repo
 from quantconvert.inventory import Inventory, take_inventory
 from quantconvert.job import Job, JobOptions, StreamOptions
 from quantconvert.planning import Plan, build_plan
 from quantconvert.planning.transcode import PLAIN_TAGS, PlainDType, build_transcode
-from quantconvert.run.journal import Journal
-from quantconvert.run.output import OutputFolder, check_disk, check_output, check_unlocked
+from quantconvert.verification import Verification
+
+__all__ = ["Result", "convert", "dequantize", "inspect", "iter_quantized", "plan", "repack", "verify"]
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 Source = str | os.PathLike[str]
-# What a conversion writes beside shards and side files (index, config, card): an allowance for the disk check.
-SMALL_FILES_NBYTES = 1_000_000
-
-
-@dataclass(frozen=True, slots=True)
-class Result:
-    """What a conversion did: the plan it followed, where the result is, and what it took.
-
-    `peak_rss_nbytes` is the largest resident memory of this process so far, interpreter and torch included.
-    """
-
-    plan: Plan
-    out: Path
-    seconds: float
-    cpu_seconds: float
-    peak_rss_nbytes: int
 
 
 def plan(
@@ -64,7 +43,7 @@ def plan(
     """
     job = Job.from_options(options)
     repo = open_repo(source, revision, subfolder)
-    return _plan(repo, None if out is None else Path(out), overwrite, _builder(repo, job))
+    return make_plan(repo, None if out is None else Path(out), overwrite, _builder(repo, job))
 
 
 def convert(
@@ -75,6 +54,7 @@ def convert(
     subfolder: str | None = None,
     overwrite: bool = False,
     restart: bool = False,
+    verify: bool = False,
     report: Reporter = silent,
     command: str | None = None,
     **options: Unpack[JobOptions],
@@ -82,13 +62,14 @@ def convert(
     """Convert `source` (a local folder or a Hub repository id) into the folder `out`.
 
     report: receives events (`quantconvert.events`). command: recorded in the model card. options: see `JobOptions`.
+    verify: check the result against the source before it appears; raises `VerificationError` where it is wrong.
     When it is interrupted, `out` looks as before, and the same call continues with the tasks that are not done, unless
     `restart` discards them; a note on the exception says so. Raises what `plan` raises, and the same classes for what
     shows only in the data (NaN, a file that ends early, a full disk).
     """
     job = Job.from_options(options)
     repo = open_repo(source, revision, subfolder)
-    return _run(repo, _builder(repo, job), _Target(Path(out), overwrite, restart, report, command))
+    return run(repo, _builder(repo, job), Target(Path(out), overwrite, restart, verify, report, command))
 
 
 def repack(
@@ -98,6 +79,7 @@ def repack(
     *,
     overwrite: bool = False,
     restart: bool = False,
+    verify: bool = False,
     report: Reporter = silent,
     command: str | None = None,
     **options: Unpack[StreamOptions],
@@ -108,7 +90,7 @@ def repack(
     `UnsupportedError` where the layout cannot hold them; otherwise as `convert`.
     """
     job = Job.from_options({**options, "format": format})
-    return _transcode(source, job, None, _Target(Path(out), overwrite, restart, report, command))
+    return _transcode(source, job, None, Target(Path(out), overwrite, restart, verify, report, command))
 
 
 def dequantize(
@@ -118,6 +100,7 @@ def dequantize(
     *,
     overwrite: bool = False,
     restart: bool = False,
+    verify: bool = False,
     report: Reporter = silent,
     command: str | None = None,
     **options: Unpack[StreamOptions],
@@ -128,27 +111,17 @@ def dequantize(
     """
     if dtype not in PLAIN_TAGS:
         raise UsageError(f"--dtype: expected {', '.join(PLAIN_TAGS)}, got `{dtype}`")
-    return _transcode(source, Job.from_options(options), dtype, _Target(Path(out), overwrite, restart, report, command))
+    target = Target(Path(out), overwrite, restart, verify, report, command)
+    return _transcode(source, Job.from_options(options), dtype, target)
 
 
-@dataclass(frozen=True, slots=True)
-class _Target:
-    """Where a result goes, what may be discarded there, whom to tell, and the command for the model card."""
-
-    out: Path
-    overwrite: bool
-    restart: bool
-    report: Reporter
-    command: str | None
-
-
-def _transcode(source: Source, job: Job, dtype: PlainDType | None, target: _Target) -> Result:
+def _transcode(source: Source, job: Job, dtype: PlainDType | None, target: Target) -> Result:
     repo = open_repo(source, None)
 
     def build(checkpoint: Checkpoint) -> Plan:
-        return build_transcode(checkpoint, job, _small(repo), dtype)
+        return build_transcode(checkpoint, job, reader_of(repo), dtype)
 
-    return _run(repo, build, target)
+    return run(repo, build, target)
 
 
 def iter_quantized(
@@ -170,13 +143,31 @@ def iter_quantized(
     """
     if not 0 <= tp_rank < tp_size:
         raise UsageError(f"tp_rank: expected 0 to {tp_size - 1}, got {tp_rank}")
-    _load_torch()
+    load_torch()
     from quantconvert.run.ranked import iter_rank
 
     repo = open_repo(source, revision, subfolder)
-    made = _plan(repo, None, False, _builder(repo, Job.from_options({**options, "tensor_parallel": tp_size})))
+    made = make_plan(repo, None, False, _builder(repo, Job.from_options({**options, "tensor_parallel": tp_size})))
     root = repo.materialize(tuple(file.path for file in made.checkpoint.weight_files))
     return iter_rank(made, root, tp_rank, tp_size)
+
+
+def verify(
+    out: Source, source: Source | None = None, *, revision: str | None = None, subfolder: str | None = None
+) -> Verification:
+    """Check a converted checkpoint: structure, the checksums that its conversion left, codes, and against `source`.
+
+    With a source (a folder or a Hub repository id, as converted), every weight is decoded and must lie within half a
+    step of it, and everything else must equal it. Findings are returned, not raised; raises `CheckpointError` where
+    `out` is no folder or the source cannot be read.
+    """
+    folder = Path(out)
+    LocalFolder(folder)
+    if source is None:
+        return verify_folder(folder, None, None)
+    repo = open_repo(source, revision, subfolder)
+    files = load_checkpoint(repo).weight_files
+    return verify_folder(folder, repo, repo.materialize(tuple(file.path for file in files)))
 
 
 def inspect(folder: Source, *, revision: str | None = None, subfolder: str | None = None) -> Inventory:
@@ -184,138 +175,17 @@ def inspect(folder: Source, *, revision: str | None = None, subfolder: str | Non
     return take_inventory(load_checkpoint(open_repo(folder, revision, subfolder)))
 
 
-Builder = Callable[[Checkpoint], Plan]
-
-
 def _builder(repo: Repo, job: Job) -> Builder:
-    return lambda checkpoint: build_plan(checkpoint, job, _small(repo), _find_nonfinite(checkpoint, repo, job))
-
-
-def _small(repo: Repo) -> Callable[[TensorRef], bytes]:
-    """Reads the bytes of a small tensor of `repo`."""
-    return lambda ref: repo.read(ref.file, ref.offset, ref.nbytes)
-
-
-def _run(repo: Repo, build: Builder, target: _Target) -> Result:
-    wall, cpu = time.perf_counter(), time.process_time()
-    made = _plan(repo, target.out, target.overwrite, build)
-    for message in made.notes:
-        target.report(Note("plan", message))
-    folder = OutputFolder(target.out, target.report)
-    try:
-        folder.acquire()
-        if not folder.is_done(made):
-            raise_all(check_output(target.out, _path(repo), target.overwrite))
-            _fill(folder, made, repo, target)
-    finally:
-        folder.release()
-    target.report(Finished(str(target.out)))
-    return Result(made, target.out, time.perf_counter() - wall, time.process_time() - cpu, _peak_rss())
-
-
-def _path(repo: Repo) -> Path | None:
-    return repo.path if isinstance(repo, LocalFolder) else None
-
-
-def _plan(repo: Repo, out: Path | None, overwrite: bool, build: Builder) -> Plan:
-    errors: list[QuantConvertError] = []
-    if out is not None:
-        check_unlocked(out)
-        errors += check_output(out, _path(repo), overwrite)
-    made = None
-    try:
-        with _no_garbage():
-            made = build(load_checkpoint(repo))
-    except Refusal as refusal:
-        errors += refusal.errors
-    except QuantConvertError as error:
-        errors.append(error)
-    if made is not None and out is not None:
-        errors += check_disk(out, made.output_nbytes + SMALL_FILES_NBYTES + 100 * len(made.tasks))
-    raise_all(errors)
-    assert made is not None
-    return made
-
-
-@contextmanager
-def _no_garbage() -> Iterator[None]:
-    """Planning makes hundreds of thousands of small values and no cycles; looking for cycles took a third of it."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
+    return lambda checkpoint: build_plan(checkpoint, job, reader_of(repo), _find_nonfinite(checkpoint, repo, job))
 
 
 def _find_nonfinite(checkpoint: Checkpoint, repo: Repo, job: Job) -> Mapping[str, str] | None:
     """With --nan-policy keep, read every weight once before planning; otherwise nothing is read."""
     if job.nan_policy != "keep":
         return None
-    _load_torch()
+    load_torch()
     from quantconvert.run.scan import find_nonfinite
 
     root = repo.materialize(tuple(file.path for file in checkpoint.weight_files))
-    made = build_plan(checkpoint, job, _small(repo))
+    made = build_plan(checkpoint, job, reader_of(repo))
     return find_nonfinite([task.source for task in made.quantized], root, made.execution)
-
-
-def _fill(folder: OutputFolder, made: Plan, repo: Repo, target: _Target) -> None:
-    """Continue what the folder holds, or begin; on an error keep what the same command can continue."""
-    journal = folder.resume(made, target.restart)
-    try:
-        _execute(made, repo, folder, journal, target)
-    except BaseException as error:
-        if journal.done and _may_pass(error):
-            done = f"{len(journal.done)} of {len(made.tasks)} tasks are done and kept"
-            error.add_note(f"{done}: the same command continues, --restart starts over")
-        else:
-            folder.abandon()
-        raise
-    finally:
-        journal.close()
-
-
-def _may_pass(error: BaseException) -> bool:
-    """Whether the same command may get further: after anything but a complaint about the source's data."""
-    return not isinstance(error, QuantConvertError) or isinstance(error.__cause__, OSError)
-
-
-def _execute(made: Plan, repo: Repo, folder: OutputFolder, journal: Journal, target: _Target) -> None:
-    _load_torch()
-    from quantconvert.card import render_card
-    from quantconvert.run.execute import ThreadExecutor
-
-    checkpoint = made.checkpoint
-    side = tuple(file.path for file in checkpoint.side_files)
-    needed = (*checkpoint.weight_files, *checkpoint.side_files, *checkpoint.rewritten_files)
-    root = repo.materialize(tuple(file.path for file in needed))
-    target.report(Started(len(made.tasks), checkpoint.nbytes))
-    ThreadExecutor(made, root, folder.state, journal, target.report).run()
-    for path in side:
-        folder.copy(root, path)
-    folder.write("README.md", render_card(made, target.command).encode())
-    if made.index:
-        folder.write(INDEX_NAME, _json(made.index))
-    folder.write("config.json", _json(made.config))
-    folder.commit()
-
-
-def _load_torch() -> None:
-    """Import torch without its complaint that NumPy is missing: neither of us needs it."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Failed to initialize NumPy")
-        import torch  # noqa: F401
-
-
-def _json(value: object) -> bytes:
-    return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()
-
-
-def _peak_rss() -> int:
-    import resource
-    import sys
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024

@@ -13,7 +13,7 @@ from quantconvert.version import __version__
 
 BASE_CARD = "# Card of the base model"
 # Tags that say how a quantized source was stored.
-_OURS = re.compile(rf"{'|'.join(FORMATS)}|\d-bit|quantconvert")
+_OURS = re.compile(rf"{'|'.join(FORMATS)}|fp8|mxfp4|\d-bit|quantconvert")
 _CACHE = re.compile(r"models--([^/]+?)--([^/]+)/snapshots/")
 
 
@@ -36,12 +36,15 @@ def base_model(plan: Plan) -> str:
     return printable(PurePath(location).name, newlines=False) or "unknown"
 
 
-# By whether the source was quantized, and whether the result is.
-_METHOD = {
-    (False, True): "round to nearest (RTN), no calibration data",
-    (True, True): "codes, scales and zero points of the source in another layout",
-    (True, False): "(code - zero point) * scale, rounded once",
-}
+def method(plan: Plan) -> str:
+    """How the weights were made, in a few words."""
+    operations = {task.operation for task in plan.quantized}
+    if "repack" in operations:
+        return "codes, scales and zero points of the source in another layout"
+    if "dequantize" in operations:
+        return "(code - zero point) * scale, rounded once"
+    decoded = f", from weights decoded from {plan.source_format}" if plan.source_format else ""
+    return f"round to nearest (RTN), no calibration data{decoded}"
 
 
 def load_hint(plan: Plan, out: str) -> list[str]:
@@ -68,7 +71,7 @@ def render_card(plan: Plan, command: str | None) -> str:
         ("base model", base + (f" at revision `{plan.checkpoint.revision}`" if plan.checkpoint.revision else "")),
         ("scheme", ", ".join(f"{s.label} ({n} weights)" for s, n in plan.schemes.items()) or "none"),
         ("format", plan.format + (f": {get_format(plan.format).summary}" if plan.scheme else "")),
-        ("method", _METHOD[plan.source_format is not None, plan.scheme is not None]),
+        ("method", method(plan)),
         ("size", f"{plan.checkpoint.nbytes} -> {plan.total_size} bytes, {plan.bits_per_weight:.2f} bits per weight"),
         ("kept in high precision", kept_summary(plan)),
         ("made with", f"quantconvert {__version__}"),

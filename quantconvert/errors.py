@@ -5,6 +5,7 @@
     +-- CheckpointError          3  the source cannot be read as a checkpoint
     +-- UnsupportedError         4  readable, but not convertible as asked
     +-- OutputError              5  exists, disk full, inside the source, in use, an interrupted run of another kind
+    +-- VerificationError        6  the result is not what was promised
     +-- Refusal                  *  several of the above at once; exit code of the first
 
 A message says what failed, where, what was expected and what was found, without a full stop after one
@@ -62,6 +63,13 @@ class OutputError(QuantConvertError):
 
     exit_code = 5
     label = "output"
+
+
+class VerificationError(QuantConvertError):
+    """A checkpoint is not what its config, its report or its source says."""
+
+    exit_code = 6
+    label = "verification"
 
 
 class Refusal(QuantConvertError):

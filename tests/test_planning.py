@@ -33,7 +33,8 @@ def test_planning_imports_no_torch(tmp_path: Path):
 
 ROOMS = ["version", "text", "errors", "events", "dtypes", "patterns", "checkpoint", "schemes", "job",
          "families", "methods", "formats", "kernels", "sources", "planning", "hub", "metadata", "inventory",
-         "recipe", "run", "verify", "card", "api", "__init__", "cli", "integrations", "__main__"]  # fmt: skip
+         "recipe", "run", "verification", "card", "conversion", "api", "__init__", "cli", "integrations",
+         "__main__"]  # fmt: skip
 
 
 def test_rooms_import_only_from_those_above():

@@ -18,9 +18,18 @@ from typer.core import TyperGroup
 
 from quantconvert import api
 from quantconvert.cli import options as opt
-from quantconvert.cli.output import plain, print_inventory, print_json, print_plan, print_result, result_json, stderr
+from quantconvert.cli.output import (
+    plain,
+    print_inventory,
+    print_json,
+    print_plan,
+    print_result,
+    print_verification,
+    result_json,
+    stderr,
+)
 from quantconvert.cli.progress import ProgressReporter
-from quantconvert.errors import QuantConvertError, Refusal
+from quantconvert.errors import QuantConvertError, Refusal, VerificationError
 from quantconvert.events import silent
 from quantconvert.job import JobOptions
 from quantconvert.planning import Plan
@@ -39,9 +48,12 @@ Examples:
 
   quantconvert plan ./model --bits 4 --explain      (decides everything, writes nothing)
 
+  quantconvert verify out --source ./model          (every value within half a step)
+
   quantconvert inspect out                          (what a checkpoint holds)
 
-Exit codes: 0 done, 2 usage, 3 checkpoint, 4 unsupported, 5 output, 130 interrupted, 143 terminated, 1 a bug of ours.
+Exit codes: 0 done, 2 usage, 3 checkpoint, 4 unsupported, 5 output, 6 verification, 130 interrupted, 143 terminated,
+1 a bug of ours.
 After an interruption the same command continues; `--restart` starts over.
 """
 
@@ -109,6 +121,7 @@ def convert(
     base_model: opt.BaseModel = None,
     overwrite: opt.Overwrite = False,
     restart: opt.Restart = False,
+    verify: opt.Verify = False,
     dry_run: bool = typer.Option(False, "--dry-run", help="Plan only; same as `quantconvert plan SRC OUT`."),
     json: opt.Json = False,
     quiet: opt.Quiet = False,
@@ -120,7 +133,13 @@ def convert(
         planned = partial(api.plan, source, out, revision=revision, subfolder=subfolder, overwrite=overwrite, **asked)
         _show_plan(planned, out, json, quiet, verbose)
         return
-    where: Any = {"revision": revision, "subfolder": subfolder, "overwrite": overwrite, "restart": restart}
+    where: Any = {
+        "revision": revision,
+        "subfolder": subfolder,
+        "overwrite": overwrite,
+        "restart": restart,
+        "verify": verify,
+    }
     _convert(partial(api.convert, source, out, **where, **asked), json, quiet, verbose)
 
 
@@ -161,6 +180,26 @@ def plan(
 
 
 @app.command()
+def verify(
+    folder: opt.Converted,
+    source: opt.VerifySource = None,
+    revision: opt.Revision = None,
+    subfolder: opt.Subfolder = None,
+    json: opt.Json = False,
+    verbose: opt.Verbose = False,
+) -> None:
+    """Check a converted checkpoint: headers, config, checksums, codes; with --source every value."""
+    with _exit_codes():
+        found = api.verify(folder, source, revision=revision, subfolder=subfolder)
+        if json:
+            print_json(found.to_json())
+        else:
+            print_verification(found, verbose)
+        if not found.is_ok:
+            raise typer.Exit(VerificationError.exit_code)
+
+
+@app.command()
 def inspect(
     folder: opt.Folder,
     revision: opt.Revision = None,
@@ -188,12 +227,13 @@ def repack(
     base_model: opt.BaseModel = None,
     overwrite: opt.Overwrite = False,
     restart: opt.Restart = False,
+    verify: opt.Verify = False,
     json: opt.Json = False,
     quiet: opt.Quiet = False,
     verbose: opt.Verbose = False,
 ) -> None:
     """Another layout for a quantized checkpoint: the same codes, scales and zero points."""
-    asked: Any = _asked(locals()) | {"overwrite": overwrite, "restart": restart}
+    asked: Any = _asked(locals()) | {"overwrite": overwrite, "restart": restart, "verify": verify}
     _convert(lambda **talk: api.repack(source, out, **talk, **asked), json, quiet, verbose)
 
 
@@ -208,12 +248,13 @@ def dequantize(
     base_model: opt.BaseModel = None,
     overwrite: opt.Overwrite = False,
     restart: opt.Restart = False,
+    verify: opt.Verify = False,
     json: opt.Json = False,
     quiet: opt.Quiet = False,
     verbose: opt.Verbose = False,
 ) -> None:
     """A quantized checkpoint back into a plain one: (code - zero point) * scale, rounded once."""
-    asked: Any = _asked(locals()) | {"dtype": dtype, "overwrite": overwrite, "restart": restart}
+    asked: Any = _asked(locals()) | {"dtype": dtype, "overwrite": overwrite, "restart": restart, "verify": verify}
     _convert(lambda **talk: api.dequantize(source, out, **talk, **asked), json, quiet, verbose)
 
 
@@ -277,7 +318,7 @@ def _exit_codes() -> Iterator[None]:
         raise typer.Exit(141) from None
     except (KeyboardInterrupt, _Terminated) as interruption:
         notes = getattr(interruption, "__notes__", ["the output folder is as it was before"])
-        stderr.print(f"interrupted: {escape(notes[-1])}")
+        stderr.print(f"interrupted: {plain(notes[-1])}")
         raise typer.Exit(130 if isinstance(interruption, KeyboardInterrupt) else 143) from None
 
 

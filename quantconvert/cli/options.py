@@ -27,6 +27,7 @@ MaybeOut = Annotated[
     Path | None,
     typer.Argument(metavar="[OUT]", help="Where the result would go: checked too when given.", show_default=False),
 ]
+Converted = Annotated[Path, typer.Argument(metavar="OUT", help="A converted checkpoint.", show_default=False)]
 Folder = Annotated[
     str, typer.Argument(metavar="DIR", help="A checkpoint: local folder or Hub repository id.", show_default=False)
 ]
@@ -201,6 +202,16 @@ Restart = Annotated[
 ]
 Explain = Annotated[
     bool, typer.Option("--explain", help="Each tensor: family, role, decision, and the rule that made it.")
+]
+Verify = Annotated[
+    bool,
+    typer.Option("--verify", help="Check the result against SRC before it appears in OUT; exit code 6 if it fails."),
+]
+VerifySource = Annotated[
+    str | None,
+    typer.Option(
+        "--source", metavar="SRC", help="What it was converted from: each value is compared.", show_default=False
+    ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Only errors.")]

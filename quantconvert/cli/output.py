@@ -18,6 +18,7 @@ from quantconvert.families import REASON_TEXT
 from quantconvert.inventory import Inventory
 from quantconvert.planning import Plan, Task
 from quantconvert.text import clean, escaped_json, redacted
+from quantconvert.verification import TensorError, Verification
 
 LOG_WIDTH = 160  # where there is no terminal to ask
 
@@ -180,6 +181,42 @@ def result_json(result: Result) -> dict[str, object]:
         "cpu_seconds": round(result.cpu_seconds, 3),
         "peak_rss_nbytes": result.peak_rss_nbytes,
     }
+
+
+def print_verification(found: Verification, verbose: bool) -> None:
+    """What was checked and how far the weights are, on stdout; everything that is wrong, on stderr."""
+    count = counted(found.num_checksums, "file") + " as the conversion left it" + "s" * (found.num_checksums != 1)
+    rows = [
+        ("checkpoint", f"{found.location}: {found.num_tensors} tensors in {counted(found.num_files, 'file')}"),
+        ("checksums", count if found.num_checksums else "none recorded (no quantconvert.json)"),
+    ]
+    if found.source:
+        rows.append(("source", f"{found.source}: {counted(len(found.errors), 'weight')} compared"))
+    if found.errors:
+        worst = min(found.errors, key=lambda error: error.sqnr if error.sqnr is not None else float("inf"))
+        rows.append(("worst weight", f"{worst.name}: {_error_text(worst)}"))
+    wrong = f"failed at {found.failed}: {counted(len(found.findings), 'finding')}"
+    rows.append(("result", "ok" if found.is_ok else wrong))
+    if verbose and found.errors:
+        stdout.print(_error_table(found))
+    _print_facts(stdout, rows)
+    for finding in found.findings:
+        stderr.print(f"[red]{finding.check}:[/red] {plain(finding.where)}: {plain(finding.message)}")
+
+
+def _error_text(error: TensorError) -> str:
+    sqnr = "no noise" if error.sqnr is None else f"{error.sqnr:.1f} dB SQNR"
+    return f"{sqnr}, relative error {error.relative_error:.3g}, at most {error.max_error:.3f} steps off"
+
+
+def _error_table(found: Verification) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for name in ("weight", "scheme", "SQNR dB", "relative error", "max error in steps"):
+        table.add_column(name, overflow="fold")
+    for error in found.errors:
+        sqnr = "-" if error.sqnr is None else f"{error.sqnr:.2f}"
+        table.add_row(plain(error.name), error.scheme, sqnr, f"{error.relative_error:.3g}", f"{error.max_error:.4f}")
+    return table
 
 
 def print_inventory(inventory: Inventory, verbose: bool) -> None:

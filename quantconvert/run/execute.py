@@ -59,7 +59,6 @@ class ThreadExecutor:
         self._errors: list[BaseException] = []
         self._num_redone = 0
         self._stop = threading.Event()
-        self.noise: dict[str, tuple[float, float]] = {}
 
     def run(self) -> Mapping[str, str]:
         """Carry out every task that is not done; returns the sha256 of each output tensor's bytes, by name.
@@ -125,7 +124,7 @@ class ThreadExecutor:
     def _work(self, files: Files, writer: ShardWriter, end: threading.Event) -> None:
         torch.set_num_threads(1)
         plan = self.plan
-        bench = Bench(files, writer, Workspace(), plan.execution, plan.format, self._advance, self.noise)
+        bench = Bench(files, writer, Workspace(), plan.execution, plan.format, self._advance, self.journal.noise)
         try:
             while (step := self._next()) is not None:
                 index, task = step

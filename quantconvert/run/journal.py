@@ -76,11 +76,15 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
 class Journal:
     """The finished tasks of one plan, by number; lines are appended, and a torn last one is dropped when opened.
 
+    noise: sums of squares of each quantized weight's error, and of the weight, by name; for the report.
+
     There is room from the start for all lines (zeros follow the last), so that a full disk does not lose what is done.
     """
 
     def __init__(self, path: Path, plan: Plan) -> None:
         self.done: dict[int, Checksums] = {}
+        self.noise: dict[str, tuple[float, float]] = {}
+        self._names = [task.source.name for task in plan.tasks]
         self._fd = -1
         try:
             self._fd = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o644)
@@ -99,12 +103,17 @@ class Journal:
             if entry is None:
                 break
             self.done[entry[0]] = entry[1]
+            if entry[2] is not None:
+                self.noise[self._names[entry[0]]] = entry[2]
             end += len(line)
         return end
 
     def append(self, entries: Sequence[tuple[int, Checksums]]) -> None:
         """Add tasks and make that durable; their bytes must be on disk already."""
-        lines = "".join(json.dumps({"task": index, "sha256": sums}) + "\n" for index, sums in entries).encode()
+        lines = "".join(
+            json.dumps({"task": index, "sha256": sums, "noise": self.noise.get(self._names[index])}) + "\n"
+            for index, sums in entries
+        ).encode()
         try:
             write_all(self._fd, memoryview(lines), self._end)
             os.fsync(self._fd)
@@ -128,11 +137,11 @@ def is_blank(path: Path) -> bool:
 
 
 def _line_nbytes(task: Task) -> int:
-    return 64 + 70 * len(task.outputs)
+    return 128 + 70 * len(task.outputs)
 
 
-def _parse(line: bytes, plan: Plan) -> tuple[int, Checksums] | None:
-    """Number and checksums of a task; None where the line is torn or not of this plan."""
+def _parse(line: bytes, plan: Plan) -> tuple[int, Checksums, tuple[float, float] | None] | None:
+    """Number, checksums and noise of a task; None where the line is torn or not of this plan."""
     if not line.endswith(b"\n"):
         return None
     try:
@@ -140,6 +149,7 @@ def _parse(line: bytes, plan: Plan) -> tuple[int, Checksums] | None:
         index, sums = entry["task"], tuple(entry["sha256"])
         task = plan.tasks[index]
         count = 0 if task.operation == "copy" else len(task.outputs)
-        return (index, sums) if index >= 0 and len(sums) == count else None
+        noise = None if entry["noise"] is None else (float(entry["noise"][0]), float(entry["noise"][1]))
+        return (index, sums, noise) if index >= 0 and len(sums) == count else None
     except (ValueError, TypeError, KeyError, IndexError):
         return None

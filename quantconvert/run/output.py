@@ -26,6 +26,7 @@ CONFIG = "config.json"
 # Which conversion this is, and the same file's name once every move is made; the moves of a commit; finished tasks.
 JOB, DONE, MOVES, JOURNAL, LOCK = ".job.json", ".done.json", ".moves.json", ".journal", ".lock"
 OLD = ".old"
+_OURS = {JOB, DONE, MOVES, JOURNAL, LOCK}
 RESTART_HINT = "--restart starts over, or give the source and options of before"
 
 
@@ -202,13 +203,17 @@ class OutputFolder:
         except OSError as error:
             raise OutputError(f"cannot copy `{path}`: {error.strerror}") from error
 
+    @property
+    def files(self) -> tuple[str, ...]:
+        """What has been built so far, by path in the checkpoint."""
+        return tuple(path for path in _paths(self.state) if path not in _OURS)
+
     def commit(self) -> None:
         """Move everything into place: old config and weights out, weights in, other files, config.json last.
 
         The moves are on disk before the first is made, so that `restore` can take back what a kill left half done.
         """
-        ours = {JOB, DONE, MOVES, JOURNAL, LOCK}
-        new = [path for path in _paths(self.state) if path not in ours]
+        new = list(self.files)
         new.sort(key=lambda path: (path == CONFIG, path == INDEX_NAME, not path.endswith(".safetensors")))
         old = [path for path in _paths(self.out) if path in new or is_stale(path)]
         old.sort(key=lambda path: path != CONFIG)

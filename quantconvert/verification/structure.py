@@ -3,26 +3,27 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+import re
 from pathlib import Path
 from typing import Any
 
 from quantconvert.checkpoint import Checkpoint, LocalFolder, load_checkpoint
-from quantconvert.checkpoint.files import INDEX_NAME
+from quantconvert.checkpoint.files import INDEX_NAME, STATE_FOLDER
 from quantconvert.errors import QuantConvertError, Refusal
 from quantconvert.families import Classifier
 from quantconvert.formats import FORMATS, Format
 from quantconvert.patterns import WEIGHT_SUFFIX
 from quantconvert.planning.decision import LINEAR_REASONS
 from quantconvert.sources import Source, Weight, find_sources
-from quantconvert.verify.model import Finding
-from quantconvert.verify.report import REPORT_NAME, read_report, sha256_of
+from quantconvert.verification.model import Finding
+from quantconvert.verification.report import REPORT_NAME, read_report, sha256_of
 
 
-def check_structure(folder: Path, findings: list[Finding]) -> tuple[Checkpoint, tuple[Source, ...]] | None:
+def check_structure(local: LocalFolder, findings: list[Finding]) -> tuple[Checkpoint, tuple[Source, ...]] | None:
     """The checkpoint and its tensors as weights; None, with findings, where they cannot be read."""
+    folder = local.path
     try:
-        checkpoint = load_checkpoint(LocalFolder(folder))
+        checkpoint = load_checkpoint(local)
     except QuantConvertError as error:
         findings += [Finding("structure", str(folder), part.message) for part in _parts(error)]
         return None
@@ -38,7 +39,10 @@ def check_structure(folder: Path, findings: list[Finding]) -> tuple[Checkpoint, 
     _check_index(folder, checkpoint, findings)
     if errors:
         return None
-    _check_config(checkpoint, sources.tensors, findings)
+    try:
+        _check_config(folder, checkpoint, sources.tensors, findings)
+    except (re.error, QuantConvertError, AttributeError, TypeError, ValueError) as error:
+        findings.append(Finding("structure", "config.json", f"quantization_config cannot be read: {error}"))
     return checkpoint, sources.tensors
 
 
@@ -63,7 +67,7 @@ def _check_index(folder: Path, checkpoint: Checkpoint, findings: list[Finding]) 
         findings.append(Finding("structure", INDEX_NAME, message))
 
 
-def _check_config(checkpoint: Checkpoint, tensors: tuple[Source, ...], findings: list[Finding]) -> None:
+def _check_config(folder: Path, checkpoint: Checkpoint, tensors: tuple[Source, ...], findings: list[Finding]) -> None:
     """The config must tell engines to quantize exactly the modules that are."""
     block = checkpoint.quantization_block
     layout: Format | None = FORMATS.get(str(block.get("quant_method"))) if block else None
@@ -71,7 +75,7 @@ def _check_config(checkpoint: Checkpoint, tensors: tuple[Source, ...], findings:
         return
     leaves = layout.leaves(block)
     classifier = Classifier(checkpoint)
-    ours = read_quietly(checkpoint) is not None
+    ours = (folder / REPORT_NAME).is_file() or folder.name == STATE_FOLDER
     for source in tensors:
         module = source.name.removesuffix(WEIGHT_SUFFIX)
         if isinstance(source, Weight) and source.num_bits is not None:
@@ -83,15 +87,7 @@ def _check_config(checkpoint: Checkpoint, tensors: tuple[Source, ...], findings:
                 findings.append(Finding("structure", module, "is plain, but quantization_config says it is quantized"))
 
 
-def read_quietly(checkpoint: Checkpoint) -> Mapping[str, Any] | None:
-    """The report beside a local checkpoint; None where there is none that can be read."""
-    try:
-        return read_report(Path(checkpoint.location))
-    except (OSError, ValueError):
-        return None
-
-
-def check_sums(folder: Path, findings: list[Finding], pulse: Callable[[], None] = lambda: None) -> int:
+def check_sums(folder: Path, findings: list[Finding]) -> int:
     """Compare every file with the sha256 in the report; returns how many were compared, 0 without a report."""
     try:
         report = read_report(folder)
@@ -102,10 +98,10 @@ def check_sums(folder: Path, findings: list[Finding], pulse: Callable[[], None] 
         return 0
     for name, expected in report["files"].items():
         path = folder / str(name)
-        if ".." in Path(str(name)).parts or not path.is_file():
+        if ".." in Path(str(name)).parts or Path(str(name)).is_absolute() or not path.is_file():
             findings.append(Finding("checksums", str(name), "is missing: the conversion wrote it"))
             continue
-        found = sha256_of(path, pulse)
+        found = sha256_of(path)
         if found != expected:
             message = f"was changed after the conversion: expected sha256 {expected}, got {found}"
             findings.append(Finding("checksums", str(name), message))

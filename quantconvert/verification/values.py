@@ -10,13 +10,13 @@ Legend: O rows of a block, I columns, G groups of a row, S columns of a group.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from quantconvert.checkpoint import Checkpoint, TensorRef
+from quantconvert.checkpoint import TensorRef
 from quantconvert.errors import QuantConvertError
 from quantconvert.formats import get_format
 from quantconvert.job import Limits
@@ -27,7 +27,7 @@ from quantconvert.run.readers import open_reader, read_part
 from quantconvert.run.stored import StoredReader, dequantize
 from quantconvert.schemes import Scheme
 from quantconvert.sources import Source, Sources, Weight
-from quantconvert.verify.model import Finding, TensorError
+from quantconvert.verification.model import Finding, TensorError
 
 # float32 division and addition, in steps: 2^8 * 2^-24 * 2, with room.
 ROUNDING = 1e-4
@@ -37,11 +37,10 @@ _CHUNK = 1 << 22
 class ValueCheck:
     """Checks the weights of one folder, alone or against their source."""
 
-    def __init__(self, out: Path, source: Path | None, pulse: Callable[[], None]) -> None:
+    def __init__(self, out: Path, source: Path | None) -> None:
         self.files, self.work, self.execution = Files(out), Workspace(), execution_for(Limits(workers=1))
         self.source_files = Files(source) if source else None
         self.source_work = Workspace()
-        self.pulse = pulse
         self.findings: list[Finding] = []
         self.errors: list[TensorError] = []
 
@@ -100,7 +99,6 @@ class ValueCheck:
     def _same_bytes(self, tensor: TensorRef, origin: TensorRef) -> bool:
         assert self.source_files
         for begin, end in spans(0, tensor.nbytes, _CHUNK):
-            self.pulse()
             mine = self.work.tensor("mine", torch.uint8, (end - begin,))
             theirs = self.work.tensor("theirs", torch.uint8, (end - begin,))
             self.files.read_into(tensor.file, bytes_of(mine), tensor.offset + begin)
@@ -114,7 +112,6 @@ class ValueCheck:
         mine = open_reader(tensor, self.files, self.work, self.execution)
         theirs = open_reader(origin, self.source_files, self.source_work, self.execution)
         for begin, end in spans(0, tensor.shape[0], _tile(tensor.shape, read_multiple(origin))):
-            self.pulse()
             expected = theirs.rows(begin, end).to(torch_dtype(tensor.dtype)).float()
             if not torch.equal(mine.rows(begin, end), expected):
                 return False
@@ -133,7 +130,6 @@ class ValueCheck:
         sums = _Sums()
         multiple = math.lcm(read_multiple(tensor), read_multiple(origin) if origin else 1)
         for begin, end in spans(0, tensor.shape[0], _tile(tensor.shape, multiple)):
-            self.pulse()
             quantized = mine.rows(begin, end)
             problem = _range_problem(quantized, stored.scheme)
             if problem:
@@ -223,13 +219,11 @@ def _fused(known: dict[str, Source], tensor: Source) -> Source | None:
 
 def check_values(
     out: Path,
-    checkpoint: Checkpoint,
     tensors: Sequence[Source],
     source: tuple[Path, Sources] | None,
-    pulse: Callable[[], None] = lambda: None,
 ) -> tuple[list[Finding], list[TensorError]]:
     """Findings and errors over all tensors of the result in `out`."""
-    check = ValueCheck(out, source[0] if source else None, pulse)
+    check = ValueCheck(out, source[0] if source else None)
     try:
         check.run(tensors, source[1] if source else None)
     finally:

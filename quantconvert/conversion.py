@@ -1,0 +1,228 @@
+"""One conversion from plan to finished folder: continue or begin, write, verify, report, move into place."""
+
+from __future__ import annotations
+
+import gc
+import json
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from quantconvert.checkpoint import Checkpoint, LocalFolder, Repo, TensorRef, load_checkpoint
+from quantconvert.checkpoint.files import INDEX_NAME
+from quantconvert.errors import QuantConvertError, Refusal, VerificationError, raise_all
+from quantconvert.events import Finished, Note, Reporter, Started
+from quantconvert.families import find_family
+from quantconvert.planning import Plan
+from quantconvert.run.journal import Journal
+from quantconvert.run.output import OutputFolder, check_disk, check_output, check_unlocked
+from quantconvert.sources import find_sources
+from quantconvert.verification.model import Finding, TensorError, Verification
+from quantconvert.verification.report import REPORT_NAME, hash_files, report_bytes, report_of
+from quantconvert.verification.structure import check_structure, check_sums
+
+# What a conversion writes beside shards and side files (index, config, card): an allowance for the disk check.
+SMALL_FILES_NBYTES = 1_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What a conversion did: the plan it followed, where the result is, and what it took.
+
+    `peak_rss_nbytes` is the largest resident memory of this process so far, interpreter and torch included.
+    """
+
+    plan: Plan
+    out: Path
+    seconds: float
+    cpu_seconds: float
+    peak_rss_nbytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Where a result goes, what may be discarded there, whether to verify it, whom to tell, and the card's command."""
+
+    out: Path
+    overwrite: bool
+    restart: bool
+    verify: bool
+    report: Reporter
+    command: str | None
+
+
+Builder = Callable[[Checkpoint], Plan]
+
+
+def reader_of(repo: Repo) -> Callable[[TensorRef], bytes]:
+    """Reads the bytes of a small tensor of `repo`."""
+    return lambda ref: repo.read(ref.file, ref.offset, ref.nbytes)
+
+
+def run(repo: Repo, build: Builder, target: Target) -> Result:
+    wall, cpu = time.perf_counter(), time.process_time()
+    made = make_plan(repo, target.out, target.overwrite, build)
+    for message in made.notes:
+        target.report(Note("plan", message))
+    folder = OutputFolder(target.out, target.report)
+    try:
+        folder.acquire()
+        if not folder.is_done(made):
+            raise_all(check_output(target.out, _path(repo), target.overwrite))
+            _fill(folder, made, repo, target)
+    finally:
+        folder.release()
+    target.report(Finished(str(target.out)))
+    return Result(made, target.out, time.perf_counter() - wall, time.process_time() - cpu, _peak_rss())
+
+
+def _path(repo: Repo) -> Path | None:
+    return repo.path if isinstance(repo, LocalFolder) else None
+
+
+def make_plan(repo: Repo, out: Path | None, overwrite: bool, build: Builder) -> Plan:
+    errors: list[QuantConvertError] = []
+    if out is not None:
+        check_unlocked(out)
+        errors += check_output(out, _path(repo), overwrite)
+    made = None
+    try:
+        with _no_garbage():
+            made = build(load_checkpoint(repo))
+    except Refusal as refusal:
+        errors += refusal.errors
+    except QuantConvertError as error:
+        errors.append(error)
+    if made is not None and out is not None:
+        errors += check_disk(out, made.output_nbytes + SMALL_FILES_NBYTES + 100 * len(made.tasks))
+    raise_all(errors)
+    assert made is not None
+    return made
+
+
+@contextmanager
+def _no_garbage() -> Iterator[None]:
+    """Planning makes hundreds of thousands of small values and no cycles; looking for cycles took a third of it."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+def _fill(folder: OutputFolder, made: Plan, repo: Repo, target: Target) -> None:
+    """Continue what the folder holds, or begin; on an error keep what the same command can continue."""
+    journal = folder.resume(made, target.restart)
+    try:
+        _execute(made, repo, folder, journal, target)
+    except BaseException as error:
+        if journal.done and _may_pass(error):
+            done = f"{len(journal.done)} of {len(made.tasks)} tasks are done and kept"
+            error.add_note(f"{done}: the same command continues, --restart starts over")
+        else:
+            folder.abandon()
+        raise
+    finally:
+        journal.close()
+
+
+def _may_pass(error: BaseException) -> bool:
+    """Whether the same command may get further: after anything but a complaint about the source's data."""
+    return not isinstance(error, QuantConvertError) or isinstance(error.__cause__, OSError)
+
+
+def _execute(made: Plan, repo: Repo, folder: OutputFolder, journal: Journal, target: Target) -> None:
+    load_torch()
+    from quantconvert.card import render_card
+    from quantconvert.run.execute import ThreadExecutor
+
+    checkpoint = made.checkpoint
+    side = tuple(file.path for file in checkpoint.side_files)
+    needed = (*checkpoint.weight_files, *checkpoint.side_files, *checkpoint.rewritten_files)
+    root = repo.materialize(tuple(file.path for file in needed))
+    target.report(Started(len(made.tasks), checkpoint.nbytes))
+    ThreadExecutor(made, root, folder.state, journal, target.report).run()
+    for path in side:
+        folder.copy(root, path)
+    folder.write("README.md", render_card(made, target.command).encode())
+    if made.index:
+        folder.write(INDEX_NAME, _json(made.index))
+    folder.write("config.json", _json(made.config))
+    errors = {name: TensorError.of(name, "", 0.0, *sums) for name, sums in journal.noise.items()}
+    if target.verify:
+        verification = verify_folder(folder.state, repo, root)
+        raise_findings(verification)
+        errors = {error.name: error for error in verification.errors}
+    names = [file.path for file in checkpoint.weight_files] if target.verify else []
+    source = hash_files(root, names, made.execution.workers)
+    files = hash_files(folder.state, folder.files, made.execution.workers)
+    folder.write(REPORT_NAME, report_bytes(report_of(made, errors, source, files)))
+    folder.commit()
+
+
+def verify_folder(folder: Path, repo: Repo | None, root: Path | None) -> Verification:
+    """Structure, codes and, with a source (`repo`, its weights in `root`), values of the checkpoint in `folder`.
+
+    Checksums too, where the folder has a report. Raises `CheckpointError` where there is no such folder, or no source.
+    """
+    load_torch()
+    from quantconvert.verification.values import check_values
+
+    findings: list[Finding] = []
+    sources = None
+    if repo is not None and root is not None:
+        checkpoint = load_checkpoint(repo)
+        refusals: list[QuantConvertError] = []
+        sources = root, find_sources(checkpoint, find_family(checkpoint), reader_of(repo), refusals)
+        raise_all(refusals)
+    local = LocalFolder(folder)
+    found = check_structure(local, findings)
+    num_checksums = check_sums(folder, findings)
+    errors: list[TensorError] = []
+    if found is not None:
+        more, errors = check_values(folder, found[1], sources)
+        findings += more
+    return Verification(
+        location=local.location,
+        source=repo.location if repo else None,
+        num_files=len(found[0].weight_files) if found else 0,
+        num_tensors=len(found[0].tensors) if found else 0,
+        num_checksums=num_checksums,
+        errors=tuple(errors),
+        findings=tuple(findings),
+    )
+
+
+def raise_findings(verification: Verification) -> None:
+    """All findings as one error, sorted by check."""
+    if verification.is_ok:
+        return
+    count = len(verification.findings)
+    lines = "".join(f"\n  {f.check}: `{f.where}` {f.message}" for f in verification.findings)
+    raise VerificationError(
+        f"verification of `{verification.location}` failed at {verification.failed}, {count} findings:{lines}"
+    )
+
+
+def load_torch() -> None:
+    """Import torch without its complaint that NumPy is missing: neither of us needs it."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Failed to initialize NumPy")
+        import torch  # noqa: F401
+
+
+def _json(value: object) -> bytes:
+    return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()
+
+
+def _peak_rss() -> int:
+    import resource
+    import sys
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

@@ -1,0 +1,108 @@
+"""`quantconvert.json`, which each conversion leaves beside the checkpoint: what was done, and checksums of the result.
+
+No time, host name or path of this machine stands in it: the same source and options give the same report.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from quantconvert.checkpoint.local import open_regular
+from quantconvert.errors import OutputError
+from quantconvert.planning import Plan, Task
+from quantconvert.verification.model import TensorError
+from quantconvert.version import __version__
+
+REPORT_NAME = "quantconvert.json"
+_CHUNK, MAX_NBYTES = 1 << 20, 200_000_000
+
+
+def sha256_of(path: Path, stop: Callable[[], bool] = lambda: False) -> str:
+    """Hexadecimal sha256 of a file's bytes; raises `InterruptedError` once `stop` says so."""
+    digest, buffer = hashlib.sha256(), bytearray(_CHUNK)
+    view = memoryview(buffer)
+    with open(path, "rb", buffering=0, opener=open_regular) as file:
+        while count := file.readinto(buffer):
+            digest.update(view[:count])
+            if stop():
+                raise InterruptedError
+    return digest.hexdigest()
+
+
+def hash_files(folder: Path, names: Sequence[str], workers: int) -> dict[str, str]:
+    """sha256 of each file, by path relative to `folder`; raises `OutputError` where one cannot be read."""
+    stop = threading.Event()
+    with ThreadPoolExecutor(max(1, workers)) as pool:
+        try:
+            sums = list(pool.map(lambda name: sha256_of(folder / name, stop.is_set), names))
+        except BaseException as error:
+            stop.set()
+            if isinstance(error, OSError):
+                raise OutputError(f"cannot read back `{error.filename}`: {error.strerror}") from error
+            raise
+    return dict(zip(names, sums, strict=True))
+
+
+def report_of(
+    plan: Plan, errors: Mapping[str, TensorError], source: Mapping[str, str], files: Mapping[str, str]
+) -> dict[str, Any]:
+    """The content of the report: `errors` by weight; sha256 of the files of `source`, where known, and of the result."""
+    checkpoint = plan.checkpoint
+    return {
+        "quantconvert_version": __version__,
+        "source": {
+            "repository": checkpoint.location if checkpoint.revision else None,
+            "revision": checkpoint.revision,
+            "files": {
+                file.path: {"nbytes": file.nbytes, "sha256": source.get(file.path)} for file in checkpoint.weight_files
+            },
+            "layout_sha256": plan.source_digest,
+        },
+        "job": plan.job.to_json(),
+        "format": plan.format,
+        "source_format": plan.source_format,
+        "plan_sha256": plan.digest,
+        "tensors": {task.source.name: _tensor(task, errors) for task in plan.quantized},
+        "files": dict(sorted(files.items())),
+    }
+
+
+def _tensor(task: Task, errors: Mapping[str, TensorError]) -> dict[str, Any]:
+    error = errors.get(task.source.name)
+    value: dict[str, Any] = {"scheme": task.scheme.label if task.scheme else "plain"}
+    if error is not None:
+        value |= {"relative_error": error.relative_error, "sqnr": error.sqnr}
+    return value
+
+
+def report_bytes(value: Mapping[str, Any]) -> bytes:
+    """The file's content, ending with a checksum of everything before it, so that it can vouch for itself."""
+    return _dumps({**value, "sha256": hashlib.sha256(_dumps(value)).hexdigest()})
+
+
+def _dumps(value: Mapping[str, Any]) -> bytes:
+    return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()
+
+
+def read_report(folder: Path) -> dict[str, Any] | None:
+    """The report in `folder`, None where there is none; raises `ValueError` where it was changed or is none of ours."""
+    path = folder / REPORT_NAME
+    if not path.exists():
+        return None
+    with open(path, "rb", opener=open_regular) as file:
+        content = file.read(MAX_NBYTES + 1)
+    if len(content) > MAX_NBYTES:
+        raise ValueError(f"larger than {MAX_NBYTES} bytes")
+    value = json.loads(content)
+    if not isinstance(value, dict) or not isinstance(value.get("files"), dict):
+        raise ValueError("no `files` in it")
+    rest = {key: item for key, item in value.items() if key != "sha256"}
+    if content != report_bytes(rest):
+        raise ValueError("it was changed after the conversion")
+    return value
