@@ -1,4 +1,4 @@
-"""The library: `plan`, `convert`, `verify`, `repack`, `dequantize`, `inspect`; the command line is a thin shell on it."""
+"""The library: `plan`, `convert`, `verify`, `repack`, `dequantize`, `inspect`. The command line is a shell on it."""
 
 from __future__ import annotations
 

@@ -6,7 +6,7 @@ import os
 import shlex
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
@@ -260,13 +260,29 @@ def dequantize(
 
 def _convert(work: Callable[..., api.Result], json: bool, quiet: bool, verbose: bool) -> None:
     """Run one conversion with progress, and print what it did."""
-    command = shlex.join(["quantconvert", *sys.argv[1:]])
+    command = shlex.join(["quantconvert", *_recorded(sys.argv[1:])])
     with _exit_codes(), nullcontext(silent) if quiet else ProgressReporter(verbose=verbose) as report:
         result = work(report=report, command=command)
     if json:
         print_json(result_json(result))
     if not quiet:
         print_result(result)
+
+
+# Options that change no byte of the result; two stand before a value.
+_UNRECORDED = {"--quiet", "-q", "--verbose", "-v", "--json", "--restart", "--overwrite", "--verify"}
+_UNRECORDED_VALUES = {"--workers", "--memory-limit"}
+
+
+def _recorded(arguments: Sequence[str]) -> list[str]:
+    """The command for the model card, the same for the same result: without what says only how it was made or shown."""
+    kept, skip = [], False
+    for argument in arguments:
+        name = argument.partition("=")[0]
+        if not skip and argument not in _UNRECORDED and name not in _UNRECORDED_VALUES:
+            kept.append(argument)
+        skip = not skip and argument in _UNRECORDED_VALUES
+    return kept[1:] if kept[:1] == ["convert"] else kept
 
 
 def _asked(values: dict[str, Any], recipe: Path | None = None) -> dict[str, Any]:

@@ -36,7 +36,7 @@ def find_fp8(
             continue
         names = [ref.name + suffix for suffix in _SUFFIXES]
         scale = next((refs[name] for name in names if name in refs), None)
-        if scale is None and len(ref.shape) < 2 and not ref.name.endswith(WEIGHT_SUFFIX):
+        if scale is None and len(ref.shape) < 3 and not ref.name.endswith(WEIGHT_SUFFIX):
             continue  # a buffer of its own
         if scale is None:
             wanted = " or ".join(f"`{name}`" for name in names)

@@ -52,7 +52,7 @@ def hash_files(folder: Path, names: Sequence[str], workers: int) -> dict[str, st
 def report_of(
     plan: Plan, errors: Mapping[str, TensorError], source: Mapping[str, str], files: Mapping[str, str]
 ) -> dict[str, Any]:
-    """The content of the report: `errors` by weight; sha256 of the files of `source`, where known, and of the result."""
+    """The content of the report: `errors` by weight; sha256 of the source's files, where known, and of the result's."""
     checkpoint = plan.checkpoint
     return {
         "quantconvert_version": __version__,
