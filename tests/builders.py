@@ -86,8 +86,8 @@ def write_checkpoint(
 
 
 def _fitted(config: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str, Any]:
-    gate = next((t for name, t in tensors.items() if name.endswith("layers.0.mlp.gate_proj.weight")), None)
-    sizes = {"intermediate_size": gate.shape[0], "hidden_size": gate.shape[1]} if gate is not None else {}
+    down = next((t for name, t in tensors.items() if name.endswith("layers.0.mlp.down_proj.weight")), None)
+    sizes = {"intermediate_size": down.shape[1], "hidden_size": down.shape[0]} if down is not None else {}
     return config | {key: size for key, size in sizes.items() if config.get(key) == LLAMA_CONFIG[key]}
 
 

@@ -37,7 +37,8 @@ def tensors_of(layers: int = 1) -> dict[str, Tensor]:
 
 
 def files_of(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir() if path.suffix in (".safetensors", ".json")}
+    found = (path for path in folder.iterdir() if path.suffix in (".safetensors", ".json"))
+    return {path.name: path.read_bytes() for path in found if path.name != "quantconvert.json"}  # names the source
 
 
 def convert(source: Path, out: Path, **options: Any) -> dict[str, bytes]:
