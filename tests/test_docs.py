@@ -42,6 +42,17 @@ def test_the_main_command_is_the_one_shown_and_prints_what_is_shown(tmp_path: Pa
     assert stable(done.stderr) == stable("converting" + shown)
 
 
+def test_verify_prints_what_is_shown(tmp_path: Path):
+    program = [sys.executable, "-m", "quantconvert"]
+    command = shlex.split(readme_command("main")[-1])[1:]
+    words = [str(ROOT / word) if "/" in word else word for word in command]
+    subprocess.run([*program, *words, "--quiet"], cwd=tmp_path, check=True)
+    shown = README.split("$ quantconvert verify", 1)[1].split("```", 1)[0].split("\n", 1)
+    words = [str(ROOT / word) if "/" in word else word for word in shlex.split(shown[0])]
+    done = subprocess.run([*program, "verify", *words], cwd=tmp_path, check=True, capture_output=True, text=True)
+    assert done.stdout.replace(f"{ROOT}/", "") == shown[1]
+
+
 def test_the_test_command_installs_with_the_constraints():
     lines = readme_command("tests")
     assert any("-c constraints.txt" in line and "test" in line for line in lines)
@@ -65,7 +76,7 @@ def test_the_rule_for_auto_is_the_code_s():
     assert README.count("| `compressed-tensors`, symmetric |") == 2
 
 
-@pytest.mark.parametrize("command", ["convert", "plan", "inspect"])
+@pytest.mark.parametrize("command", ["convert", "plan", "inspect", "verify", "repack", "dequantize"])
 def test_help_describes_every_option(command: str):
     words = [sys.executable, "-m", "quantconvert", command, "--help"]
     text = subprocess.run(words, capture_output=True, text=True, check=True).stdout

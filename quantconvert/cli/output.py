@@ -185,10 +185,12 @@ def result_json(result: Result) -> dict[str, object]:
 
 def print_verification(found: Verification, verbose: bool) -> None:
     """What was checked and how far the weights are, on stdout; everything that is wrong, on stderr."""
-    count = counted(found.num_checksums, "file") + " as the conversion left it" + "s" * (found.num_checksums != 1)
+    count = (
+        f"{counted(found.num_checksums, 'file')} as the conversion left {'it' if found.num_checksums == 1 else 'them'}"
+    )
     rows = [
         ("checkpoint", f"{found.location}: {found.num_tensors} tensors in {counted(found.num_files, 'file')}"),
-        ("checksums", count if found.num_checksums else "none recorded (no quantconvert.json)"),
+        ("checksums", count if found.num_checksums else "none: no quantconvert.json that can be read"),
     ]
     if found.source:
         rows.append(("source", f"{found.source}: {counted(len(found.errors), 'weight')} compared"))
