@@ -160,7 +160,8 @@ def _execute(made: Plan, repo: Repo, folder: OutputFolder, journal: Journal, tar
         errors = {error.name: error for error in verification.errors}
     names = [file.path for file in checkpoint.weight_files] if target.verify else []
     source = hash_files(root, names, made.execution.workers)
-    files = hash_files(folder.state, folder.files, made.execution.workers)
+    built = [path for path in folder.files if path != REPORT_NAME]  # there may be one of an interrupted commit
+    files = hash_files(folder.state, built, made.execution.workers)
     folder.write(REPORT_NAME, report_bytes(report_of(made, errors, source, files)))
     folder.commit()
 

@@ -16,7 +16,6 @@ import quantconvert
 from quantconvert import CheckpointError, OutputError
 from quantconvert.events import Event, Note, Progress, ShardWritten
 from quantconvert.planning import Output
-from quantconvert.run.execute import ThreadExecutor
 from quantconvert.run.io import Workspace
 from quantconvert.run.output import OutputFolder
 from quantconvert.run.writer import ShardWriter
@@ -305,14 +304,15 @@ def test_a_file_system_without_locks(source: Path, out: Path, whole: dict[str, s
 
 def test_checksums_of_the_result(source: Path, out: Path, monkeypatch: pytest.MonkeyPatch):
     """sha256 of each tensor's bytes on disk, whether this run or the interrupted one wrote them; copies have none."""
-    found: list[dict[str, str]] = []
-    run = ThreadExecutor.run
+    found: dict[str, str] = {}
+    done = ShardWriter.task_done
 
-    def recorded(self: ThreadExecutor) -> Any:
-        found.append(dict(run(self)))
-        return found[-1]
+    def recorded(self: ShardWriter, index: int, sums: tuple[str, ...]) -> None:
+        done(self, index, sums)
+        outputs = self.plan.tasks[index].outputs
+        found.update({output.name: value for output, value in zip(outputs, sums, strict=bool(sums))})
 
-    monkeypatch.setattr(ThreadExecutor, "run", recorded)
+    monkeypatch.setattr(ShardWriter, "task_done", recorded)
     monkeypatch.setattr("quantconvert.planning.memory.TILE_ELEMENTS", 1 << 10)
     monkeypatch.setattr("quantconvert.planning.memory.TILE_BYTES_PER_ELEMENT", 1)
     read_back: list[str] = []
@@ -329,8 +329,8 @@ def test_checksums_of_the_result(source: Path, out: Path, monkeypatch: pytest.Mo
     result = quantconvert.convert(source, out, **options)
     tensors = read_tensors(out)
     expected = {o.name for task in result.plan.quantized for o in task.outputs}
-    assert found[0].keys() == expected
-    for name, value in found[0].items():
+    assert found.keys() == expected
+    for name, value in found.items():
         assert hashlib.sha256(bytes(tensors[name].untyped_storage())).hexdigest() == value
 
 

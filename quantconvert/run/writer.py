@@ -195,12 +195,6 @@ class ShardWriter:
         for shard in complete:
             self._complete(shard)
 
-    @property
-    def checksums(self) -> dict[str, str]:
-        """The sha256 of each finished output tensor's bytes, by name, copies excepted."""
-        tasks = ((self.plan.tasks[index].outputs, sums) for index, sums in self._sums_of.items() if sums)
-        return {output.name: value for outputs, sums in tasks for output, value in zip(outputs, sums, strict=True)}
-
     def _sync(self, shards: list[int]) -> None:
         for shard in shards:
             try:
