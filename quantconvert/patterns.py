@@ -29,6 +29,8 @@ def module_of(name: str) -> str:
 @lru_cache(maxsize=1 << 20)
 def template_of(name: str) -> str:
     """The name with every numeric part replaced by `N`: tensors of all layers share one template."""
+    if name.endswith(WEIGHT_SUFFIX):  # whose module is asked for as often
+        return template_of(name[: -len(WEIGHT_SUFFIX)]) + WEIGHT_SUFFIX
     return _NUMBER.sub("N", name)
 
 

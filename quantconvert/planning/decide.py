@@ -82,14 +82,16 @@ def _check_head(checkpoint: Checkpoint, decisions: Sequence[Decision], errors: l
 def _fused_groups(decisions: Sequence[Decision], fused: Sequence[FusedSet]) -> list[tuple[FusedSet, list[int]]]:
     """Each fused set that the checkpoint holds, with the positions of its members' weights."""
     at = {d.ref.name: i for i, d in enumerate(decisions)}
+    leading: dict[str, list[str]] = {}
+    for name in at:
+        stem, dot, member = name.removesuffix(WEIGHT_SUFFIX).rpartition(".")
+        if dot and name.endswith(WEIGHT_SUFFIX):
+            leading.setdefault(member, []).append(stem)
     groups = []
     for fused_set in fused:
-        first = f".{fused_set.members[0]}{WEIGHT_SUFFIX}"
-        for name in at:
-            if name.endswith(first):
-                stem = name[: -len(first)]
-                members = [at.get(f"{stem}.{member}{WEIGHT_SUFFIX}") for member in fused_set.members]
-                groups.append((fused_set, [i for i in members if i is not None]))
+        for stem in leading.get(fused_set.members[0], ()):
+            members = [at.get(f"{stem}.{member}{WEIGHT_SUFFIX}") for member in fused_set.members]
+            groups.append((fused_set, [i for i in members if i is not None]))
     return groups
 
 

@@ -20,20 +20,23 @@ def check_dims(
     rows = classifier.family.dims if classifier.family else ()
 
     @cache
-    def row_of(template: str) -> Dims | None:
-        return next((row for row in rows if re.search(row.pattern, template)), None)
+    def expected(template: str) -> tuple[Dims, tuple[int, int]] | None:
+        """The row that speaks of a module, and the sizes that the config gives for it."""
+        row = next((row for row in rows if re.search(row.pattern, template)), None)
+        sizes = (config.get(row.out_features), config.get(row.in_features)) if row else (None, None)
+        return (row, (sizes[0], sizes[1])) if row and type(sizes[0]) is int and type(sizes[1]) is int else None
 
     seen: set[str] = set()
-    for source in sources.tensors:
+    for source in sources.tensors if rows else ():
         if len(source.shape) != 2 or not source.name.endswith(WEIGHT_SUFFIX):
             continue
         template = template_of(source.name.removesuffix(WEIGHT_SUFFIX))
-        row = row_of(template)
-        sizes = tuple(config.get(key) for key in (row.out_features, row.in_features)) if row else ()
-        if row is None or template in seen or not all(type(size) is int for size in sizes) or source.shape == sizes:
+        found = expected(template)
+        if found is None or source.shape == found[1] or template in seen:
             continue
         if classifier.role(source).reason is not None:
             continue  # a vision tower has an `mlp` of its own
+        row, sizes = found
         seen.add(template)
         errors.append(
             CheckpointError(

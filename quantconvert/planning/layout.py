@@ -9,8 +9,8 @@ from __future__ import annotations
 import struct
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from json.encoder import encode_basestring
+from typing import NamedTuple
 
 from quantconvert.checkpoint.files import SINGLE_NAME
 from quantconvert.dtypes import DTYPES, nbytes_of
@@ -20,8 +20,7 @@ from quantconvert.planning.model import Output, Shard
 from quantconvert.sources import Source, Weight
 
 
-@dataclass(frozen=True, slots=True)
-class Promise:
+class Promise(NamedTuple):
     """An output tensor that has no place yet."""
 
     name: str
@@ -99,9 +98,9 @@ def place(units: Sequence[Sequence[Promise]], max_nbytes: int) -> tuple[list[tup
 
 def _check_names(units: Sequence[Sequence[Promise]]) -> None:
     """A source tensor may be called what a format calls one of its own."""
-    counts = Counter(promise.name for unit in units for promise in unit)
-    twice = next((name for name, count in counts.items() if count > 1), None)
-    if twice:
+    names = [promise.name for unit in units for promise in unit]
+    if len(set(names)) < len(names):
+        twice = Counter(names).most_common(1)[0][0]
         raise UnsupportedError(f"the result would hold `{twice}` twice: it is in the source, and made from a weight")
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from quantconvert.dtypes import DTYPES
 from quantconvert.errors import UnsupportedError
@@ -47,10 +48,48 @@ def cut(source: Source, shape: tuple[int, ...], turned_nbytes: int, multiple: in
     they are turned. Other outputs are written tile by tile. One `multiple` of rows is the least there can be, so the
     peak may exceed what there is room for; the plan refuses when it exceeds the whole budget.
     """
+    costs = _costs(source, execution)
+    return _cut(shape, costs, turned_nbytes, multiple, execution, TILE_ELEMENTS, TILE_BYTES_PER_ELEMENT)
+
+
+@dataclass(frozen=True, slots=True)
+class _Costs:
+    """What reading takes beside tiles of float32: raw bytes an element, bytes held throughout, and bytes for each row
+    of a slab of `slab_rows` (or of a tile, if that is more) where the source is stored transposed.
+    """
+
+    raw: int
+    held: int = 0
+    row_nbytes: int = 0
+    slab_rows: int = 0
+
+
+def _costs(source: Source, execution: Execution) -> _Costs:
+    if not isinstance(source, Weight):
+        return _Costs(DTYPES[source.dtype].bits // 8)
+    if source.stored is not None:  # what is stored transposed is read whole
+        specs = specs_of(get_format(source.layout or ""), source.stored)
+        return _Costs(source.bytes_per_element, sum(spec.nbytes for spec in specs.values() if spec.transposed))
+    if not source.view.transposed:
+        return _Costs(source.bytes_per_element, source.held_nbytes)
+    rows = turned_rows(source, execution)
+    return _Costs(source.bytes_per_element, source.held_nbytes, source.row_nbytes, rows)
+
+
+@lru_cache(maxsize=4096)  # the experts of a model are cut alike
+def _cut(
+    shape: tuple[int, ...],
+    costs: _Costs,
+    turned_nbytes: int,
+    multiple: int,
+    execution: Execution,
+    tile_elements: int,
+    tile_bytes: int,
+) -> Cut:
     rows, columns = shape
-    tile_rows = _aligned(TILE_ELEMENTS // max(1, columns), multiple, rows)
-    raw = source.bytes_per_element if isinstance(source, Weight) else DTYPES[source.dtype].bits // 8
-    tile = tile_rows * columns * (TILE_BYTES_PER_ELEMENT + raw) + _held(source, tile_rows, execution)
+    tile_rows = _aligned(tile_elements // max(1, columns), multiple, rows)
+    held = costs.held + max(tile_rows, costs.slab_rows) * costs.row_nbytes
+    tile = tile_rows * columns * (tile_bytes + costs.raw) + held
     if not turned_nbytes:
         return Cut(tile_rows, rows, tile)
     per_row = turned_nbytes / rows
@@ -59,17 +98,6 @@ def cut(source: Source, shape: tuple[int, ...], turned_nbytes: int, multiple: in
     if slab_rows < rows:
         slab_rows = slab_rows // tile_rows * tile_rows
     return Cut(tile_rows, slab_rows, tile + 2 * int(slab_rows * per_row))
-
-
-def _held(source: Source, tile_rows: int, execution: Execution) -> int:
-    """Bytes that the reader of `source` keeps beside its tiles."""
-    if not isinstance(source, Weight):
-        return 0
-    if source.stored is not None:  # what is stored transposed is read whole
-        specs = specs_of(get_format(source.layout or ""), source.stored)
-        return sum(spec.nbytes for spec in specs.values() if spec.transposed)
-    turned = max(tile_rows, turned_rows(source, execution)) * source.row_nbytes if source.view.transposed else 0
-    return turned + source.held_nbytes
 
 
 def read_multiple(source: Source) -> int:

@@ -7,7 +7,7 @@ import json
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from quantconvert.checkpoint import Checkpoint, TensorRef
 from quantconvert.checkpoint.files import INDEX_NAME
@@ -20,8 +20,7 @@ from quantconvert.sources import Dropped, Source, Weight, refs_of
 Operation = Literal["quantize", "copy", "split", "repack", "dequantize"]
 
 
-@dataclass(frozen=True, slots=True)
-class Output:
+class Output(NamedTuple):
     """One tensor of the result and its place: `nbytes` at `offset` (from the start of the file) of shard `shard`.
 
     `rows_per_element` and `transposed` say how a block of source rows lands in it, as in `formats.TensorSpec`.

@@ -20,11 +20,9 @@ from quantconvert.sources.model import Source, View, Weight
 
 
 def split_source(
-    source: Source, family: Family | None, config: Mapping[str, Any], errors: list[QuantConvertError]
+    source: Source, family: Family, config: Mapping[str, Any], errors: list[QuantConvertError]
 ) -> list[Source]:
     """The weights that `source` holds: itself alone, itself turned, or one for each expert and projection."""
-    if family is None:
-        return [source]
     bare = source.name.removesuffix(WEIGHT_SUFFIX)
     rows = sorted(family.fused_experts, key=lambda row: row.experts not in config)  # what the config speaks of first
     for row in rows:

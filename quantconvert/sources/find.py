@@ -72,7 +72,9 @@ def find_sources(
             )
         )
     config = checkpoint.text_config
-    tensors = [part for source in plain for part in split_source(source, family, config, errors)]
+    tensors: list[Source] = plain
+    if family is not None and (family.fused_experts or family.transposed):
+        tensors = [part for source in plain for part in split_source(source, family, config, errors)]
     _check_names(tensors, errors)
     return Sources(tuple(tensors), tuple(dropped.values()), method)
 
@@ -147,7 +149,7 @@ def _aliases(checkpoint: Checkpoint) -> Iterator[tuple[TensorRef, str]]:
     if checkpoint.config.get("tie_word_embeddings", checkpoint.text_config.get("tie_word_embeddings")) is False:
         return
     first: dict[tuple[str, int, int], str] = {}
-    for ref in checkpoint.tensors:
+    for ref in checkpoint.tensors if any(file.path.endswith(".bin") for file in checkpoint.weight_files) else ():
         known = first.setdefault((ref.file, ref.offset, ref.nbytes), ref.name)
         if known != ref.name and ref.nbytes and _is_table(known) and _is_table(ref.name):
             yield ref, known

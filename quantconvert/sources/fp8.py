@@ -34,12 +34,11 @@ def find_fp8(
     for ref in refs.values():
         if not ref.dtype.startswith(("F8_E4M3", "F8_E5M2")):
             continue
-        names = [ref.name + suffix for suffix in _SUFFIXES]
-        scale = next((refs[name] for name in names if name in refs), None)
+        scale = refs.get(ref.name + _SUFFIXES[0]) or refs.get(ref.name + _SUFFIXES[1])
         if scale is None and len(ref.shape) < 3 and not ref.name.endswith(WEIGHT_SUFFIX):
             continue  # a buffer of its own
         if scale is None:
-            wanted = " or ".join(f"`{name}`" for name in names)
+            wanted = " or ".join(f"`{ref.name}{suffix}`" for suffix in _SUFFIXES)
             errors.append(CheckpointError(f"tensor `{ref.name}` in `{ref.file}` is {ref.dtype}: expected {wanted}"))
             continue
         try:
