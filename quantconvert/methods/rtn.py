@@ -149,9 +149,11 @@ def quantize(
 
 def _norms(w_OI: Tensor) -> Tensor:
     """The norm of each row; in float64 where float32 does not hold the squares of a row that is not all zero."""
-    norms = torch.linalg.vector_norm(w_OI, dim=1)
+    norms: Tensor = torch.linalg.vector_norm(w_OI, dim=1)
     fits = (norms > 1e-17) & (norms < 1e19)
-    return norms if bool(fits.all()) else torch.linalg.vector_norm(w_OI, dim=1, dtype=torch.float64)
+    if not bool(fits.all()):
+        norms = torch.linalg.vector_norm(w_OI, dim=1, dtype=torch.float64)
+    return norms
 
 
 def _squares(norms: Tensor) -> float:
