@@ -166,14 +166,15 @@ def spots(block: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
     return [place for key, item in items for place in [(*path, key), *spots(item, (*path, key))]]
 
 
+@pytest.mark.filterwarnings("ignore:Possible nested set:FutureWarning")
 @every_layout
 def test_hostile_configs_give_findings(layout: str, copy: Callable[..., Path]):
     """Any value in any place, as a key of `dynamic` and as an entry too: findings, at once, and no traceback."""
     out = copy(layout)
     (out / REPORT).rename(out / "kept.json")
     original = json.loads((out / "config.json").read_text())
-    for place in spots(original["quantization_config"]):
-        for hostile in HOSTILE:
+    for i, place in enumerate(spots(original["quantization_config"])):
+        for hostile in HOSTILE[i % 2 :: 2]:
             config = json.loads(json.dumps(original))
             inner = config["quantization_config"]
             for key in place[:-1]:
@@ -191,5 +192,5 @@ def test_hostile_configs_give_findings(layout: str, copy: Callable[..., Path]):
             entries.insert(0, f"re:{hostile}" if layout == "compressed-tensors" else hostile)
         (out / "config.json").write_text(json.dumps(config))
         found = quantconvert.verify(out)
-        if isinstance(hostile, str) and hostile not in ("", "\\", "[") and layout != "rtn":
+        if isinstance(hostile, str) and hostile not in ("", "\\"):
             assert not found.is_ok, hostile
