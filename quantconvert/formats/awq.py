@@ -14,7 +14,16 @@ from typing import TYPE_CHECKING, Any
 
 from quantconvert.checkpoint import TensorRef
 from quantconvert.errors import CheckpointError, UnsupportedError
-from quantconvert.formats.base import Format, Selection, Stored, StoredReader, TensorSpec, grouped_scheme, skipped_by
+from quantconvert.formats.base import (
+    Format,
+    Selection,
+    Stored,
+    StoredReader,
+    TensorSpec,
+    grouped_scheme,
+    skipped_by,
+    width_by,
+)
 from quantconvert.patterns import cover
 from quantconvert.schemes import Scheme
 
@@ -138,6 +147,9 @@ class Awq(Format):
         names = [str(name) for name in block.get("modules_to_not_convert") or ()]
         skipped = skipped_by(block)
         return lambda module: any(name in module for name in names) or skipped(module)
+
+    def width(self, block: Mapping[str, Any], module: str) -> tuple[int, int] | None:
+        return width_by(block, module)
 
     def load_hint(self, out: str, scheme: Scheme) -> list[str]:
         return [f"vllm serve {out}", f'AutoModelForCausalLM.from_pretrained("{out}")  # transformers + gptqmodel']

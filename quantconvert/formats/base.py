@@ -16,6 +16,7 @@ from quantconvert.checkpoint import TensorRef
 from quantconvert.dtypes import nbytes_of
 from quantconvert.errors import UnsupportedError
 from quantconvert.families import FusedSet
+from quantconvert.patterns import check_foreign
 from quantconvert.schemes import Scheme
 
 if TYPE_CHECKING:
@@ -126,8 +127,22 @@ def grouped_scheme(num_bits: int, symmetric: bool, columns: int, groups: int, de
 def skipped_by(block: Mapping[str, Any]) -> Callable[[str], bool]:
     """Whether a `dynamic` rule of GPTQModel (`-:REGEX`) leaves a module alone."""
     rules = [str(rule) for rule in block.get("dynamic") or ()]
-    patterns = [re.compile(rule.removeprefix("-:")) for rule in rules if rule.startswith("-:")]
+    patterns = [re.compile(check_foreign(rule.removeprefix("-:"))) for rule in rules if rule.startswith("-:")]
     return lambda module: any(pattern.match(module) for pattern in patterns)
+
+
+def width_by(block: Mapping[str, Any], module: str) -> tuple[int, int] | None:
+    """Bits and group size (-1 per channel) that AWQ's or GPTQ's config states for a module; None where it does not.
+
+    The first `dynamic` rule of GPTQModel (`+:REGEX`) that matches has its own.
+    """
+    fields = dict(block)
+    for rule, own in (block.get("dynamic") or {}).items():
+        if not str(rule).startswith("-:") and re.match(check_foreign(str(rule).removeprefix("+:")), module):
+            fields |= own
+            break
+    bits, size = fields.get("bits", fields.get("w_bit")), fields.get("group_size", fields.get("q_group_size"))
+    return None if bits is None or size is None else (int(bits), int(size))
 
 
 class Format(ABC):
@@ -196,6 +211,10 @@ class Format(ABC):
     @abstractmethod
     def leaves(self, block: Mapping[str, Any]) -> Callable[[str], bool]:
         """Whether a config block tells engines to leave the linear layer of a name alone."""
+
+    def width(self, block: Mapping[str, Any], module: str) -> tuple[int, int] | None:
+        """Bits and group size that a config block states for a module, where reading does not follow them anyway."""
+        return None
 
     @abstractmethod
     def load_hint(self, out: str, scheme: Scheme) -> list[str]:

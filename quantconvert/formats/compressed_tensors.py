@@ -202,7 +202,7 @@ class CompressedTensors(Format):
 
     def leaves(self, block: Mapping[str, Any]) -> Callable[[str], bool]:
         groups = [_Group.read(group) for group in (block.get("config_groups") or {}).values()]
-        ignored = [compile_pattern(str(pattern)) for pattern in block.get("ignore") or ()]
+        ignored = [compile_pattern(check_foreign(str(pattern))) for pattern in block.get("ignore") or ()]
 
         def left(module: str) -> bool:
             if any(matches(module) for matches in ignored):

@@ -20,7 +20,16 @@ from typing import TYPE_CHECKING, Any
 
 from quantconvert.checkpoint import TensorRef
 from quantconvert.errors import CheckpointError, UnsupportedError
-from quantconvert.formats.base import Format, Selection, Stored, StoredReader, TensorSpec, grouped_scheme, skipped_by
+from quantconvert.formats.base import (
+    Format,
+    Selection,
+    Stored,
+    StoredReader,
+    TensorSpec,
+    grouped_scheme,
+    skipped_by,
+    width_by,
+)
 from quantconvert.patterns import cover
 from quantconvert.schemes import Scheme
 from quantconvert.version import __version__
@@ -182,6 +191,9 @@ class Gptq(Format):
 
     def leaves(self, block: Mapping[str, Any]) -> Callable[[str], bool]:
         return skipped_by(block)
+
+    def width(self, block: Mapping[str, Any], module: str) -> tuple[int, int] | None:
+        return width_by(block, module)
 
     def load_hint(self, out: str, scheme: Scheme) -> list[str]:
         lines = [f'AutoModelForCausalLM.from_pretrained("{out}")  # transformers + optimum + gptqmodel']

@@ -144,7 +144,7 @@ class Rtn(Format):
         }
 
     def leaves(self, block: Mapping[str, Any]) -> Callable[[str], bool]:
-        patterns = [re.compile(str(pattern)) for pattern in block.get("modules_to_not_convert") or ()]
+        patterns = [re.compile(check_foreign(str(p))) for p in block.get("modules_to_not_convert") or ()]
         return lambda module: any(pattern.match(module) for pattern in patterns)
 
     def load_hint(self, out: str, scheme: Scheme) -> list[str]:

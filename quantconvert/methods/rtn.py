@@ -134,7 +134,7 @@ def quantize(
     half = 1 << (scheme.num_bits - 1)
     w_OGS = w_OI.view(w_OI.shape[0], -1, scheme.group_size or w_OI.shape[1])
     if noise is not None:
-        noise.signal += _squares(torch.linalg.vector_norm(w_OI, dim=1))
+        noise.signal += _squares(_norms(w_OI))
     w_OGS.div_(scale.float().unsqueeze(-1))
     if zero_point is not None:
         w_OGS.add_(zero_point.unsqueeze(-1))
@@ -143,8 +143,17 @@ def quantize(
     codes = rounded.view(torch.int32).to(torch.uint8)
     if noise is not None:
         w_OI.sub_(rounded.sub_(ROUND + half))
-        noise.noise += _squares(torch.linalg.vector_norm(w_OGS, dim=2).mul_(scale.float()))
+        noise.noise += _squares(torch.linalg.vector_norm(w_OGS, dim=2).double() * scale.double())
     return Quantized(codes, scale, None if zero_point is None else (zero_point + half).to(torch.uint8))
+
+
+def _norms(w_OI: Tensor) -> Tensor:
+    """The norm of each row; in float64 where float32 does not hold the squares of a row that is not all zero."""
+    norms: Tensor = torch.linalg.vector_norm(w_OI, dim=1)
+    fits = (norms > 1e-17) & (norms < 1e19)
+    if not bool(fits.all()):
+        norms = torch.linalg.vector_norm(w_OI, dim=1, dtype=torch.float64)
+    return norms
 
 
 def _squares(norms: Tensor) -> float:

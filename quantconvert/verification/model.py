@@ -39,8 +39,8 @@ class TensorError:
     @classmethod
     def of(cls, name: str, scheme: str, max_error: float, noise: float, signal: float) -> TensorError:
         """From the sums of squares of the difference (`noise`) and of the source (`signal`)."""
-        relative = float(f"{sqrt(noise / signal):.6g}") if signal else 0.0
-        sqnr = round(10 * log10(signal / noise), 2) if noise and signal else None
+        relative = float(f"{sqrt(noise) / sqrt(signal):.6g}") if signal else 0.0
+        sqnr = round(10 * (log10(signal) - log10(noise)), 2) if noise and signal else None
         return cls(name, scheme, round(max_error, 4), relative, sqnr)
 
 

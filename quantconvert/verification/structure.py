@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from typing import Any
 
 from quantconvert.checkpoint import Checkpoint, LocalFolder, load_checkpoint
 from quantconvert.checkpoint.files import INDEX_NAME, STATE_FOLDER
-from quantconvert.errors import QuantConvertError, Refusal
+from quantconvert.checkpoint.header import parse_object
+from quantconvert.checkpoint.load import MAX_JSON_VALUES
+from quantconvert.errors import CheckpointError, QuantConvertError, Refusal
 from quantconvert.families import Classifier
 from quantconvert.formats import FORMATS, Format
 from quantconvert.patterns import WEIGHT_SUFFIX
@@ -41,7 +42,8 @@ def check_structure(local: LocalFolder, findings: list[Finding]) -> tuple[Checkp
         return None
     try:
         _check_config(folder, checkpoint, sources.tensors, findings)
-    except (re.error, QuantConvertError, AttributeError, TypeError, ValueError) as error:
+    except (re.error, QuantConvertError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError,
+            RecursionError) as error:  # fmt: skip
         findings.append(Finding("structure", "config.json", f"quantization_config cannot be read: {error}"))
     return checkpoint, sources.tensors
 
@@ -56,12 +58,19 @@ def _check_index(folder: Path, checkpoint: Checkpoint, findings: list[Finding]) 
     findings += [Finding("structure", path, "belongs to no checkpoint, but engines may load it") for path in strangers]
     if not (folder / INDEX_NAME).is_file():
         return
-    index = json.loads((folder / INDEX_NAME).read_bytes())
-    weight_map = index.get("weight_map", {})
+    try:
+        index = parse_object((folder / INDEX_NAME).read_bytes(), f"`{INDEX_NAME}`", max_values=MAX_JSON_VALUES)
+    except (OSError, CheckpointError) as error:
+        findings.append(Finding("structure", INDEX_NAME, str(error)))
+        return
+    weight_map, metadata = index.get("weight_map"), index.get("metadata") or {}
+    if not isinstance(weight_map, dict) or not isinstance(metadata, dict):
+        findings.append(Finding("structure", INDEX_NAME, "expected objects as weight_map and metadata"))
+        return
     for ref in checkpoint.tensors:
         if weight_map.get(ref.name) != ref.file:
             findings.append(Finding("structure", ref.name, f"lies in `{ref.file}`, which `{INDEX_NAME}` does not say"))
-    total = (index.get("metadata") or {}).get("total_size")
+    total = metadata.get("total_size")
     if total is not None and total != checkpoint.nbytes:
         message = f"total_size: expected {checkpoint.nbytes} bytes of tensors, got {total}"
         findings.append(Finding("structure", INDEX_NAME, message))
@@ -81,10 +90,22 @@ def _check_config(folder: Path, checkpoint: Checkpoint, tensors: tuple[Source, .
         if isinstance(source, Weight) and source.num_bits is not None:
             if leaves(module):
                 findings.append(Finding("structure", module, "is quantized, but quantization_config leaves it alone"))
+            _check_width(source, layout.width(block, module), findings)
         elif ours and len(source.shape) == 2 and source.name.endswith(WEIGHT_SUFFIX) and not module.endswith("lm_head"):
             reason = classifier.role(source).reason
             if (reason is None or reason in LINEAR_REASONS) and not leaves(module):
                 findings.append(Finding("structure", module, "is plain, but quantization_config says it is quantized"))
+
+
+def _check_width(weight: Weight, stated: tuple[int, int] | None, findings: list[Finding]) -> None:
+    """Engines take bits and group size from the config, where we take them from the tensors."""
+    if stated is None or weight.stored is None:
+        return
+    scheme, columns = weight.stored.scheme, weight.shape[1]
+    bits, size = stated
+    if (bits, -(-columns // size) if size > 0 else 1) != (scheme.num_bits, scheme.num_groups(columns)):
+        message = f"is {scheme.label}, but quantization_config says bits {bits}, group_size {size}"
+        findings.append(Finding("structure", weight.module, message))
 
 
 def check_sums(folder: Path, findings: list[Finding]) -> int:

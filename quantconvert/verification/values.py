@@ -2,7 +2,7 @@
 
 Round-to-nearest promises that each code is a nearest one to the clipped value: |clip(w / s + z) - code| <= 1/2. How far
 the value may lie outside the codes' range is bounded too, by the rounding of the scale to its dtype and, where there is
-a zero point, by that of the zero point.
+a zero point, by that of the zero point. A scale of zero, which others write, makes every weight of its group zero.
 
 Legend: O rows of a block, I columns, G groups of a row, S columns of a group.
 """
@@ -82,6 +82,8 @@ class ValueCheck:
         """A tensor in high precision: the source's bytes, or its values decoded and rounded once."""
         assert isinstance(tensor, TensorRef)
         assert self.source_files
+        if isinstance(origin, Weight) and origin.encoding == "plain" and origin.view.expert is None:
+            origin = origin.values  # stored transposed, and kept so
         if tensor.shape != origin.shape:
             self._add("values", tensor.name, f"expected shape {list(origin.shape)}, got {list(tensor.shape)}")
             return
@@ -90,7 +92,7 @@ class ValueCheck:
         elif len(origin.shape) == 1:
             raw = torch.empty(tensor.shape, dtype=torch_dtype(tensor.dtype))
             self.files.read_into(tensor.file, bytes_of(raw), tensor.offset)
-            same = torch.equal(raw, read_part(origin, self.source_files))
+            same = bytes_of(raw) == bytes_of(read_part(origin, self.source_files))
         else:
             same = self._same_values(tensor, origin)
         if not same:
@@ -113,7 +115,7 @@ class ValueCheck:
         theirs = open_reader(origin, self.source_files, self.source_work, self.execution)
         for begin, end in spans(0, tensor.shape[0], _tile(tensor.shape, read_multiple(origin))):
             expected = theirs.rows(begin, end).to(torch_dtype(tensor.dtype)).float()
-            if not torch.equal(mine.rows(begin, end), expected):
+            if not torch.allclose(mine.rows(begin, end), expected, rtol=0, atol=0, equal_nan=True):
                 return False
         return True
 
@@ -127,7 +129,7 @@ class ValueCheck:
         theirs = None
         if origin is not None and self.source_files:
             theirs = open_reader(origin, self.source_files, self.source_work, self.execution)
-        sums = _Sums()
+        sums = _Sums(stored.scheme, (origin.dtype if origin else tensor.dtype, tensor.dtype))
         multiple = math.lcm(read_multiple(tensor), read_multiple(origin) if origin else 1)
         for begin, end in spans(0, tensor.shape[0], _tile(tensor.shape, multiple)):
             quantized = mine.rows(begin, end)
@@ -136,43 +138,73 @@ class ValueCheck:
                 self._add("codes", tensor.module, f"rows {begin} to {end - 1}: {problem}")
                 return
             if theirs is not None:
-                sums.add(theirs.rows(begin, end), quantized, stored.scheme, mine.column_groups)
+                sums.add(theirs.rows(begin, end), quantized, mine.column_groups)
         if origin is not None:
-            self._judge(tensor, origin, sums, stored.scheme)
+            self._judge(tensor, sums)
 
-    def _judge(self, tensor: Weight, origin: Source, sums: _Sums, scheme: Scheme) -> None:
-        name, bound = tensor.name, _outside(scheme, origin.dtype, tensor.dtype)
-        self.errors.append(TensorError.of(name, scheme.label, sums.steps, sums.noise, sums.signal))
+    def _judge(self, tensor: Weight, sums: _Sums) -> None:
+        if all(map(math.isfinite, (sums.steps, sums.noise, sums.signal))):
+            self.errors.append(TensorError.of(tensor.name, sums.scheme.label, sums.steps, sums.noise, sums.signal))
         if not sums.inside <= 0.5 + ROUNDING:
             message = f"a code is {sums.inside:.4f} steps from its value: expected at most 0.5"
             self._add("values", tensor.module, message)
-        elif not sums.steps <= bound:
+        elif not sums.excess <= 0:
+            bound = sums.steps - sums.excess
             message = f"a value lies {sums.steps:.4f} steps from its code: expected at most {bound:.4f} with clipping"
             self._add("values", tensor.module, message)
 
 
 class _Sums:
-    """Largest and summed errors of one weight, in float64, over its blocks in order."""
+    """Largest and summed errors of one weight, in float64, over its blocks in order.
 
-    def __init__(self) -> None:
+    steps: the largest error, before clipping; excess: by how much the worst one is larger than it may be; inside: the
+    largest after clipping. dtypes: that in which the scale was computed, and that of the stored scale.
+    """
+
+    def __init__(self, scheme: Scheme, dtypes: tuple[str, str]) -> None:
+        self.scheme, self.dtypes = scheme, dtypes
         self.inside = self.steps = self.noise = self.signal = 0.0
+        self.excess = -math.inf
 
-    def add(self, w_OI: Tensor, quantized: Quantized, scheme: Scheme, order: Tensor | None) -> None:
+    def add(self, w_OI: Tensor, quantized: Quantized, order: Tensor | None) -> None:
         """Take in a block: `w_OI` float32, its codes, and GPTQ's group of each column where they are out of order."""
-        decoded_OI = dequantize(quantized, scheme, order)
-        noise_OI = (decoded_OI - w_OI).double()
-        self.noise += float(noise_OI.square().sum())
-        self.signal += float(w_OI.double().square().sum())
-        scale_OG, zero_OG = quantized.scale.float(), quantized.zero_points(scheme).float()
+        noise = _squares(dequantize(quantized, self.scheme, order).sub_(w_OI))
+        steps_OI, scale_OG = self._steps(w_OI, quantized, order)
+        if not math.isfinite(noise):  # a product that float32 does not hold
+            groups = _groups(w_OI, scale_OG) if order is None else order
+            noise = _squares(steps_OI.double().mul_(scale_OG.double()[:, groups]))
+        self.noise += noise
+        self.signal += _squares(w_OI)
+        codes_OI = quantized.codes.float()
+        top = (1 << self.scheme.num_bits) - 1
+        self.inside = _larger(self.inside, ((steps_OI + codes_OI).clamp_(0, top) - codes_OI).abs_().max())
+        off_OI = steps_OI.abs_()
+        self.steps = _larger(self.steps, off_OI.max())
+        bound_OG = _outside(self.scheme, scale_OG, self.dtypes)
         if order is not None:
-            x_OI = w_OI / scale_OG[:, order] + zero_OG[:, order]
+            self.excess = _larger(self.excess, (off_OI - bound_OG[:, order]).max())
         else:
-            x_OGS = w_OI.view(w_OI.shape[0], scale_OG.shape[1], -1)
-            x_OI = (x_OGS / scale_OG.unsqueeze(-1) + zero_OG.unsqueeze(-1)).view(w_OI.shape)
-        codes = quantized.codes.float()
-        self.steps = _larger(self.steps, (x_OI - codes).abs().max())
-        clipped = x_OI.clamp(0, (1 << scheme.num_bits) - 1)
-        self.inside = _larger(self.inside, (clipped - codes).abs().max())
+            off_OG = off_OI.view(off_OI.shape[0], scale_OG.shape[1], -1).amax(-1)
+            self.excess = _larger(self.excess, (off_OG - bound_OG).max())
+
+    def _steps(self, w_OI: Tensor, quantized: Quantized, order: Tensor | None) -> tuple[Tensor, Tensor]:
+        """How many steps each value is from its code, with its sign, and the scales; infinite where none helps."""
+        scale_OG, zero_OG = quantized.scale.float(), quantized.zero_points(self.scheme).float()
+        codes_OI = quantized.codes.float()
+        order = _groups(w_OI, scale_OG) if order is None else order
+        steps_OI = (w_OI / scale_OG[:, order]).add_(zero_OG[:, order]).sub_(codes_OI)
+        if bool((scale_OG == 0).any()):
+            steps_OI.masked_fill_((scale_OG == 0)[:, order] & (w_OI == 0), 0.0)
+        return steps_OI, scale_OG
+
+
+def _groups(w_OI: Tensor, scale_OG: Tensor) -> Tensor:
+    """The group of each column [I], in their order."""
+    return torch.arange(scale_OG.shape[1]).repeat_interleave(w_OI.shape[1] // scale_OG.shape[1])
+
+
+def _squares(values: Tensor) -> float:
+    return float(values.double().square_().sum())
 
 
 def _larger(known: float, value: Tensor) -> float:
@@ -195,16 +227,23 @@ def _range_problem(quantized: Quantized, scheme: Scheme) -> str | None:
     return None
 
 
-_EPSILON: Mapping[str, float] = {"BF16": 2.0**-8, "F16": 2.0**-11, "F32": 2.0**-24}
+# Half the distance from 1 to the next number, and the smallest number, of each dtype of scales.
+_PRECISION: Mapping[str, tuple[float, float]] = {
+    "BF16": (2.0**-8, 2.0**-133),
+    "F16": (2.0**-11, 2.0**-24),
+    "F32": (2.0**-24, 2.0**-149),
+}
 
 
-def _outside(scheme: Scheme, *dtypes: str) -> float:
-    """The most steps that a value may be from its code when it is clipped: half a step, and what rounding scale and
-    zero point to the weight's dtype moves the ends of the range.
+def _outside(scheme: Scheme, scale_OG: Tensor, dtypes: tuple[str, str]) -> Tensor:
+    """The most steps that a value of each group may be from its code when it is clipped: half a step, and what rounding
+    scale and zero point moves the ends of the range. Scales near the smallest number are rounded by a part of that.
     """
-    epsilon = max(_EPSILON.get(dtype, 2.0**-8) for dtype in dtypes)
+    precisions = [_PRECISION.get(dtype, (2.0**-8, 2.0**-133)) for dtype in dtypes]
+    epsilon, tiny = max(p[0] for p in precisions), sum(p[1] for p in precisions)
     levels = float(1 << scheme.num_bits)
-    return 0.5 + (levels / 2 if scheme.symmetric else 2 * levels) * 2 * epsilon + (0 if scheme.symmetric else 1.0)
+    moved_OG = 2 * epsilon + tiny / scale_OG.double()
+    return 0.5 + (levels / 2 if scheme.symmetric else 2 * levels) * moved_OG + (0 if scheme.symmetric else 1.0)
 
 
 def _tile(shape: tuple[int, ...], multiple: int) -> int:
