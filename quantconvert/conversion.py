@@ -13,9 +13,18 @@ from pathlib import Path
 
 from quantconvert.checkpoint import Checkpoint, LocalFolder, Repo, TensorRef, load_checkpoint
 from quantconvert.checkpoint.files import INDEX_NAME
-from quantconvert.errors import QuantConvertError, Refusal, VerificationError, raise_all
+from quantconvert.errors import (
+    CheckpointError,
+    OutputError,
+    QuantConvertError,
+    Refusal,
+    VerificationError,
+    raise_all,
+    some,
+)
 from quantconvert.events import Finished, Note, Reporter, Started
 from quantconvert.families import find_family
+from quantconvert.job import Limits
 from quantconvert.planning import Plan
 from quantconvert.run.journal import Journal
 from quantconvert.run.output import OutputFolder, check_disk, check_output, check_unlocked
@@ -40,6 +49,7 @@ class Result:
     seconds: float
     cpu_seconds: float
     peak_rss_nbytes: int
+    verification: Verification | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,9 +67,20 @@ class Target:
 Builder = Callable[[Checkpoint], Plan]
 
 
+MAX_SMALL_NBYTES = 64_000_000
+
+
 def reader_of(repo: Repo) -> Callable[[TensorRef], bytes]:
-    """Reads the bytes of a small tensor of `repo`."""
-    return lambda ref: repo.read(ref.file, ref.offset, ref.nbytes)
+    """Reads the bytes of a small tensor of `repo`; raises `CheckpointError` for one that is not."""
+
+    def read(ref: TensorRef) -> bytes:
+        if ref.nbytes > MAX_SMALL_NBYTES:
+            raise CheckpointError(
+                f"tensor `{ref.name}` in `{ref.file}` has {ref.nbytes} bytes: expected at most {MAX_SMALL_NBYTES}"
+            )
+        return repo.read(ref.file, ref.offset, ref.nbytes)
+
+    return read
 
 
 def run(repo: Repo, build: Builder, target: Target) -> Result:
@@ -67,16 +88,27 @@ def run(repo: Repo, build: Builder, target: Target) -> Result:
     made = make_plan(repo, target.out, target.overwrite, build)
     for message in made.notes:
         target.report(Note("plan", message))
-    folder = OutputFolder(target.out, target.report)
+    folder, verification = OutputFolder(target.out, target.report), None
     try:
         folder.acquire()
-        if not folder.is_done(made):
+        if folder.is_done(made):
+            _check_done(target.out)
+        else:
             raise_all(check_output(target.out, _path(repo), target.overwrite))
-            _fill(folder, made, repo, target)
+            verification = _fill(folder, made, repo, target)
     finally:
         folder.release()
     target.report(Finished(str(target.out)))
-    return Result(made, target.out, time.perf_counter() - wall, time.process_time() - cpu, _peak_rss())
+    return Result(made, target.out, time.perf_counter() - wall, time.process_time() - cpu, _peak_rss(), verification)
+
+
+def _check_done(out: Path) -> None:
+    """A run that was stopped after its last move is taken for done only if its files are still what it wrote."""
+    findings: list[Finding] = []
+    check_sums(out, findings)
+    if findings:
+        wrong = some([finding.where for finding in findings])
+        raise OutputError(f"output `{out}` was changed after the conversion: {wrong}", hint="--overwrite makes it anew")
 
 
 def _path(repo: Repo) -> Path | None:
@@ -115,11 +147,11 @@ def _no_garbage() -> Iterator[None]:
             gc.enable()
 
 
-def _fill(folder: OutputFolder, made: Plan, repo: Repo, target: Target) -> None:
+def _fill(folder: OutputFolder, made: Plan, repo: Repo, target: Target) -> Verification | None:
     """Continue what the folder holds, or begin; on an error keep what the same command can continue."""
     journal = folder.resume(made, target.restart)
     try:
-        _execute(made, repo, folder, journal, target)
+        return _execute(made, repo, folder, journal, target)
     except BaseException as error:
         if journal.done and _may_pass(error):
             done = f"{len(journal.done)} of {len(made.tasks)} tasks are done and kept"
@@ -133,10 +165,10 @@ def _fill(folder: OutputFolder, made: Plan, repo: Repo, target: Target) -> None:
 
 def _may_pass(error: BaseException) -> bool:
     """Whether the same command may get further: after anything but a complaint about the source's data."""
-    return not isinstance(error, QuantConvertError) or isinstance(error.__cause__, OSError)
+    return not isinstance(error, QuantConvertError) or error.__cause__ is not None
 
 
-def _execute(made: Plan, repo: Repo, folder: OutputFolder, journal: Journal, target: Target) -> None:
+def _execute(made: Plan, repo: Repo, folder: OutputFolder, journal: Journal, target: Target) -> Verification | None:
     load_torch()
     from quantconvert.card import render_card
     from quantconvert.run.execute import ThreadExecutor
@@ -154,22 +186,24 @@ def _execute(made: Plan, repo: Repo, folder: OutputFolder, journal: Journal, tar
         folder.write(INDEX_NAME, _json(made.index))
     folder.write("config.json", _json(made.config))
     errors = {name: TensorError.of(name, "", 0.0, *sums) for name, sums in journal.noise.items()}
+    verification = None
     if target.verify:
-        verification = verify_folder(folder.state, repo, root)
+        verification = verify_folder(folder.state, repo, root, made.job.limits)
+        _check_complete(verification, made)
         raise_findings(verification)
         errors = {error.name: error for error in verification.errors}
-    names = [file.path for file in checkpoint.weight_files] if target.verify else []
-    source = hash_files(root, names, made.execution.workers)
     built = [path for path in folder.files if path != REPORT_NAME]  # there may be one of an interrupted commit
     files = hash_files(folder.state, built, made.execution.workers)
-    folder.write(REPORT_NAME, report_bytes(report_of(made, errors, source, files)))
+    folder.write(REPORT_NAME, report_bytes(report_of(made, errors, files)))
     folder.commit()
+    return verification
 
 
-def verify_folder(folder: Path, repo: Repo | None, root: Path | None) -> Verification:
+def verify_folder(folder: Path, repo: Repo | None, root: Path | None, limits: Limits = Limits()) -> Verification:  # noqa: B008
     """Structure, codes and, with a source (`repo`, its weights in `root`), values of the checkpoint in `folder`.
 
-    Checksums too, where the folder has a report. Raises `CheckpointError` where there is no such folder, or no source.
+    Checksums too, where the folder has a report. limits: what it may take in memory. Raises `CheckpointError` where
+    there is no such folder, or no source.
     """
     load_torch()
     from quantconvert.verification.values import check_values
@@ -184,19 +218,26 @@ def verify_folder(folder: Path, repo: Repo | None, root: Path | None) -> Verific
     local = LocalFolder(folder)
     found = check_structure(local, findings)
     num_checksums = check_sums(folder, findings)
-    errors: list[TensorError] = []
-    if found is not None:
-        more, errors = check_values(folder, found[1], sources)
-        findings += more
+    checked = check_values(folder, found[1], sources, limits) if found else None
+    findings += checked.findings if checked else []
     return Verification(
         location=local.location,
         source=repo.location if repo else None,
         num_files=len(found[0].weight_files) if found else 0,
         num_tensors=len(found[0].tensors) if found else 0,
         num_checksums=num_checksums,
-        errors=tuple(errors),
+        num_equal=checked.num_equal if checked else 0,
+        errors=tuple(checked.errors) if checked else (),
         findings=tuple(findings),
     )
+
+
+def _check_complete(verification: Verification, made: Plan) -> None:
+    """Every weight that the plan quantizes must have been found quantized."""
+    expected = {task.source.name for task in made.quantized if task.scheme}
+    missing = expected - {error.name for error in verification.errors}
+    if missing and verification.is_ok:
+        raise VerificationError(f"{len(missing)} weights are not quantized in the result: {some(sorted(missing))}")
 
 
 def raise_findings(verification: Verification) -> None:

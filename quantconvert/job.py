@@ -66,7 +66,7 @@ class JobOptions(TypedDict, total=False):
     format: `auto` (default) or a registered format. ignore: patterns of modules to leave alone. rules:
     `PATTERN=SCHEME`, later ones win. preset: a named set of rules. tensor_parallel: ranks that every layer must divide
     by. on_indivisible: what to do where the group size does not divide in_features. nan_policy: `error` (default) or
-    `keep`. requantize: quantize again what the source holds in as few bits or fewer. strict: refuse to keep a linear
+    `keep`. requantize: quantize once more, to as many bits or fewer, what is quantized. strict: refuse to keep a linear
     weight in high precision for a reason outside its family's table. max_shard_size, memory_limit: bytes or
     text such as `5GB`. workers: threads, 0 = one a core. base_model: the id for the model card where the source does
     not tell it.

@@ -173,7 +173,7 @@ def test_short_form_is_convert_and_quiet_is_silent(converted: Any, source: Path,
     assert short is not None
     assert short == long
     assert set(long) == {"README.md", "config.json", "model.safetensors", "quantconvert.json", "tokenizer.json"}
-    assert f"\nquantconvert {source} converted {' '.join(SCHEME)}\n" in long["README.md"].decode()
+    assert f"\nquantconvert {source.name} OUT {' '.join(SCHEME)}\n" in long["README.md"].decode()
 
 
 def test_plan_json(source: Path, tmp_path: Path) -> None:

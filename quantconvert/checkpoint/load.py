@@ -14,12 +14,14 @@ from quantconvert.checkpoint.files import (
     INDEX_NAME,
     MAX_REPORTED,
     SINGLE_NAME,
+    STATE_FOLDER,
     TORCH_INDEX_NAME,
     TORCH_NAME,
     check_files,
     kind_of,
 )  # fmt: skip
 from quantconvert.checkpoint.header import TensorRef, header_text, parse_header, parse_object
+from quantconvert.checkpoint.local import LocalFolder
 from quantconvert.checkpoint.model import Checkpoint, Repo, RepoFile
 from quantconvert.checkpoint.torch_file import read_torch_file
 from quantconvert.errors import CheckpointError, QuantConvertError, raise_all
@@ -40,6 +42,11 @@ def load_checkpoint(repo: Repo) -> Checkpoint:
     """
     files = check_files(repo.files(), repo.location)
     if not files:
+        if isinstance(repo, LocalFolder) and (repo.path / STATE_FOLDER).is_dir():
+            raise CheckpointError(
+                f"`{repo.location}` holds nothing but a conversion that was interrupted",
+                hint="the command that began it continues it",
+            )
         raise CheckpointError(f"source `{repo.location}` is an empty folder")
     errors: list[QuantConvertError] = []
     config = _read_config(repo, files, errors)

@@ -140,7 +140,7 @@ def convert(
         "restart": restart,
         "verify": verify,
     }
-    _convert(partial(api.convert, source, out, **where, **asked), json, quiet, verbose)
+    _convert(partial(api.convert, source, out, **where, **asked), out, json, quiet, verbose)
 
 
 @app.command()
@@ -234,7 +234,7 @@ def repack(
 ) -> None:
     """Another layout for a quantized checkpoint: the same codes, scales and zero points."""
     asked: Any = _asked(locals()) | {"overwrite": overwrite, "restart": restart, "verify": verify}
-    _convert(lambda **talk: api.repack(source, out, **talk, **asked), json, quiet, verbose)
+    _convert(lambda **talk: api.repack(source, out, **talk, **asked), out, json, quiet, verbose)
 
 
 @app.command()
@@ -255,12 +255,13 @@ def dequantize(
 ) -> None:
     """A quantized checkpoint back into a plain one: (code - zero point) * scale, rounded once."""
     asked: Any = _asked(locals()) | {"dtype": dtype, "overwrite": overwrite, "restart": restart, "verify": verify}
-    _convert(lambda **talk: api.dequantize(source, out, **talk, **asked), json, quiet, verbose)
+    _convert(lambda **talk: api.dequantize(source, out, **talk, **asked), out, json, quiet, verbose)
 
 
-def _convert(work: Callable[..., api.Result], json: bool, quiet: bool, verbose: bool) -> None:
+def _convert(work: Callable[..., api.Result], out: Path, json: bool, quiet: bool, verbose: bool) -> None:
     """Run one conversion with progress, and print what it did."""
-    command = shlex.join(["quantconvert", *_recorded(sys.argv[1:])])
+    words = ["OUT" if word == str(out) else word for word in sys.argv[1:]]
+    command = shlex.join(["quantconvert", *_recorded(words)])
     with _exit_codes(), nullcontext(silent) if quiet else ProgressReporter(verbose=verbose) as report:
         result = work(report=report, command=command)
     if json:
@@ -280,9 +281,14 @@ def _recorded(arguments: Sequence[str]) -> list[str]:
     for argument in arguments:
         name = argument.partition("=")[0]
         if not skip and argument not in _UNRECORDED and name not in _UNRECORDED_VALUES:
-            kept.append(argument)
+            kept.append(_without_folders(argument))
         skip = not skip and argument in _UNRECORDED_VALUES
     return kept[1:] if kept[:1] == ["convert"] else kept
+
+
+def _without_folders(argument: str) -> str:
+    """The name alone of a local folder or file: where it lies is nobody's business, and differs from run to run."""
+    return Path(argument).name or argument if os.sep in argument and Path(argument).expanduser().exists() else argument
 
 
 def _asked(values: dict[str, Any], recipe: Path | None = None) -> dict[str, Any]:

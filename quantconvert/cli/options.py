@@ -149,7 +149,7 @@ Requantize = Annotated[
     bool | None,
     typer.Option(
         "--requantize",
-        help="Quantize again what SRC already holds in as few bits or fewer; both errors add up.",
+        help="Quantize once more, to as many bits or fewer, what SRC holds quantized; both errors add up.",
         show_default=False,
         rich_help_panel=_RULES,
     ),

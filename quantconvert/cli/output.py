@@ -162,6 +162,8 @@ def print_result(result: Result) -> None:
     rows.append(("tensors", _accounts(plan)))
     rows.append(("kept", f"{len(plan.kept)} of {len(plan.tasks)} tensors in high precision"))
     rows += _kept_rows(plan)
+    if result.verification is not None:
+        rows.append(("verified", _compared(result.verification)))
     speed = plan.checkpoint.nbytes / max(result.seconds, 1e-9)
     rows.append(("time", f"{duration(result.seconds)} ({duration(result.cpu_seconds)} of CPU), {size(speed)}/s"))
     rows.append(("peak memory", f"{size(result.peak_rss_nbytes)}, Python and torch included"))
@@ -193,9 +195,9 @@ def print_verification(found: Verification, verbose: bool) -> None:
         ("checksums", count if found.num_checksums else "none: no quantconvert.json that can be read"),
     ]
     if found.source:
-        rows.append(("source", f"{found.source}: {counted(len(found.errors), 'weight')} compared"))
+        rows.append(("source", f"{found.source}: {_compared(found)}"))
     if found.errors:
-        worst = min(found.errors, key=lambda error: error.sqnr if error.sqnr is not None else float("inf"))
+        worst = _worst(found)
         rows.append(("worst weight", f"{worst.name}: {_error_text(worst)}"))
     wrong = f"failed at {found.failed}: {counted(len(found.findings), 'finding')}"
     rows.append(("result", "ok" if found.is_ok else wrong))
@@ -204,6 +206,16 @@ def print_verification(found: Verification, verbose: bool) -> None:
     _print_facts(stdout, rows)
     for finding in found.findings:
         stderr.print(f"[red]{finding.check}:[/red] {plain(finding.where)}: {plain(finding.message)}")
+
+
+def _worst(found: Verification) -> TensorError:
+    return min(found.errors, key=lambda error: error.sqnr if error.sqnr is not None else float("inf"))
+
+
+def _compared(found: Verification) -> str:
+    """`28 weights and 11 other tensors compared`."""
+    weights = f"{counted(len(found.errors), 'quantized weight')} and " if found.errors else ""
+    return f"{weights}{counted(found.num_equal, 'other tensor')} compared with the source"
 
 
 def _error_text(error: TensorError) -> str:

@@ -28,6 +28,7 @@ GPT2 = Family(
         "transformers 5 loads GPT-2's layers (Conv1D) in no quantized layout: it stops at AWQ and GPTQ, and takes "
         "random weights for compressed-tensors; vLLM reads it"
     ),
+    transformers=False,
 )
 
 # The same names, but ordinary linear layers (transformers `modeling_gpt_bigcode.py`).

@@ -130,6 +130,7 @@ GPT_OSS = Family(
         "vLLM 0.32 reads int4 experts of gpt-oss only as fused w13 and w2 and drops others without a message, SGLang "
         "0.5 reads none: these have the names that llm-compressor writes"
     ),
+    transformers=False,
     dims=gated_dims(r"experts\.N", "intermediate_size"),
 )
 

@@ -40,6 +40,7 @@ class Awq(Format):
     name = "awq"
     summary = "int4 packed along the output dimension (GEMM)"
     suffixes = frozenset({"qweight", "qzeros", "scales"})
+    transformers_loads_experts = False
     symmetric_by_default = False
     zeros_tell_symmetry = True
 

@@ -153,6 +153,8 @@ class Format(ABC):
     suffixes: ClassVar[frozenset[str]]
     symmetric_by_default: ClassVar[bool]
     weight_only: ClassVar[bool] = True
+    # Whether transformers 5 loads experts in this layout.
+    transformers_loads_experts: ClassVar[bool] = True
     # Whether symmetry has to be seen from zero points, one symmetry for the whole checkpoint.
     zeros_tell_symmetry: ClassVar[bool] = False
 

@@ -48,6 +48,7 @@ class Gptq(Format):
     name = "gptq"
     summary = "int4 and int8, packed along the input dimension (v1 symmetric, v2 asymmetric)"
     suffixes = frozenset({"qweight", "qzeros", "scales", "g_idx"})
+    transformers_loads_experts = False
     symmetric_by_default = True
     zeros_tell_symmetry = True
 

@@ -8,8 +8,8 @@ from functools import cache
 
 from quantconvert.checkpoint import Checkpoint, TensorRef
 from quantconvert.errors import QuantConvertError, UnsupportedError, raise_all, some
-from quantconvert.families import Classifier
-from quantconvert.formats import Selection
+from quantconvert.families import Classifier, Family
+from quantconvert.formats import Format, Selection
 from quantconvert.job import Job
 from quantconvert.planning.account import check_accounts
 from quantconvert.planning.choose import Choice, choose_format
@@ -46,7 +46,8 @@ def build_plan(
     quantized = [d for d in decisions if d.request]
     if not quantized and not errors:
         errors.append(_nothing_to_do(checkpoint, decisions))
-    choice = choose_format(job, decisions, checkpoint.text_config, errors, classifier.awq_problem)
+    loads = classifier.family is None or classifier.family.transformers
+    choice = choose_format(job, decisions, checkpoint.text_config, errors, classifier.awq_problem, loads)
     raise_all(errors)
     execution = execution_for(job.limits)
     of_shape = cache(lambda shape, dtype, scheme: unnamed(choice.format.outputs(shape, dtype, scheme)))
@@ -70,7 +71,15 @@ def build_plan(
         notes=notes_on(checkpoint, sources, decisions, choice, selection, classifier),
         execution=execution,
         dropped=sources.dropped,
+        transformers_loads=loads_in_transformers(classifier.family, choice.format, selection),
     )
+
+
+def loads_in_transformers(family: Family | None, fmt: Format, selection: Selection) -> bool:
+    """Whether transformers 5 loads the result; where it does so wrongly, nobody should be sent there."""
+    if selection.has_experts and not fmt.transformers_loads_experts:
+        return False
+    return family is None or family.transformers
 
 
 def _check_strict(decisions: Sequence[Decision], classifier: Classifier, errors: list[QuantConvertError]) -> None:

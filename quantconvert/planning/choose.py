@@ -42,14 +42,18 @@ def choose_format(
     config: Mapping[str, Any],
     errors: list[QuantConvertError],
     awq_problem: str | None = None,
+    transformers: bool = True,
 ) -> Choice:
-    """Settle `--format auto`, and append to `errors` what the layout cannot hold. awq_problem: the family's."""
+    """Settle `--format auto`, and append to `errors` what the layout cannot hold. awq_problem and transformers:
+    what the family's table says."""
     quantized = [d for d in decisions if d.request]
     requests = list(dict.fromkeys(d.request for d in quantized if d.request))
     if job.format != "auto":
         choice = Choice(get_format(job.format), "asked for by name")
     else:
         name, reason = _auto(requests, quantized, any(d.is_expert for d in decisions))
+        if name == "awq" and not transformers:
+            reason = "int4 packed along the output dimension"
         if name == "awq" and awq_problem:
             name, reason = PACKED, awq_problem
         choice = Choice(get_format(name), reason)

@@ -124,6 +124,7 @@ class Plan:
     execution: Execution
     plain_dtype: str | None = None
     dropped: tuple[Dropped, ...] = ()
+    transformers_loads: bool = True
 
     @property
     def quantized(self) -> tuple[Task, ...]:

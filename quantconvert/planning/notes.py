@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 
 from quantconvert.checkpoint import Checkpoint
@@ -31,12 +32,24 @@ def notes_on(
     if classifier.family is None:
         kind = checkpoint.model_type or "no model_type"
         notes.append(f"unknown family ({kind}): which weights are linear was decided from names; check the plan")
+    notes += _on_layers(decisions, checkpoint)
     notes += _on_decisions(decisions, sources)
     if checkpoint.dropped_files:
         names = ", ".join(file.path for file in checkpoint.dropped_files[:4])
         more = " and more" if len(checkpoint.dropped_files) > 4 else ""
         notes.append(f"left behind as duplicate weights or stale configs: {names}{more}")
     return tuple(notes)
+
+
+_LAYER = re.compile(r"(?:^|\.)(?:layers|h)\.(\d+)\.")
+
+
+def _on_layers(decisions: Sequence[Decision], checkpoint: Checkpoint) -> Iterator[str]:
+    """A config that speaks of more layers than there are belongs to another checkpoint, or a file is missing."""
+    count = checkpoint.text_config.get("num_hidden_layers")
+    found = {match[1] for d in decisions if d.request and (match := _LAYER.search(d.module))}
+    if found and type(count) is int and len(found) < count and checkpoint.quantization_block is None:
+        yield f"config.json says {count} layers, and {len(found)} have a weight to quantize: are files missing?"
 
 
 def _on_decisions(decisions: Sequence[Decision], sources: Sources) -> Iterator[str]:
@@ -47,6 +60,8 @@ def _on_decisions(decisions: Sequence[Decision], sources: Sources) -> Iterator[s
             f"--requantize: {len(again)} weights are decoded from {sources.method} ({bits} bits) and quantized again; "
             "the errors of both add up"
         )
+    elif any(d.request and isinstance(d.ref, Weight) and d.ref.num_bits for d in decisions):
+        yield f"the source is quantized ({sources.method}): more bits do not bring back what that took from its weights"
     stray = [d for d in decisions if d.is_kept_experts and d.reason == "not 2-D"]
     if stray:
         yield (

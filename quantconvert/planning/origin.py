@@ -24,6 +24,16 @@ def check_sources(decisions: Sequence[Decision], sources: Sources, job: Job, err
                 hint="--requantize does that (both errors add up); better, give the original checkpoint",
             )
         )
+    turned = [d for d in decisions if d.is_decoded and isinstance(d.ref, Weight) and d.ref.view.transposed]
+    turned = [d for d in turned if _expert(d) is None]
+    if turned:
+        errors.append(
+            UnsupportedError(
+                f"{len(turned)} weights that the family stores [in, out] are quantized in the source, and would be "
+                f"kept: {some([d.ref.name for d in turned])}",
+                hint="quantize them: drop the rule that keeps them",
+            )
+        )
     stuck = [d for d in decisions if d.is_decoded and (len(d.ref.shape) != 2 or _expert(d) is not None)]
     if stuck:
         errors.append(

@@ -76,13 +76,14 @@ def verdicts(
 
 
 def _hits(tensors: Sequence[Source], pattern: str, what: str, errors: list[QuantConvertError]) -> list[Source]:
-    """Tensors that `pattern` matches by module, by name, or by the name of the stored tensor with their values."""
+    """Tensors that `pattern` matches by module or name; exact names and globs also by that of the stored tensor."""
     try:
         matches = compile_pattern(pattern)
     except UsageError as error:
         errors.append(error)
         return []
-    hits = [ref for ref in tensors if any(map(matches, _names(ref)))]
+    own = pattern.startswith("re:")  # a regular expression may exclude names; stored ones would slip through
+    hits = [ref for ref in tensors if any(map(matches, _names(ref, own)))]
     if not hits:
         close = nearest(pattern, [module_of(ref.name) for ref in tensors])
         hint = f"names like it: {', '.join(f'`{name}`' for name in close)}" if close else None
@@ -90,6 +91,6 @@ def _hits(tensors: Sequence[Source], pattern: str, what: str, errors: list[Quant
     return hits
 
 
-def _names(source: Source) -> set[str]:
-    names = {source.name, source.values.name} if isinstance(source, Weight) else {source.name}
+def _names(source: Source, own: bool = False) -> set[str]:
+    names = {source.name, source.values.name} if isinstance(source, Weight) and not own else {source.name}
     return names | {module_of(name) for name in names}

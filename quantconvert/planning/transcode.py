@@ -14,6 +14,7 @@ from quantconvert.formats.base import all_caveats
 from quantconvert.job import Job
 from quantconvert.patterns import WEIGHT_SUFFIX
 from quantconvert.planning.account import check_accounts
+from quantconvert.planning.build import loads_in_transformers
 from quantconvert.planning.decision import LINEAR_REASONS
 from quantconvert.planning.layout import Promise, place, promised, unchanged
 from quantconvert.planning.memory import COPY_CHUNK_NBYTES, check_memory, cut, execution_for, read_multiple
@@ -37,10 +38,11 @@ def build_transcode(
     target = None if dtype else get_format(job.format)
     _check(checkpoint, sources, target, errors)
     raise_all(errors)
-    promises = [_promises(source, target, dtype) for source in sources.tensors]
+    tensors = _as_stored(sources.tensors)
+    promises = [_promises(source, target, dtype) for source in tensors]
     outputs, shards = place(promises, job.max_shard_nbytes)
     execution = execution_for(job.limits)
-    tasks = [_task(s, o, sources, target, execution) for s, o in zip(sources.tensors, outputs, strict=True)]
+    tasks = [_task(s, o, sources, target, execution) for s, o in zip(tensors, outputs, strict=True)]
     check_memory(tasks, execution)
     check_accounts(checkpoint, tasks, sources.dropped)
     family = classifier.family.name if classifier.family else None
@@ -61,6 +63,7 @@ def build_transcode(
         execution=execution,
         plain_dtype=dtype,
         dropped=sources.dropped,
+        transformers_loads=target is None or loads_in_transformers(classifier.family, target, selection),
     )
 
 
@@ -93,6 +96,8 @@ def _check(checkpoint: Checkpoint, sources: Sources, target: Format | None, erro
 def _problems(weight: Weight, target: Format | None) -> list[tuple[str, str]]:
     """What the target cannot hold, with the hint."""
     if target is None:
+        if weight.view.transposed and weight.view.expert is None:
+            return [("weights that the family stores [in, out] are not turned back", "load the quantized ones")]
         if weight.view.expert is None and len(weight.shape) == 2:
             return []
         return [("fused experts are not written back as one tensor", "quantconvert convert --requantize splits them")]
@@ -105,6 +110,16 @@ def _problems(weight: Weight, target: Format | None) -> list[tuple[str, str]]:
     return found + [(problem, "--format compressed-tensors") for problem in problems]
 
 
+def _as_stored(tensors: Sequence[Source]) -> list[Source]:
+    """Plain weights that conversion would split or turn stay the stored tensors that they are, each once."""
+    kept: dict[str, Source] = {}
+    for source in tensors:
+        plain = isinstance(source, Weight) and not source.num_bits
+        one = source.values if isinstance(source, Weight) and plain else source
+        kept.setdefault(one.name, one)
+    return list(kept.values())
+
+
 def _scheme(target: Format, scheme: Scheme) -> Scheme:
     """What the stored scheme is in another layout: a weight-only one drops the activations' part."""
     if scheme.activations and target.weight_only:
@@ -113,7 +128,7 @@ def _scheme(target: Format, scheme: Scheme) -> Scheme:
 
 
 def _promises(source: Source, target: Format | None, dtype: str | None) -> tuple[Promise, ...]:
-    if not isinstance(source, Weight) or not source.num_bits:
+    if not isinstance(source, Weight):
         return unchanged(source)
     if target is None:
         tag = PLAIN_TAGS[dtype or "bfloat16"]
@@ -126,15 +141,14 @@ def _promises(source: Source, target: Format | None, dtype: str | None) -> tuple
 def _task(
     source: Source, outputs: tuple[Output, ...], sources: Sources, target: Format | None, execution: Execution
 ) -> Task:
-    if not isinstance(source, Weight) or not source.num_bits:
-        operation: Operation = "split" if isinstance(source, Weight) else "copy"
-        return Task(source, operation, "plain", "", None, outputs, min(source.nbytes, COPY_CHUNK_NBYTES))
+    if not isinstance(source, Weight):
+        return Task(source, "copy", "plain", "", None, outputs, min(source.nbytes, COPY_CHUNK_NBYTES))
     stored = source.stored
     scheme = _scheme(target, stored.scheme) if target and stored else None
     turned = sum(o.nbytes for o in outputs if o.transposed)
     multiple = max(read_multiple(source), target.row_multiple(scheme) if target and scheme else 1)
     parts = cut(source, source.shape, turned, multiple, execution)
-    operation = "repack" if target else "dequantize"
+    operation: Operation = "repack" if target else "dequantize"
     why = f"{sources.method}, {stored.scheme.label}" if stored else str(sources.method)
     return Task(source, operation, None, why, scheme, outputs, parts.peak_nbytes)
 

@@ -31,7 +31,7 @@ class Lock:
         while True:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             try:
-                fd = os.open(self.path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o644)
+                fd = os.open(self.path, os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
             except FileNotFoundError:
                 continue
             try:
@@ -56,7 +56,7 @@ class Lock:
 def probe(path: Path) -> None:
     """Raise `OutputError` where a living process holds the lock `path`; nothing is created."""
     try:
-        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        fd = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
     except OSError:  # no lock, or not ours to take: writing there will say so
         return
     try:

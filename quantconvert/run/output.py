@@ -115,6 +115,8 @@ class OutputFolder:
 
     def acquire(self) -> None:
         """Lock the hidden folder, made where there is none, and take back the moves that a kill left half done."""
+        if self.state.is_symlink():
+            raise OutputError(f"`{self.state}` is a link: expected a folder of our own", hint="remove it")
         try:
             if not self._lock.acquire():
                 self._note(f"the file system of `{self.out}` has no locks: start no second conversion into it")
@@ -182,7 +184,7 @@ class OutputFolder:
     def _read(self, name: str) -> dict[str, Any] | None:
         """What the interrupted run was; None where there was none, or where it wrote that down only in part."""
         try:
-            value = json.loads((self.state / name).read_bytes())
+            value = json.loads(_read_own(self.state / name))
         except (OSError, ValueError):
             return None
         return value if isinstance(value, dict) else None
@@ -219,6 +221,7 @@ class OutputFolder:
         old.sort(key=lambda path: path != CONFIG)
         moves = [(path, f"{STATE_FOLDER}/{OLD}/{path}") for path in old]
         moves += [(f"{STATE_FOLDER}/{path}", path) for path in new]
+        self._check_links(moves)
         self.write(MOVES, json.dumps(moves).encode())
         try:
             fsync_folder(self.state)
@@ -231,6 +234,7 @@ class OutputFolder:
                     fsync_folder(self.out)
             fsync_folder(self.out)
             (self.state / JOB).replace(self.state / DONE)
+            fsync_folder(self.state)
         except BaseException as error:
             self.restore()
             if isinstance(error, OSError):
@@ -239,12 +243,18 @@ class OutputFolder:
         with suppress(OSError):
             self.clear()
 
+    def _check_links(self, moves: list[tuple[str, str]]) -> None:
+        """No file may be moved through a link to a folder elsewhere."""
+        for folder in {parent for move in moves for path in move for parent in Path(path).parents if parent.parts}:
+            if (self.out / folder).is_symlink():
+                raise OutputError(f"`{self.out / folder}` is a link to another folder: expected one inside OUT")
+
     def restore(self) -> None:
         """Take back the moves of a commit that did not end, in reverse; one that fails is left for the next time."""
         failed = False
         for source, target in reversed(_read_moves(self.out)):
             here, there = self.out / source, self.out / target
-            if not here.exists() and there.exists():
+            if not os.path.lexists(here) and os.path.lexists(there):
                 try:
                     here.parent.mkdir(parents=True, exist_ok=True)
                     there.replace(here)
@@ -288,9 +298,23 @@ def _read_moves(out: Path) -> list[tuple[str, str]]:
     if (out / STATE_FOLDER / DONE).exists():
         return []
     try:
-        return [(source, target) for source, target in json.loads((out / STATE_FOLDER / MOVES).read_bytes())]
-    except (FileNotFoundError, NotADirectoryError, ValueError):
+        moves = [(str(source), str(target)) for source, target in json.loads(_read_own(out / STATE_FOLDER / MOVES))]
+    except (OSError, ValueError, TypeError):
         return []
+    return moves if all(map(_is_ours, moves)) else []
+
+
+def _read_own(path: Path) -> bytes:
+    """A file of ours, which is no link."""
+    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NOFOLLOW | os.O_CLOEXEC)) as file:
+        return file.read()
+
+
+def _is_ours(move: tuple[str, str]) -> bool:
+    """Whether a move is one that `commit` makes: inside the folder, between it and the hidden one."""
+    paths = [Path(path) for path in move]
+    inside = all(not path.is_absolute() and path.parts and ".." not in path.parts for path in paths)
+    return inside and any(path.parts[0] == STATE_FOLDER for path in paths)
 
 
 def _names_in(out: Path) -> list[str]:

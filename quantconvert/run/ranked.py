@@ -41,7 +41,10 @@ def _whole(files: Files, work: Workspace, task: Task, plan: Plan) -> Tensor:
         if task.operation == "split":
             return read_part(source, files)
         reader = open_reader(source, files, work, plan.execution)
-        return torch.cat([w_OI.to(torch_dtype(source.dtype)) for _, w_OI in tiles(reader, 0, source.shape[0], 1024)])
+        whole = torch.empty(source.shape, dtype=torch_dtype(source.dtype))
+        for first, w_OI in tiles(reader, 0, source.shape[0], 1024):
+            whole[first : first + w_OI.shape[0]] = w_OI
+        return whole
     tensor = torch.empty(source.shape, dtype=torch_dtype(source.dtype))
     if tensor.numel():
         files.read_into(source.file, bytes_of(tensor), source.offset)

@@ -132,10 +132,10 @@ class Fp8Reader(PlainReader):
     def _scale(self, weight: Weight, files: Files) -> Tensor:
         """The matrix of scales, rows along those of the weight; uint8 and float8_e8m0 are exponents."""
         ref, expert = weight.refs["scale"], weight.view.expert
-        raw = torch.empty(ref.shape, dtype=torch_dtype(ref.dtype))
-        files.read_into(ref.file, bytes_of(raw), ref.offset)
-        scale = _POWERS[raw.long()] if raw.dtype == torch.uint8 else raw.float()
-        scale = scale[expert] if expert is not None else scale
+        count = ref.shape[0] if expert is not None else 1
+        raw = torch.empty(ref.num_elements // count, dtype=torch_dtype(ref.dtype))
+        files.read_into(ref.file, bytes_of(raw), ref.offset + (expert or 0) * (ref.nbytes // count))
+        scale = _POWERS[raw.int()] if raw.dtype == torch.uint8 else raw.float()
         height, width = weight.values.shape[-2:]
         shape = (-(-height // weight.block[0]), -(-width // weight.block[1]))
         scale = scale.reshape(shape)
@@ -182,7 +182,7 @@ class CodesReader:
         self.stored = stored
 
     def rows(self, first: int, last: int, columns: tuple[int, int] | None = None) -> Tensor:
-        """`first` must be a multiple of the layout's `row_multiple`, and `last` too unless it is the end."""
-        quantized = self.stored.rows(first, last)
-        w_OI = dequantize(quantized, self.stored.stored.scheme, self.stored.column_groups)
+        begin = first - first % self.stored.row_multiple  # codes or zero points of several rows share a word
+        quantized = self.stored.rows(begin, last)
+        w_OI = dequantize(quantized, self.stored.stored.scheme, self.stored.column_groups)[first - begin :]
         return w_OI[:, slice(*columns)].contiguous() if columns else w_OI

@@ -28,6 +28,7 @@ class StoredReader:
             if spec.transposed or spec.rows_per_element == 0
         }
         self.scale_tag = stored.scale.dtype
+        self.row_multiple = fmt.row_multiple(stored.scheme)
 
     @property
     def column_groups(self) -> Tensor | None:
@@ -44,6 +45,7 @@ class StoredReader:
 
     def rows(self, first: int, last: int) -> Quantized:
         """Rows first..last, which start at a multiple of the format's `row_multiple`."""
+        assert first % self.row_multiple == 0
         blocks = {}
         for suffix, spec in self.specs.items():
             if spec.rows_per_element == 0:

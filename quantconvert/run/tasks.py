@@ -154,6 +154,7 @@ class Bench:
         source = task.source
         assert isinstance(source, Weight)
         part = read_part(source, self.files)
+        assert part.numel() * part.element_size() == task.outputs[0].nbytes, source.name
         self.writer.write_rows(task.outputs[0], part, 0)
         self.advance(source.name, source.nbytes)
 

@@ -18,6 +18,8 @@ from quantconvert.families import Family, FusedExperts
 from quantconvert.patterns import WEIGHT_SUFFIX, template_of
 from quantconvert.sources.model import Source, View, Weight
 
+MAX_PARTS = 10_000
+
 
 def split_source(
     source: Source, family: Family, config: Mapping[str, Any], errors: list[QuantConvertError]
@@ -36,13 +38,18 @@ def split_source(
         except CheckpointError as error:
             errors.append(error)
             return [source]
-    if isinstance(source, TensorRef) and _is_transposed(source, bare, family):
-        view = View(transposed=True)
-        return [Weight(source.name, source.shape[::-1], source.dtype, "plain", {"weight": source}, view)]
-    return [source]
+    return [_turned(source) if _is_transposed(source, bare, family) else source]
 
 
-def _is_transposed(ref: TensorRef, bare: str, family: Family) -> bool:
+def _turned(source: Source) -> Weight:
+    """A weight that is stored [in, out]. Integer codes are [out, in] even so; the view says what family that is."""
+    view = View(transposed=True)
+    if isinstance(source, TensorRef):
+        return Weight(source.name, source.shape[::-1], source.dtype, "plain", {"weight": source}, view)
+    return replace(source, shape=source.shape if source.stored else source.shape[::-1], view=view)
+
+
+def _is_transposed(ref: Source, bare: str, family: Family) -> bool:
     if len(ref.shape) != 2 or not ref.name.endswith(WEIGHT_SUFFIX) or not DTYPES[ref.dtype].is_weight:
         return False
     return any(re.search(pattern, template_of(bare)) for pattern in family.transposed)
@@ -60,6 +67,8 @@ def _experts(source: Source, stem: str, row: FusedExperts, config: Mapping[str, 
             f"({row.experts} {experts}, {row.out_features} {out_features}, {row.in_features} {in_features}"
             f"{', stored transposed' if transposed else ''}), got {list(source.shape)}"
         )
+    if experts * count > MAX_PARTS:
+        raise CheckpointError(f"tensor `{source.name}` in `{source.file}` holds {experts} experts: expected a model's")
     whole = source if isinstance(source, Weight) else _plain(source)
     for expert in range(experts):
         for i, projection in enumerate(row.projections):

@@ -142,22 +142,24 @@ def _check_names(sources: list[Source], errors: list[QuantConvertError]) -> None
 
 
 def _aliases(checkpoint: Checkpoint) -> Iterator[tuple[TensorRef, str]]:
-    """Embeddings and heads that are the same bytes as one before them (in a torch file): tied, so that one is enough.
+    """Embeddings and heads that are the same bytes as another (in a torch file): tied, so that the embedding is enough.
 
     A config that says `tie_word_embeddings: false` keeps them all.
     """
     if checkpoint.config.get("tie_word_embeddings", checkpoint.text_config.get("tie_word_embeddings")) is False:
         return
-    first: dict[tuple[str, int, int], str] = {}
+    same: dict[tuple[str, int, int], list[TensorRef]] = {}
     for ref in checkpoint.tensors if any(file.path.endswith(".bin") for file in checkpoint.weight_files) else ():
-        known = first.setdefault((ref.file, ref.offset, ref.nbytes), ref.name)
-        if known != ref.name and ref.nbytes and _is_table(known) and _is_table(ref.name):
-            yield ref, known
+        if ref.nbytes and _is_table(ref.name):
+            same.setdefault((ref.file, ref.offset, ref.nbytes), []).append(ref)
+    for refs in same.values():
+        kept = next((ref for ref in refs if _is_table(ref.name, ("embedding",))), refs[0])
+        yield from ((ref, kept.name) for ref in refs if ref is not kept)
 
 
-def _is_table(name: str) -> bool:
+def _is_table(name: str, kinds: tuple[str, ...] = ("embedding", "lm_head")) -> bool:
     """Whether a tensor is an embedding or an output head, by what names mean in every family."""
     module = name.removesuffix(WEIGHT_SUFFIX)
-    return any(re.search(p, module) for p, reason in KEEP_BY_NAME if reason in ("embedding", "lm_head")) or (
-        module.endswith((".decoder", "_head", ".output"))
-    )
+    if any(re.search(pattern, module) for pattern, reason in KEEP_BY_NAME if reason in kinds):
+        return True
+    return "lm_head" in kinds and module.endswith((".decoder", "_head", ".output"))

@@ -88,8 +88,11 @@ class Weight:
 
     @property
     def held_nbytes(self) -> int:
-        """Bytes of the scales that a reader keeps from the first row to the last, as float32."""
-        return 4 * self.refs["scale"].num_elements if self.encoding == "fp8" else 0
+        """Bytes that a reader takes for scales, from the first row to the last: as stored, as indexes, as float32."""
+        if self.encoding != "fp8":
+            return 0
+        scale = self.refs["scale"]
+        return 16 * (scale.num_elements // (scale.shape[0] if self.view.expert is not None else 1))
 
     @property
     def bytes_per_element(self) -> int:

@@ -53,6 +53,7 @@ class Verification:
     num_files: int
     num_tensors: int
     num_checksums: int
+    num_equal: int
     errors: tuple[TensorError, ...]
     findings: tuple[Finding, ...]
 
@@ -76,6 +77,7 @@ class Verification:
             "num_files": self.num_files,
             "num_tensors": self.num_tensors,
             "num_checksums": self.num_checksums,
+            "num_equal": self.num_equal,
             "num_findings": dict(counts),
             "findings": [asdict(finding) for finding in self.findings],
             "errors": [asdict(error) for error in self.errors],

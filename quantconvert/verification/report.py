@@ -49,19 +49,19 @@ def hash_files(folder: Path, names: Sequence[str], workers: int) -> dict[str, st
     return dict(zip(names, sums, strict=True))
 
 
-def report_of(
-    plan: Plan, errors: Mapping[str, TensorError], source: Mapping[str, str], files: Mapping[str, str]
-) -> dict[str, Any]:
-    """The content of the report: `errors` by weight; sha256 of the source's files, where known, and of the result's."""
+def report_of(plan: Plan, errors: Mapping[str, TensorError], files: Mapping[str, str]) -> dict[str, Any]:
+    """The content of the report: `errors` by weight, sha256 of the result's files.
+
+    Of the source's files it has sizes, and one digest of the names, dtypes, shapes and places of all tensors; a commit
+    of the Hub stands for the content.
+    """
     checkpoint = plan.checkpoint
     return {
         "quantconvert_version": __version__,
         "source": {
             "repository": checkpoint.location if checkpoint.revision else None,
             "revision": checkpoint.revision,
-            "files": {
-                file.path: {"nbytes": file.nbytes, "sha256": source.get(file.path)} for file in checkpoint.weight_files
-            },
+            "files": {file.path: file.nbytes for file in checkpoint.weight_files},
             "layout_sha256": plan.source_digest,
         },
         "job": plan.job.to_json(),

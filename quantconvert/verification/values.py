@@ -31,17 +31,22 @@ from quantconvert.verification.model import Finding, TensorError
 
 # float32 division and addition, in steps: 2^8 * 2^-24 * 2, with room.
 ROUNDING = 1e-4
+# How much larger a scale may be than its group asks for: 7.5 / 7 where a quantizer spans 14 steps instead of 15.
+MAX_COARSE = 1.15
+# The smallest numbers of the dtypes of scales: what would be less becomes that.
+_SMALLEST = {"F16": 2.0**-24, "BF16": 2.0**-133, "F32": 2.0**-149}
 _CHUNK = 1 << 22
 
 
 class ValueCheck:
     """Checks the weights of one folder, alone or against their source."""
 
-    def __init__(self, out: Path, source: Path | None) -> None:
-        self.files, self.work, self.execution = Files(out), Workspace(), execution_for(Limits(workers=1))
+    def __init__(self, out: Path, source: Path | None, limits: Limits) -> None:
+        self.files, self.work, self.execution = Files(out), Workspace(), execution_for(limits)
         self.source_files = Files(source) if source else None
         self.source_work = Workspace()
         self.findings: list[Finding] = []
+        self.num_equal = 0
         self.errors: list[TensorError] = []
 
     def close(self) -> None:
@@ -77,6 +82,7 @@ class ValueCheck:
             self._codes(tensor, origin)
         elif origin is not None:
             self._same(tensor, origin)
+            self.num_equal += 1
 
     def _same(self, tensor: Source, origin: Source) -> None:
         """A tensor in high precision: the source's bytes, or its values decoded and rounded once."""
@@ -140,9 +146,10 @@ class ValueCheck:
             if theirs is not None:
                 sums.add(theirs.rows(begin, end), quantized, mine.column_groups)
         if origin is not None:
-            self._judge(tensor, sums)
+            self._judge(tensor, sums, coarse=not (isinstance(origin, Weight) and origin.stored))
 
-    def _judge(self, tensor: Weight, sums: _Sums) -> None:
+    def _judge(self, tensor: Weight, sums: _Sums, coarse: bool) -> None:
+        """coarse: whether a scale that is larger than its group asks for is wrong (another quantizer's may be)."""
         if all(map(math.isfinite, (sums.steps, sums.noise, sums.signal))):
             self.errors.append(TensorError.of(tensor.name, sums.scheme.label, sums.steps, sums.noise, sums.signal))
         if not sums.inside <= 0.5 + ROUNDING:
@@ -152,19 +159,25 @@ class ValueCheck:
             bound = sums.steps - sums.excess
             message = f"a value lies {sums.steps:.4f} steps from its code: expected at most {bound:.4f} with clipping"
             self._add("values", tensor.module, message)
+        elif coarse and sums.coarse > MAX_COARSE:
+            message = f"a scale is {sums.coarse:.3g} times what the values of its group ask for"
+            self._add("values", tensor.module, message)
 
 
 class _Sums:
     """Largest and summed errors of one weight, in float64, over its blocks in order.
 
     steps: the largest error, before clipping; excess: by how much the worst one is larger than it may be; inside: the
-    largest after clipping. dtypes: that in which the scale was computed, and that of the stored scale.
+    largest after clipping; coarse: the largest scale over what the range of its values asks for. dtypes: that in which
+    the scale was computed, and that of the stored scale.
     """
 
     def __init__(self, scheme: Scheme, dtypes: tuple[str, str]) -> None:
         self.scheme, self.dtypes = scheme, dtypes
         self.inside = self.steps = self.noise = self.signal = 0.0
         self.excess = -math.inf
+        self.coarse = 0.0
+        self._low = self._high = 0.0
 
     def add(self, w_OI: Tensor, quantized: Quantized, order: Tensor | None) -> None:
         """Take in a block: `w_OI` float32, its codes, and GPTQ's group of each column where they are out of order."""
@@ -175,6 +188,8 @@ class _Sums:
             noise = _squares(steps_OI.double().mul_(scale_OG.double()[:, groups]))
         self.noise += noise
         self.signal += _squares(w_OI)
+        if order is None:
+            self._compare_scales(w_OI, scale_OG)
         codes_OI = quantized.codes.float()
         top = (1 << self.scheme.num_bits) - 1
         self.inside = _larger(self.inside, ((steps_OI + codes_OI).clamp_(0, top) - codes_OI).abs_().max())
@@ -186,6 +201,20 @@ class _Sums:
         else:
             off_OG = off_OI.view(off_OI.shape[0], scale_OG.shape[1], -1).amax(-1)
             self.excess = _larger(self.excess, (off_OG - bound_OG).max())
+
+    def _compare_scales(self, w_OI: Tensor, scale_OG: Tensor) -> None:
+        """A scale must not be larger than the range of its values asks for: codes far from the values would pass."""
+        w_OGS = w_OI.view(w_OI.shape[0], scale_OG.shape[1], -1)
+        low, high = w_OGS.amin(-1).clamp_(max=0), w_OGS.amax(-1).clamp_(min=0)
+        if self.scheme.strategy == "tensor":
+            self._low, self._high = min(self._low, float(low.min())), max(self._high, float(high.max()))
+            low, high = torch.full((1, 1), self._low), torch.full((1, 1), self._high)
+        levels = float((1 << self.scheme.num_bits) - 1)
+        wanted = torch.maximum(-low, high) / (levels / 2) if self.scheme.symmetric else high / levels - low / levels
+        spare = scale_OG - _SMALLEST.get(self.dtypes[1], 0.0)
+        ratio = torch.where(wanted > 0, spare / wanted, 0.0)
+        found = float(ratio.max())
+        self.coarse = found if self.scheme.strategy == "tensor" else max(self.coarse, found)
 
     def _steps(self, w_OI: Tensor, quantized: Quantized, order: Tensor | None) -> tuple[Tensor, Tensor]:
         """How many steps each value is from its code, with its sign, and the scales; infinite where none helps."""
@@ -260,11 +289,12 @@ def check_values(
     out: Path,
     tensors: Sequence[Source],
     source: tuple[Path, Sources] | None,
-) -> tuple[list[Finding], list[TensorError]]:
+    limits: Limits,
+) -> ValueCheck:
     """Findings and errors over all tensors of the result in `out`."""
-    check = ValueCheck(out, source[0] if source else None)
+    check = ValueCheck(out, source[0] if source else None, limits)
     try:
         check.run(tensors, source[1] if source else None)
     finally:
         check.close()
-    return check.findings, check.errors
+    return check
