@@ -191,7 +191,6 @@ def _execute(made: Plan, repo: Repo, folder: OutputFolder, journal: Journal, tar
         verification = verify_folder(folder.state, repo, root, made.job.limits)
         _check_complete(verification, made)
         raise_findings(verification)
-        errors = {error.name: error for error in verification.errors}
     built = [path for path in folder.files if path != REPORT_NAME]  # there may be one of an interrupted commit
     files = hash_files(folder.state, built, made.execution.workers)
     folder.write(REPORT_NAME, report_bytes(report_of(made, errors, files)))

@@ -211,8 +211,8 @@ class _Sums:
             low, high = torch.full((1, 1), self._low), torch.full((1, 1), self._high)
         levels = float((1 << self.scheme.num_bits) - 1)
         wanted = torch.maximum(-low, high) / (levels / 2) if self.scheme.symmetric else high / levels - low / levels
-        spare = scale_OG - _SMALLEST.get(self.dtypes[1], 0.0)
-        ratio = torch.where(wanted > 0, spare / wanted, 0.0)
+        tiny = 2 * max(_SMALLEST.get(dtype, 0.0) for dtype in self.dtypes)  # below that a scale becomes 1, or is coarse
+        ratio = torch.where(wanted > tiny, (scale_OG - tiny) / wanted, 0.0)
         found = float(ratio.max())
         self.coarse = found if self.scheme.strategy == "tensor" else max(self.coarse, found)
 
