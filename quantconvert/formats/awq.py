@@ -100,7 +100,7 @@ class Awq(Format):
         from quantconvert.kernels.packing import unpack_rows_int4
         from quantconvert.methods.base import Quantized
 
-        codes, zeros = (unpack_rows_int4(blocks[name], ORDER) for name in ("qweight", "qzeros"))
+        codes, zeros = (unpack_rows_int4(blocks[name], ORDER)[:rows] for name in ("qweight", "qzeros"))
         return Quantized.of(codes, blocks["scales"], zeros, stored.scheme)
 
     def reader(self, block: Mapping[str, Any], read: Callable[[TensorRef], bytes]) -> StoredReader:
