@@ -84,6 +84,11 @@ def reader_of(repo: Repo) -> Callable[[TensorRef], bytes]:
 
 
 def run(repo: Repo, build: Builder, target: Target) -> Result:
+    """Plan, then make the result in `target.out`, continuing what an interrupted run left there.
+
+    Raises what planning raises, `CheckpointError` and `UnsupportedError` for what shows only in the data, `OutputError`
+    for the place, `VerificationError` where the result was to be verified and is wrong.
+    """
     wall, cpu = time.perf_counter(), time.process_time()
     made = make_plan(repo, target.out, target.overwrite, build)
     for message in made.notes:
@@ -116,6 +121,7 @@ def _path(repo: Repo) -> Path | None:
 
 
 def make_plan(repo: Repo, out: Path | None, overwrite: bool, build: Builder) -> Plan:
+    """The plan by `build`, and every refusal about it and about the folder `out` at once."""
     errors: list[QuantConvertError] = []
     if out is not None:
         check_unlocked(out)

@@ -48,21 +48,8 @@ def find_sources(
         )
         return Sources(tuple(refs.values()), method=method)
     weights = _quantized(checkpoint, refs, block or {}, method, read, errors)
-    leads = {weight.values.name: weight for weight in weights}
-    partners = {ref.name for weight in weights for ref in refs_of(weight)}
-    if weights and method is None:
-        method = weights[0].encoding
-    dropped = dict(shared)
-    plain: list[Source] = []
-    for ref in refs.values():
-        if ref.name in leads:
-            plain.append(leads[ref.name])
-        elif ref.name in partners:
-            continue
-        elif method and _ACTIVATION_SCALES.search(ref.name):
-            dropped[ref.name] = Dropped(ref, f"activation scale of the source's own quantization (`{method}`)")
-        else:
-            plain.append(ref)
+    method = weights[0].encoding if weights and method is None else method
+    plain, scales = _placed(refs, weights, method)
     _check_strays(plain, errors)
     if checkpoint.quantization_block is not None and not weights and not errors:
         errors.append(
@@ -76,7 +63,25 @@ def find_sources(
     if family is not None and (family.fused_experts or family.transposed):
         tensors = [part for source in plain for part in split_source(source, family, config, errors)]
     _check_names(tensors, errors)
-    return Sources(tuple(tensors), tuple(dropped.values()), method)
+    return Sources(tuple(tensors), (*shared.values(), *scales), method)
+
+
+def _placed(
+    refs: Mapping[str, TensorRef], weights: list[Weight], method: str | None
+) -> tuple[list[Source], list[Dropped]]:
+    """Quantized weights in the places of their values, everything else as it is; and the scales that end with them."""
+    leads = {weight.values.name: weight for weight in weights}
+    partners = {ref.name for weight in weights for ref in refs_of(weight)}
+    sources: list[Source] = []
+    dropped = []
+    for ref in refs.values():
+        if ref.name in leads:
+            sources.append(leads[ref.name])
+        elif ref.name not in partners and method and _ACTIVATION_SCALES.search(ref.name):
+            dropped.append(Dropped(ref, f"activation scale of the source's own quantization (`{method}`)"))
+        elif ref.name not in partners:
+            sources.append(ref)
+    return sources, dropped
 
 
 def _quantized(
