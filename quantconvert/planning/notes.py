@@ -6,9 +6,11 @@ import re
 from collections.abc import Iterator, Sequence
 
 from quantconvert.checkpoint import Checkpoint
+from quantconvert.errors import some
 from quantconvert.families import Classifier
 from quantconvert.formats import Selection
 from quantconvert.formats.base import all_caveats
+from quantconvert.patterns import template_of
 from quantconvert.planning.choose import Choice
 from quantconvert.planning.decision import Decision
 from quantconvert.planning.origin import requantized
@@ -31,7 +33,11 @@ def notes_on(
         notes.append(classifier.family.caveat)
     if classifier.family is None:
         kind = checkpoint.model_type or "no model_type"
-        notes.append(f"unknown family ({kind}): which weights are linear was decided from names; check the plan")
+        linear = list(dict.fromkeys(template_of(d.module) for d in decisions if d.request))
+        notes.append(
+            f"unknown family ({kind}): which weights are linear was decided from names; check the plan (--explain). "
+            f"Quantized: {some(linear)}"
+        )
     notes += _on_layers(decisions, checkpoint)
     notes += _on_decisions(decisions, sources)
     if checkpoint.dropped_files:
