@@ -194,9 +194,9 @@ def _tensor_ref(name: str, entry: object, file: str, data_start: int) -> TensorR
         if type(dtype) is str and type(shape) is list and type(offsets) is list:
             numbers = shape + offsets
             counts = {*map(type, numbers)} == {int} and min(numbers) >= 0 and max(numbers) < 2**63
-            if counts and len(offsets) == 2 and len(shape) <= MAX_RANK:
+            if counts and len(offsets) == 2 and len(shape) <= MAX_RANK and dtype in _BITS:
                 begin, end = offsets
-                if prod(shape) * _BITS.get(dtype, -1) == 8 * (end - begin) >= 0:
+                if prod(shape) * _BITS[dtype] == 8 * (end - begin) >= 0:
                     return TensorRef(name, dtype, tuple(shape), file, data_start + begin, end - begin)
     return _checked_ref(name, entry, file, data_start)
 

@@ -234,7 +234,6 @@ class OutputFolder:
                     fsync_folder(self.out)
             fsync_folder(self.out)
             (self.state / JOB).replace(self.state / DONE)
-            fsync_folder(self.state)
         except BaseException as error:
             self.restore()
             if isinstance(error, OSError):

@@ -66,6 +66,7 @@ HEADERS = [
     header("metadata is a tensor", {"__metadata__": entry(0, 16)}, NOT_MAP),
     header("tensor null", {"a": None}, f"{A}: expected an object with dtype, shape and data_offsets"),
     header("no dtype", {"a": {"shape": [8], "data_offsets": [0, 16]}}, f"{A}: unknown dtype `None`"),
+    header("dtype of nothing", {"a": {"dtype": "a", "shape": [0], "data_offsets": [0, 0]}}, f"{A}: unknown dtype `a`"),
     header("dtype a long text", one(dtype="B" * 10**6), f"{A}: unknown dtype `{'B' * 120}...`"),
     header("dtype with an escape", one(dtype="\x1b[2J\nerror"), f"{A}: unknown dtype `\\x1b[2J\\nerror`"),
     header("dtype a large list", one(dtype=[0] * 10**5), f"{A}: unknown dtype `a list of 100000`"),
