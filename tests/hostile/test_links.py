@@ -87,7 +87,13 @@ def test_hidden_things_are_left_alone(tmp_path: Path) -> None:
     (source / ".cache").mkdir()
     os.mkfifo(source / ".cache" / "fifo")
     quantconvert.convert(source, tmp_path / "out")
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {CONFIG, SINGLE, "README.md", "tokenizer.json"}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        CONFIG,
+        SINGLE,
+        "README.md",
+        "quantconvert.json",
+        "tokenizer.json",
+    }
 
 
 SWAP = """
