@@ -134,7 +134,7 @@ def quantize(
     half = 1 << (scheme.num_bits - 1)
     w_OGS = w_OI.view(w_OI.shape[0], -1, scheme.group_size or w_OI.shape[1])
     if noise is not None:
-        noise.signal += _squares(_norms(w_OI))
+        noise.signal += squares(_norms(w_OI))
     w_OGS.div_(scale.float().unsqueeze(-1))
     if zero_point is not None:
         w_OGS.add_(zero_point.unsqueeze(-1))
@@ -143,7 +143,7 @@ def quantize(
     codes = rounded.view(torch.int32).to(torch.uint8)
     if noise is not None:
         w_OI.sub_(rounded.sub_(ROUND + half))
-        noise.noise += _squares(torch.linalg.vector_norm(w_OGS, dim=2).double() * scale.double())
+        noise.noise += squares(torch.linalg.vector_norm(w_OGS, dim=2).double() * scale.double())
     return Quantized(codes, scale, None if zero_point is None else (zero_point + half).to(torch.uint8))
 
 
@@ -156,5 +156,6 @@ def _norms(w_OI: Tensor) -> Tensor:
     return norms
 
 
-def _squares(norms: Tensor) -> float:
-    return float(norms.double().square_().sum())
+def squares(values: Tensor) -> float:
+    """Their sum of squares, in float64; a float64 tensor is overwritten."""
+    return float(values.double().square_().sum())

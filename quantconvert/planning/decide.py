@@ -16,7 +16,7 @@ from quantconvert.planning.origin import check_sources, merge_kept
 from quantconvert.planning.rules import Verdict, verdicts
 from quantconvert.planning.widths import fit_widths
 from quantconvert.schemes import Request, scheme_name
-from quantconvert.sources import Source, Sources, Weight
+from quantconvert.sources import Source, Sources, bits_of
 
 
 def decide(
@@ -33,7 +33,7 @@ def decide(
     for ref in sources.tensors:
         verdict = rules.get(ref.name)
         decision = _by_rule(ref, classifier.role(ref), verdict, job.base)
-        if decision.request and verdict is None and sources.method and not _is_quantized(ref):
+        if decision.request and verdict is None and sources.method and bits_of(ref) is None:
             decision = decision.kept("plain", f"source is quantized by {sources.method}, and left this one alone")
         if verdict and verdict.forced and verdict.request and decision.reason:
             why = f"stays in high precision: {REASON_TEXT[decision.reason]}"
@@ -48,10 +48,6 @@ def decide(
     _check_experts(decisions, errors)
     check_sources(decisions, sources, job, errors)
     return merge_kept(decisions)
-
-
-def _is_quantized(ref: Source) -> bool:
-    return isinstance(ref, Weight) and ref.num_bits is not None
 
 
 def _by_rule(ref: Source, role: Role, verdict: Verdict | None, base: Request) -> Decision:

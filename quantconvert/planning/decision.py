@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from quantconvert.families import Reason
 from quantconvert.patterns import WEIGHT_SUFFIX
 from quantconvert.schemes import Request
-from quantconvert.sources import Source, Weight
+from quantconvert.sources import Source, bits_of
 
 # Kept weights that engines hold as ordinary linear layers: the config block must name them.
 LINEAR_REASONS: frozenset[Reason] = frozenset(
@@ -47,7 +47,7 @@ class Decision:
     @property
     def is_decoded(self) -> bool:
         """Quantized in the source, in high precision in the result."""
-        return self.request is None and isinstance(self.ref, Weight) and self.ref.num_bits is not None
+        return self.request is None and bits_of(self.ref) is not None
 
     def kept(self, reason: Reason, evidence: str) -> Decision:
         return replace(self, reason=reason, evidence=evidence, request=None, by_table=reason == "ignored")

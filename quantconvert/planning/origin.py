@@ -8,14 +8,14 @@ from dataclasses import replace
 from quantconvert.errors import QuantConvertError, UnsupportedError, some
 from quantconvert.job import Job
 from quantconvert.planning.decision import Decision
-from quantconvert.sources import Sources, Weight
+from quantconvert.sources import Sources, Weight, bits_of
 
 
 def check_sources(decisions: Sequence[Decision], sources: Sources, job: Job, errors: list[QuantConvertError]) -> None:
     """Refuse what would lose precision unasked, and what cannot be decoded into a place where engines look for it."""
     again = requantized(decisions)
     if again and not job.requantize:
-        bits = sorted({d.ref.num_bits for d in again if isinstance(d.ref, Weight) and d.ref.num_bits})
+        bits = sorted({bits_of(d.ref) or 0 for d in again})
         errors.append(
             UnsupportedError(
                 f"the source is already quantized (`{sources.method}`, {' and '.join(map(str, bits))} bits): "
@@ -47,11 +47,7 @@ def check_sources(decisions: Sequence[Decision], sources: Sources, job: Job, err
 
 def requantized(decisions: Sequence[Decision]) -> list[Decision]:
     """Weights that had as few bits before as they are to have."""
-    return [
-        d
-        for d in decisions
-        if d.request and isinstance(d.ref, Weight) and d.ref.num_bits and d.request.num_bits <= d.ref.num_bits
-    ]
+    return [d for d in decisions if d.request and d.request.num_bits <= (bits_of(d.ref) or 0)]
 
 
 def merge_kept(decisions: Sequence[Decision]) -> list[Decision]:

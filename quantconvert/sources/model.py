@@ -112,6 +112,11 @@ def refs_of(source: Source) -> tuple[TensorRef, ...]:
     return tuple(source.refs.values()) if isinstance(source, Weight) else (source,)
 
 
+def bits_of(source: Source) -> int | None:
+    """The bits of its values where `source` is quantized, else None."""
+    return source.num_bits if isinstance(source, Weight) else None
+
+
 @dataclass(frozen=True, slots=True)
 class Dropped:
     """A stored tensor that the result does not need, and why."""

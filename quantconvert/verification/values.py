@@ -21,13 +21,14 @@ from quantconvert.errors import QuantConvertError
 from quantconvert.formats import get_format
 from quantconvert.job import Limits
 from quantconvert.methods.base import Quantized
+from quantconvert.methods.rtn import squares
 from quantconvert.planning.memory import TILE_ELEMENTS, execution_for, read_multiple, spans
 from quantconvert.run.io import Files, Workspace, bytes_of, torch_dtype
 from quantconvert.run.readers import open_reader, read_part
 from quantconvert.run.stored import StoredReader, dequantize
 from quantconvert.schemes import Scheme
 from quantconvert.sources import Source, Sources, Weight
-from quantconvert.verification.model import Finding, TensorError
+from quantconvert.verification.model import Check, Finding, TensorError
 
 # float32 division and addition, in steps: 2^8 * 2^-24 * 2, with room.
 ROUNDING = 1e-4
@@ -74,8 +75,8 @@ class ValueCheck:
             if name not in used and not (isinstance(source, Weight) and source.values.name in used):
                 self._add("values", name, "is in the source, but not in the result")
 
-    def _add(self, check: str, where: str, message: str) -> None:
-        self.findings.append(Finding("codes" if check == "codes" else "values", where, message))
+    def _add(self, check: Check, where: str, message: str) -> None:
+        self.findings.append(Finding(check, where, message))
 
     def _check(self, tensor: Source, origin: Source | None) -> None:
         if isinstance(tensor, Weight) and tensor.stored is not None:
@@ -181,13 +182,13 @@ class _Sums:
 
     def add(self, w_OI: Tensor, quantized: Quantized, order: Tensor | None) -> None:
         """Take in a block: `w_OI` float32, its codes, and GPTQ's group of each column where they are out of order."""
-        noise = _squares(dequantize(quantized, self.scheme, order).sub_(w_OI))
+        noise = squares(dequantize(quantized, self.scheme, order).sub_(w_OI))
         steps_OI, scale_OG = self._steps(w_OI, quantized, order)
         if not math.isfinite(noise):  # a product that float32 does not hold
             groups = _groups(w_OI, scale_OG) if order is None else order
-            noise = _squares(steps_OI.double().mul_(scale_OG.double()[:, groups]))
+            noise = squares(steps_OI.double().mul_(scale_OG.double()[:, groups]))
         self.noise += noise
-        self.signal += _squares(w_OI)
+        self.signal += squares(w_OI)
         if order is None:
             self._compare_scales(w_OI, scale_OG)
         codes_OI = quantized.codes.float()
@@ -230,10 +231,6 @@ class _Sums:
 def _groups(w_OI: Tensor, scale_OG: Tensor) -> Tensor:
     """The group of each column [I], in their order."""
     return torch.arange(scale_OG.shape[1]).repeat_interleave(w_OI.shape[1] // scale_OG.shape[1])
-
-
-def _squares(values: Tensor) -> float:
-    return float(values.double().square_().sum())
 
 
 def _larger(known: float, value: Tensor) -> float:
