@@ -29,7 +29,7 @@ from quantconvert.planning import Plan
 from quantconvert.run.journal import Journal
 from quantconvert.run.output import OutputFolder, check_disk, check_output, check_unlocked
 from quantconvert.sources import find_sources
-from quantconvert.verification.model import Finding, TensorError, Verification
+from quantconvert.verification.findings import Finding, TensorError, Verification
 from quantconvert.verification.report import REPORT_NAME, hash_files, report_bytes, report_of
 from quantconvert.verification.structure import check_structure, check_sums
 
@@ -177,7 +177,7 @@ def _may_pass(error: BaseException) -> bool:
 def _execute(made: Plan, repo: Repo, folder: OutputFolder, journal: Journal, target: Target) -> Verification | None:
     load_torch()
     from quantconvert.card import render_card
-    from quantconvert.run.execute import ThreadExecutor
+    from quantconvert.run.executors import ThreadExecutor
 
     checkpoint = made.checkpoint
     side = tuple(file.path for file in checkpoint.side_files)

@@ -163,7 +163,7 @@ def decode_gptq(tensors: dict[str, Tensor], module: str, num_bits: int, v1: bool
 
 
 def decode_rtn(tensors: dict[str, Tensor], module: str, num_bits: int) -> Tensor:
-    """The ten lines of `quantconvert.formats.rtn`'s docstring, as an engine's author would type them in."""
+    """The ten lines of `quantconvert.layouts.simple`'s docstring, as an engine's author would type them in."""
     weight, scale = tensors[f"{module}.weight"], tensors[f"{module}.weight_scale"]
     zero_point = tensors.get(f"{module}.weight_zero_point")
     if num_bits == 4:

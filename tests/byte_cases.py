@@ -1,8 +1,8 @@
 """What the converter has always written, as checksums: a fixed set of conversions for `test_byte_identity.py`.
 
-Every source is made of `random.Random` bytes and exact arithmetic, so that it is the same on every processor. The table
-was recorded before the joints of the program were changed. `python -m tests.byte_cases` prints the table of today, for a
-change of bytes that is meant; the CHANGELOG then names it.
+Every source is made of `random.Random` bytes and exact arithmetic, so that it is the same on every processor. The
+table was recorded before the joints of the program were changed. `python -m tests.byte_cases` prints that of today,
+for a change of bytes that is meant; the CHANGELOG then names it.
 """
 
 from __future__ import annotations

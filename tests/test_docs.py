@@ -12,7 +12,7 @@ import pytest
 
 import quantconvert
 from quantconvert import errors
-from quantconvert.formats import FORMATS
+from quantconvert.layouts import LAYOUTS
 from quantconvert.planning import choose
 
 ROOT = Path(__file__).parent.parent
@@ -59,7 +59,7 @@ def test_the_test_command_installs_with_the_constraints():
     assert lines[-1].endswith("-m pytest -q")
 
 
-@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("name", LAYOUTS)
 def test_every_format_stands_in_the_readme(name: str):
     assert f"`{name}`" in README
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from quantconvert.formats import get_format
-from quantconvert.formats.base import Stored
+from quantconvert.layouts import get_layout
+from quantconvert.layouts.base import Stored
 from quantconvert.methods.base import Quantized
 from quantconvert.schemes import Scheme
 from tests import golden
@@ -20,7 +20,7 @@ every_case = pytest.mark.parametrize(("name", "case"), CASES.values(), ids=CASES
 
 def encoded(name: str, case: dict[str, Any]) -> dict[str, Tensor]:
     """The tensors as they stand in a file: `encode` puts rows first, `outputs` says which are turned."""
-    fmt, scheme, shape = get_format(name.replace("_", "-")), Scheme(**case["scheme"]), tuple(case["codes"].shape)
+    fmt, scheme, shape = get_layout(name.replace("_", "-")), Scheme(**case["scheme"]), tuple(case["codes"].shape)
     blocks = fmt.encode(Quantized(case["codes"], case["scale"], case["zero_point"]), scheme, shape)
     specs = fmt.outputs(shape, "BF16", scheme)
     assert set(blocks) == {spec.suffix for spec in specs}
@@ -38,7 +38,7 @@ def test_encode_gives_the_peers_bytes(name: str, case: dict[str, Any]):
 
 @every_case
 def test_decode_finds_the_codes_in_the_peers_bytes(name: str, case: dict[str, Any]):
-    fmt, scheme, shape = get_format(name.replace("_", "-")), Scheme(**case["scheme"]), tuple(case["codes"].shape)
+    fmt, scheme, shape = get_layout(name.replace("_", "-")), Scheme(**case["scheme"]), tuple(case["codes"].shape)
     turned = {spec.suffix for spec in fmt.outputs(shape, "BF16", scheme) if spec.transposed}
     blocks = {s: t.t().contiguous() if s in turned else t for s, t in case["tensors"].items()}
     v1 = name == "gptq" and scheme.symmetric

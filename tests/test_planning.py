@@ -32,7 +32,7 @@ def test_planning_imports_no_torch(tmp_path: Path):
 
 
 ROOMS = ["version", "text", "errors", "events", "dtypes", "patterns", "checkpoint", "schemes", "job",
-         "families", "methods", "formats", "kernels", "sources", "planning", "hub", "metadata", "inventory",
+         "families", "methods", "layouts", "kernels", "sources", "planning", "hub", "metadata", "inventory",
          "recipe", "run", "verification", "card", "conversion", "api", "__init__", "cli", "integrations",
          "__main__"]  # fmt: skip
 

@@ -917,7 +917,7 @@ def disk_fills_up(source: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, An
     def refuse(*args: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr("quantconvert.run.writer.os.posix_fallocate", refuse)
+    monkeypatch.setattr("quantconvert.run.shards.os.posix_fallocate", refuse)
     return {}
 
 
@@ -929,7 +929,7 @@ def file_cannot_be_created(source: Path, monkeypatch: pytest.MonkeyPatch) -> dic
             raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
         return create(path, *args, **options)
 
-    monkeypatch.setattr("quantconvert.run.writer.os.open", refuse)
+    monkeypatch.setattr("quantconvert.run.shards.os.open", refuse)
     return {}
 
 

@@ -18,7 +18,7 @@ from quantconvert.events import Event, Note, Progress, ShardWritten
 from quantconvert.planning import Output
 from quantconvert.run.io import Workspace
 from quantconvert.run.output import OutputFolder
-from quantconvert.run.writer import ShardWriter
+from quantconvert.run.shards import ShardWriter
 from tests import inputs
 from tests.builders import llama_tensors, read_tensors, write_checkpoint
 from tests.test_writer import digests
@@ -127,7 +127,7 @@ def test_another_version_is_refused(source: Path, out: Path, monkeypatch: pytest
 def test_other_code_of_the_same_version_is_refused(source: Path, out: Path, monkeypatch: pytest.MonkeyPatch):
     """Nothing but the plan's digest tells."""
     interrupt(source, out)
-    monkeypatch.setattr("quantconvert.planning.model.Plan.digest", "other")
+    monkeypatch.setattr("quantconvert.planning.plan.Plan.digest", "other")
     with pytest.raises(OutputError, match=r'another kind: `plan` was "\w{64}", is "other"\n'):
         quantconvert.convert(source, out, **OPTIONS)
 
@@ -349,8 +349,8 @@ def test_the_library_installs_no_signal_handlers(source: Path, out: Path):
 def test_a_line_is_written_only_when_its_bytes_are_synced(source: Path, out: Path, monkeypatch: pytest.MonkeyPatch):
     """The worker waits for each flush here, so nothing that was written may be unsynced when the journal grows."""
     for name in ("FLUSH_NBYTES", "FLUSH_SECONDS", "MAX_WAITING_NBYTES"):
-        monkeypatch.setattr(f"quantconvert.run.writer.{name}", 0)
-    monkeypatch.setattr("quantconvert.run.execute.POLL_SECONDS", 0.001)
+        monkeypatch.setattr(f"quantconvert.run.shards.{name}", 0)
+    monkeypatch.setattr("quantconvert.run.executors.POLL_SECONDS", 0.001)
     unsynced: set[str] = set()
     seen: list[set[str]] = []
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 import quantconvert
-from quantconvert.formats import FORMATS, get_format
+from quantconvert.layouts import LAYOUTS, get_layout
 from quantconvert.schemes import Scheme
 from tests.builders import LLAMA_CONFIG, decode, llama_tensors, read_tensors, weight, write_checkpoint
 
@@ -20,7 +20,7 @@ SCHEMES = ["W4A16", "W4A16_ASYM", "W4A16:channel", "W8A16", "W8A16_ASYM:g64", "W
 
 def holds(layout: str, scheme: Scheme) -> bool:
     plain = Scheme(scheme.num_bits, scheme.symmetric, scheme.strategy, scheme.group_size)
-    return not get_format(layout).problems(plain, (128, 128), "M")
+    return not get_layout(layout).problems(plain, (128, 128), "M")
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +55,7 @@ def test_repack_through_every_pair_and_dequantize(source: Path, tmp_path: Path, 
     scheme = start.plan.scheme
     assert scheme
     expected = weights(tmp_path / "start", start.plan)
-    layouts = [layout for layout in FORMATS if holds(layout, scheme)]
+    layouts = [layout for layout in LAYOUTS if holds(layout, scheme)]
     assert len(layouts) >= 2
     for a, b in itertools.product(layouts, layouts):
         there, across, back = (tmp_path / f"{a}-{b}-{i}" for i in range(3))
@@ -76,7 +76,7 @@ def test_repack_through_every_pair_and_dequantize(source: Path, tmp_path: Path, 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
 @pytest.mark.parametrize(
     ("layout", "name"),
-    [(f, s) for f in FORMATS for s in SCHEMES if s != "W8A8" or f == "compressed-tensors"],
+    [(f, s) for f in LAYOUTS for s in SCHEMES if s != "W8A8" or f == "compressed-tensors"],
 )
 def test_dequantize_equals_the_independent_decoder(source: Path, tmp_path: Path, layout: str, name: str, dtype):
     try:

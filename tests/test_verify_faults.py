@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 import quantconvert
-from quantconvert.formats import get_format
+from quantconvert.layouts import get_layout
 from quantconvert.methods import rtn
 from quantconvert.verification import Verification
 from tests.builders import LLAMA_CONFIG, decode, llama_tensors, read_tensors, write_checkpoint
@@ -312,7 +312,7 @@ def test_the_report_is_the_same_however_it_was_made(tmp_path: Path):
 
 @pytest.mark.parametrize("kind", ["awq", "W8A8", "rtn"])
 def test_wrong_bytes_never_appear(kind: str, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    layout = type(get_format(LAYOUTS[kind]["format"]))
+    layout = type(get_layout(LAYOUTS[kind]["format"]))
     encode = layout.encode
 
     def wrong(self: Any, quantized: Any, scheme: Any, shape: tuple[int, ...]) -> Any:

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 import quantconvert
 from quantconvert.events import silent
-from quantconvert.planning.layout import split_shards
+from quantconvert.planning.place import split_shards
 from quantconvert.run.output import OutputFolder
 from tests.builders import LLAMA_CONFIG, llama_tensors, read_tensors, weight, write_checkpoint
 

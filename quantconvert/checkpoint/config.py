@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from quantconvert.checkpoint.contents import QUANTIZATION_KEYS
 from quantconvert.checkpoint.header import is_utf8
-from quantconvert.checkpoint.model import QUANTIZATION_KEYS
 from quantconvert.errors import CheckpointError
 from quantconvert.text import quoted
 

@@ -6,7 +6,7 @@ import fnmatch
 from collections.abc import Iterable
 from typing import Literal
 
-from quantconvert.checkpoint.model import RepoFile
+from quantconvert.checkpoint.contents import RepoFile
 from quantconvert.errors import CheckpointError, QuantConvertError, raise_all
 from quantconvert.text import is_plain, quoted
 

@@ -10,6 +10,7 @@ from itertools import islice
 from typing import Any
 
 from quantconvert.checkpoint.config import MAX_CONFIG_NBYTES, check_config
+from quantconvert.checkpoint.contents import Checkpoint, Repo, RepoFile
 from quantconvert.checkpoint.files import (
     INDEX_NAME,
     MAX_REPORTED,
@@ -22,7 +23,6 @@ from quantconvert.checkpoint.files import (
 )  # fmt: skip
 from quantconvert.checkpoint.header import TensorRef, header_text, parse_header, parse_object
 from quantconvert.checkpoint.local import LocalFolder
-from quantconvert.checkpoint.model import Checkpoint, Repo, RepoFile
 from quantconvert.checkpoint.torch_file import read_torch_file
 from quantconvert.errors import CheckpointError, QuantConvertError, raise_all
 from quantconvert.text import is_plain, quoted

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
+from quantconvert.checkpoint.contents import RepoFile
 from quantconvert.checkpoint.files import MAX_FILES, MAX_REPORTED
-from quantconvert.checkpoint.model import RepoFile
 from quantconvert.errors import CheckpointError, QuantConvertError, raise_all
 from quantconvert.text import quoted
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path, PurePosixPath
 
+from quantconvert.checkpoint.contents import Repo, RepoFile
 from quantconvert.checkpoint.local import LocalFolder
-from quantconvert.checkpoint.model import Repo, RepoFile
 from quantconvert.errors import CheckpointError, UsageError
 
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from quantconvert.formats import FORMATS
+from quantconvert.layouts import LAYOUTS
 from quantconvert.planning.rules import PRESETS
 from quantconvert.schemes import SCHEMES
 
@@ -36,7 +36,7 @@ Quantized = Annotated[
     str,
     typer.Argument(metavar="SRC", help="A quantized checkpoint: folder or Hub id.", show_default=False),
 ]
-Layout = Annotated[str, typer.Option("--format", metavar="|".join(FORMATS), help="Layout to write.")]
+Layout = Annotated[str, typer.Option("--format", metavar="|".join(LAYOUTS), help="Layout to write.")]
 DType = Annotated[str, typer.Option("--dtype", metavar="bfloat16|float16|float32", help="Element type to write.")]
 
 Bits = Annotated[
@@ -72,7 +72,7 @@ FormatName = Annotated[
     str | None,
     typer.Option(
         "--format",
-        metavar="|".join(("auto", *FORMATS)),
+        metavar="|".join(("auto", *LAYOUTS)),
         help="Layout on disk. [default: auto]",
         rich_help_panel=_SCHEME,
     ),

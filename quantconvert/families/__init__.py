@@ -13,7 +13,7 @@ from typing import Protocol
 from quantconvert.checkpoint import Checkpoint
 from quantconvert.dtypes import DTYPES
 from quantconvert.families.common import EXPERT_NAMES, FUSED_COMMON, KEEP_BY_NAME, TOWERS
-from quantconvert.families.model import REASON_TEXT, REASONS, Dims, Family, FusedExperts, FusedSet, Reason, Role
+from quantconvert.families.row import REASON_TEXT, REASONS, Dims, Family, FusedExperts, FusedSet, Reason, Role
 from quantconvert.families.tables import FAMILIES
 from quantconvert.patterns import WEIGHT_SUFFIX, template_of
 

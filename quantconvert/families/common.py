@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from quantconvert.families.model import FusedSet, Reason
+from quantconvert.families.row import FusedSet, Reason
 
 # Searched in the module name, first match wins. Sources: the weight names in transformers' model files and the
 # keep lists of vLLM's and SGLang's loaders.

@@ -11,7 +11,7 @@ from quantconvert.families.common import (
     REINITIALIZED,
     SCALED_ACTIVATION,
 )
-from quantconvert.families.model import Dims, Family
+from quantconvert.families.row import Dims, Family
 
 _MLP_DIMS = (
     Dims(r"\.mlp\.(gate_proj|up_proj)$", "intermediate_size", "hidden_size"),

@@ -7,7 +7,7 @@ them. Heads are kept: classifiers are small, and what a masked language model en
 from __future__ import annotations
 
 from quantconvert.families.common import FUSED_COMMON, FUSED_QKV, LINEAR_ATTENTION, LINEAR_MLP, REINITIALIZED
-from quantconvert.families.model import Dims, Family, FusedSet, Reason
+from quantconvert.families.row import Dims, Family, FusedSet, Reason
 
 _HEADS: tuple[tuple[str, Reason], ...] = (
     (r"(^|\.)lm_head(\.(dense|decoder))?$", "lm_head"),

@@ -6,7 +6,7 @@ Names and shapes: transformers' model files; fused sets: vLLM's packed_modules_m
 from __future__ import annotations
 
 from quantconvert.families.common import FUSED_QKV, KEEP_HEADS, REINITIALIZED, SCALED_ACTIVATION
-from quantconvert.families.model import Dims, Family
+from quantconvert.families.row import Dims, Family
 
 _GPT2_LINEAR = (r"\.(attn|crossattention)\.(c_attn|q_attn|c_proj)$", r"\.mlp\.(c_fc|c_proj)$")
 _GPT2_KEEP = ((r"(^|\.)(multiple_choice_head|summary)(\.|$)", "head"), *KEEP_HEADS)

@@ -15,7 +15,6 @@ from quantconvert.families.common import (
     LINEAR_ATTENTION,
     LINEAR_MLP,
 )
-from quantconvert.families.model import Family, FusedSet, Reason
 from quantconvert.families.moe import (
     GRANITE_DIMS,
     GRANITE_EXPERTS,
@@ -27,6 +26,7 @@ from quantconvert.families.moe import (
     fused_gated,
     gated_dims,
 )
+from quantconvert.families.row import Family, FusedSet, Reason
 
 _DELTA_STATE: tuple[tuple[str, Reason], ...] = (
     (r"\.linear_attn\.conv1d(\.|$)", "conv"),

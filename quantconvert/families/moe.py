@@ -16,7 +16,7 @@ from quantconvert.families.common import (
     LINEAR_ATTENTION,
     LINEAR_MLP,
 )
-from quantconvert.families.model import Dims, Family, FusedExperts, FusedSet, Reason
+from quantconvert.families.row import Dims, Family, FusedExperts, FusedSet, Reason
 
 GATED = r"(gate_proj|up_proj|down_proj)$"
 GATE_UP = ("gate_proj", "up_proj")

@@ -10,8 +10,8 @@ from quantconvert.families.common import (
     LINEAR_ATTENTION,
     LINEAR_MLP,
 )
-from quantconvert.families.model import Family
 from quantconvert.families.moe import QWEN_DIMS, QWEN_LINEAR, ROUTER, fused_gated, gated_dims
+from quantconvert.families.row import Family
 
 # Around a language model of Llama's layout, whichever `text_config` names (Llama, Mistral, Qwen2, Gemma 3).
 VISION_LANGUAGE = Family(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from quantconvert.families.common import FUSED_QKV, REINITIALIZED
-from quantconvert.families.model import Dims, Family, FusedSet, Reason
+from quantconvert.families.row import Dims, Family, FusedSet, Reason
 
 _SHARED: tuple[str, Reason] = (r"(^|\.)shared$", "embedding")
 _HEADS: tuple[tuple[str, Reason], ...] = (

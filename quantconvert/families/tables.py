@@ -28,9 +28,9 @@ from quantconvert.families.gpt import (
     XGLM,
 )
 from quantconvert.families.hybrid import GRANITE_HYBRID, QWEN3_NEXT, QWEN35, QWEN35_MOE
-from quantconvert.families.model import Family
 from quantconvert.families.moe import DEEPSEEK, GLM_MOE, GPT_OSS, GRANITE_MOE, LLAMA4, MIXTRAL, OLMOE, QWEN_MOE
 from quantconvert.families.multimodal import QWEN3_VL_MOE, VISION_LANGUAGE
+from quantconvert.families.row import Family
 from quantconvert.families.seq2seq import BART, T5, WHISPER
 
 _DENSE = (LLAMA, PHI3, GLM, PHI, STARCODER2, MAMBA)

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from safetensors import safe_open
 
 from quantconvert.errors import CheckpointError, UnsupportedError
-from quantconvert.formats.rtn import Rtn
+from quantconvert.layouts.simple import Simple
 from quantconvert.schemes import Scheme
 
 Header = tuple[str, tuple[int, ...]]  # dtype by safetensors' name, shape
@@ -37,9 +37,9 @@ def check(module: str, scheme: Scheme, tensors: Mapping[str, Header]) -> None:
     scale_dtype, scales = tensors.get(f"{module}.weight_scale", ("", ()))
     if scheme.group_size and columns % scheme.group_size:
         raise CheckpointError(f"`{module}.weight`: group_size {scheme.group_size} does not divide {columns}")
-    rows = scales[0] if len(scales) == 2 else stored_rows * Rtn().row_multiple(scheme)
-    expected = {s.suffix: (s.dtype, s.shape) for s in Rtn().outputs((rows, columns), scale_dtype, scheme)}
-    for suffix in sorted(Rtn.suffixes):
+    rows = scales[0] if len(scales) == 2 else stored_rows * Simple().row_multiple(scheme)
+    expected = {s.suffix: (s.dtype, s.shape) for s in Simple().outputs((rows, columns), scale_dtype, scheme)}
+    for suffix in sorted(Simple.suffixes):
         promised, found = expected.get(suffix), tensors.get(f"{module}.{suffix}")
         if promised != found:
             raise CheckpointError(

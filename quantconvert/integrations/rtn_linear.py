@@ -1,4 +1,4 @@
-"""A linear layer of the `rtn` layout (`quantconvert.formats.rtn`), in plain torch."""
+"""A linear layer of the `rtn` layout (`quantconvert.layouts.simple`), in plain torch."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from quantconvert.formats.rtn import Rtn
+from quantconvert.layouts.simple import Simple
 from quantconvert.schemes import Scheme
 
 
 def dequantize(weight: Tensor, scale: Tensor, zero_point: Tensor | None, bits: int, rows: int | None = None) -> Tensor:
-    """`(code - zero_point) * scale`: [O, I] in the scale's dtype, from tensors as `quantconvert.formats.rtn` says.
+    """`(code - zero_point) * scale`: [O, I] in the scale's dtype, from tensors as `quantconvert.layouts.simple` says.
 
     weight: 8 bit [O, I], 4 bit [ceil(O/2), I]; scale, zero_point: [O, G] or [1]; rows: O, where it may be odd.
     Codes less zero points are at most 255, which float16 and bfloat16 hold exactly.
@@ -67,7 +67,7 @@ class RtnLinear(nn.Module):
         self.register_parameter("weight_zero_point", None)
         self.register_parameter("bias", linear.bias)
         dtypes = {"U8": torch.uint8, "I8": torch.int8, "": linear.weight.dtype}
-        for spec in Rtn().outputs((self.out_features, self.in_features), "", scheme):
+        for spec in Simple().outputs((self.out_features, self.in_features), "", scheme):
             empty = torch.empty(spec.shape, dtype=dtypes[spec.dtype], device=linear.weight.device)
             self.register_parameter(spec.suffix, nn.Parameter(empty, requires_grad=False))
 

@@ -1,4 +1,4 @@
-"""transformers reads the `rtn` layout (`quantconvert.formats.rtn`) once this module is imported.
+"""transformers reads the `rtn` layout (`quantconvert.layouts.simple`) once this module is imported.
 
     import quantconvert.integrations.transformers
     model = AutoModelForCausalLM.from_pretrained(folder)
@@ -24,12 +24,12 @@ import torch
 from torch import Tensor, nn
 
 from quantconvert.errors import CheckpointError, UnsupportedError
-from quantconvert.formats.rtn import Rtn
 from quantconvert.integrations.rtn_files import Header, check, is_quantized, read_headers
 from quantconvert.integrations.rtn_linear import RtnLinear, dequantize_all
+from quantconvert.layouts.simple import Simple
 from quantconvert.schemes import NUM_BITS, Scheme, width_of
 
-NAME = Rtn.name
+NAME = Simple.name
 MINIMUM = "5.21"
 
 

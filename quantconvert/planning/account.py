@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from quantconvert.checkpoint import Checkpoint
-from quantconvert.planning.model import Task
+from quantconvert.planning.plan import Task
 from quantconvert.sources import Dropped, Weight
 
 

@@ -9,17 +9,17 @@ from functools import cache
 from quantconvert.checkpoint import Checkpoint, TensorRef
 from quantconvert.errors import QuantConvertError, UnsupportedError, raise_all, some
 from quantconvert.families import Classifier, Family
-from quantconvert.formats import Format, Selection
 from quantconvert.job import Job
+from quantconvert.layouts import Layout, Selection
 from quantconvert.planning.account import check_accounts
 from quantconvert.planning.choose import Choice, choose_format
 from quantconvert.planning.decide import decide
 from quantconvert.planning.decision import Decision
 from quantconvert.planning.dims import check_dims
-from quantconvert.planning.layout import Promise, named, place, unchanged, unnamed
 from quantconvert.planning.memory import COPY_CHUNK_NBYTES, check_memory, cut, execution_for, read_multiple
-from quantconvert.planning.model import Execution, Operation, Output, Plan, Task
 from quantconvert.planning.notes import notes_on
+from quantconvert.planning.place import Promise, named, place, unchanged, unnamed
+from quantconvert.planning.plan import Execution, Operation, Output, Plan, Task
 from quantconvert.schemes import Scheme
 from quantconvert.sources import Weight, find_sources
 
@@ -75,7 +75,7 @@ def build_plan(
     )
 
 
-def loads_in_transformers(family: Family | None, fmt: Format, selection: Selection) -> bool:
+def loads_in_transformers(family: Family | None, fmt: Layout, selection: Selection) -> bool:
     """Whether transformers 5 loads the result; where it does so wrongly, nobody should be sent there."""
     if selection.has_experts and not fmt.transformers_loads_experts:
         return False

@@ -16,9 +16,9 @@ from typing import Any
 
 from quantconvert.errors import QuantConvertError, UnsupportedError, some
 from quantconvert.families.parallel import part_of
-from quantconvert.formats import FORMATS, Format, get_format
-from quantconvert.formats.awq import ENGINE_GROUPS
 from quantconvert.job import Job
+from quantconvert.layouts import LAYOUTS, Layout, get_layout
+from quantconvert.layouts.awq import ENGINE_GROUPS
 from quantconvert.planning.decision import Decision
 from quantconvert.schemes import Request, Scheme
 
@@ -29,7 +29,7 @@ PACKED = "compressed-tensors"
 class Choice:
     """The settled layout, and why."""
 
-    format: Format
+    format: Layout
     reason: str
 
     def scheme(self, request: Request) -> Scheme:
@@ -49,14 +49,14 @@ def choose_format(
     quantized = [d for d in decisions if d.request]
     requests = list(dict.fromkeys(d.request for d in quantized if d.request))
     if job.format != "auto":
-        choice = Choice(get_format(job.format), "asked for by name")
+        choice = Choice(get_layout(job.format), "asked for by name")
     else:
         name, reason = _auto(requests, quantized, any(d.is_expert for d in decisions))
         if name == "awq" and not transformers:
             reason = "int4 packed along the output dimension"
         if name == "awq" and awq_problem:
             name, reason = PACKED, awq_problem
-        choice = Choice(get_format(name), reason)
+        choice = Choice(get_layout(name), reason)
         if any(r.strategy == "tensor" and not r.activations for r in requests):
             errors.append(
                 UnsupportedError(
@@ -97,7 +97,7 @@ def _check(
     schemes = [choice.scheme(request) for request in requests]
     mixed = fmt.mix_problem(schemes) if len(schemes) > 1 else None
     if mixed:
-        able = [f.name for f in FORMATS.values() if not f.mix_problem(schemes)]
+        able = [f.name for f in LAYOUTS.values() if not f.mix_problem(schemes)]
         hint = f"--format {able[0]}" if able else None
         errors.append(UnsupportedError(f"{mixed}: {', '.join(s.label for s in schemes)}", hint=hint))
     found: dict[str, list[Decision]] = {}
@@ -135,7 +135,7 @@ def _check_ranks(
 
 def _other_format(choice: Choice, decisions: Sequence[Decision]) -> str | None:
     """A format that holds all of `decisions`, as the flag to try."""
-    for fmt in FORMATS.values():
+    for fmt in LAYOUTS.values():
         if fmt is not choice.format and not any(
             fmt.problems(d.request.settled(fmt.symmetric_by_default), d.ref.shape, d.module)
             for d in decisions

@@ -13,9 +13,9 @@ from functools import lru_cache
 
 from quantconvert.dtypes import DTYPES
 from quantconvert.errors import UnsupportedError
-from quantconvert.formats import get_format
 from quantconvert.job import Limits
-from quantconvert.planning.model import Execution, Task
+from quantconvert.layouts import get_layout
+from quantconvert.planning.plan import Execution, Task
 from quantconvert.sources import Source, Weight, specs_of
 
 TILE_ELEMENTS = 1 << 18
@@ -68,7 +68,7 @@ def _costs(source: Source, execution: Execution) -> _Costs:
     if not isinstance(source, Weight):
         return _Costs(DTYPES[source.dtype].bits // 8)
     if source.stored is not None:  # what is stored transposed is read whole
-        specs = specs_of(get_format(source.layout or ""), source.stored)
+        specs = specs_of(get_layout(source.layout or ""), source.stored)
         return _Costs(source.bytes_per_element, sum(spec.nbytes for spec in specs.values() if spec.transposed))
     if not source.view.transposed:
         return _Costs(source.bytes_per_element, source.held_nbytes)
@@ -103,7 +103,7 @@ def _cut(
 def read_multiple(source: Source) -> int:
     """Blocks of rows of `source` can be read from multiples of this on: codes of several rows share a word."""
     if isinstance(source, Weight) and source.stored is not None:
-        return get_format(source.layout or "").row_multiple(source.stored.scheme)
+        return get_layout(source.layout or "").row_multiple(source.stored.scheme)
     return 1
 
 

@@ -8,8 +8,8 @@ from collections.abc import Iterator, Sequence
 from quantconvert.checkpoint import Checkpoint
 from quantconvert.errors import some
 from quantconvert.families import Classifier
-from quantconvert.formats import Selection
-from quantconvert.formats.base import all_caveats
+from quantconvert.layouts import Selection
+from quantconvert.layouts.base import all_caveats
 from quantconvert.patterns import template_of
 from quantconvert.planning.choose import Choice
 from quantconvert.planning.decision import Decision

@@ -9,16 +9,16 @@ from quantconvert.checkpoint import Checkpoint, TensorRef
 from quantconvert.dtypes import nbytes_of
 from quantconvert.errors import QuantConvertError, UnsupportedError, raise_all, some
 from quantconvert.families import Classifier
-from quantconvert.formats import Format, Selection, get_format
-from quantconvert.formats.base import all_caveats
 from quantconvert.job import Job
+from quantconvert.layouts import Layout, Selection, get_layout
+from quantconvert.layouts.base import all_caveats
 from quantconvert.patterns import WEIGHT_SUFFIX
 from quantconvert.planning.account import check_accounts
 from quantconvert.planning.build import loads_in_transformers
 from quantconvert.planning.decision import LINEAR_REASONS
-from quantconvert.planning.layout import Promise, place, promised, unchanged
 from quantconvert.planning.memory import COPY_CHUNK_NBYTES, check_memory, cut, execution_for, read_multiple
-from quantconvert.planning.model import Execution, Operation, Output, Plan, Task
+from quantconvert.planning.place import Promise, place, promised, unchanged
+from quantconvert.planning.plan import Execution, Operation, Output, Plan, Task
 from quantconvert.schemes import Scheme
 from quantconvert.sources import Source, Sources, Weight, find_sources
 from quantconvert.sources.find import METHODS
@@ -35,7 +35,7 @@ def build_transcode(
     errors: list[QuantConvertError] = []
     classifier = Classifier(checkpoint)
     sources = find_sources(checkpoint, classifier.family, read, errors)
-    target = None if dtype else get_format(job.format)
+    target = None if dtype else get_layout(job.format)
     _check(checkpoint, sources, target, errors)
     raise_all(errors)
     tensors = _as_stored(sources.tensors)
@@ -67,7 +67,7 @@ def build_transcode(
     )
 
 
-def _check(checkpoint: Checkpoint, sources: Sources, target: Format | None, errors: list[QuantConvertError]) -> None:
+def _check(checkpoint: Checkpoint, sources: Sources, target: Layout | None, errors: list[QuantConvertError]) -> None:
     """There must be something to change, and the layout asked for must hold it."""
     weights = [source for source in sources.tensors if isinstance(source, Weight) and source.num_bits]
     if not weights and not errors:
@@ -93,7 +93,7 @@ def _check(checkpoint: Checkpoint, sources: Sources, target: Format | None, erro
         )
 
 
-def _problems(weight: Weight, target: Format | None) -> list[tuple[str, str]]:
+def _problems(weight: Weight, target: Layout | None) -> list[tuple[str, str]]:
     """What the target cannot hold, with the hint."""
     if target is None:
         if weight.view.transposed and weight.view.expert is None:
@@ -120,14 +120,14 @@ def _as_stored(tensors: Sequence[Source]) -> list[Source]:
     return list(kept.values())
 
 
-def _scheme(target: Format, scheme: Scheme) -> Scheme:
+def _scheme(target: Layout, scheme: Scheme) -> Scheme:
     """What the stored scheme is in another layout: a weight-only one drops the activations' part."""
     if scheme.activations and target.weight_only:
         return Scheme(scheme.num_bits, scheme.symmetric, scheme.strategy, scheme.group_size)
     return scheme
 
 
-def _promises(source: Source, target: Format | None, dtype: str | None) -> tuple[Promise, ...]:
+def _promises(source: Source, target: Layout | None, dtype: str | None) -> tuple[Promise, ...]:
     if not isinstance(source, Weight):
         return unchanged(source)
     if target is None:
@@ -139,7 +139,7 @@ def _promises(source: Source, target: Format | None, dtype: str | None) -> tuple
 
 
 def _task(
-    source: Source, outputs: tuple[Output, ...], sources: Sources, target: Format | None, execution: Execution
+    source: Source, outputs: tuple[Output, ...], sources: Sources, target: Layout | None, execution: Execution
 ) -> Task:
     if not isinstance(source, Weight):
         return Task(source, "copy", "plain", "", None, outputs, min(source.nbytes, COPY_CHUNK_NBYTES))

@@ -11,20 +11,20 @@ import torch
 from torch import Tensor
 
 from quantconvert.families.parallel import part_of
-from quantconvert.formats import Format, get_format
+from quantconvert.layouts import Layout, get_layout
 from quantconvert.methods import rtn
 from quantconvert.patterns import WEIGHT_SUFFIX
 from quantconvert.planning import Plan, Task
 from quantconvert.planning.memory import cut, read_multiple
 from quantconvert.run.io import Files, Workspace, bytes_of, torch_dtype
 from quantconvert.run.readers import open_reader, read_part, tiles
-from quantconvert.run.tasks import count_nonfinite, nonfinite_error, overflow_error
+from quantconvert.run.work import count_nonfinite, nonfinite_error, overflow_error
 from quantconvert.sources import Weight
 
 
 def iter_rank(plan: Plan, root: Path, rank: int, size: int) -> Iterator[tuple[str, Tensor]]:
     """(name, tensor) of rank `rank` of `size`: quantized weights sharded first, everything else whole."""
-    files, work, fmt = Files(root), Workspace(), get_format(plan.format)
+    files, work, fmt = Files(root), Workspace(), get_layout(plan.format)
     try:
         for task in plan.tasks:
             if task.reason is not None:
@@ -52,7 +52,7 @@ def _whole(files: Files, work: Workspace, task: Task, plan: Plan) -> Tensor:
 
 
 def _quantized(
-    files: Files, work: Workspace, fmt: Format, plan: Plan, task: Task, rank: int, size: int
+    files: Files, work: Workspace, fmt: Layout, plan: Plan, task: Task, rank: int, size: int
 ) -> dict[str, Tensor]:
     ref, scheme = task.source, task.scheme
     config: Mapping[str, Any] = plan.checkpoint.text_config

@@ -12,14 +12,14 @@ import torch
 from torch import Tensor
 
 from quantconvert.checkpoint import TensorRef
-from quantconvert.formats import get_format
+from quantconvert.layouts import get_layout
 from quantconvert.planning import Execution
 from quantconvert.planning.memory import spans, turned_rows
+from quantconvert.run.blocks import BlockReader, dequantize
 from quantconvert.run.io import Files, Workspace, bytes_of, torch_dtype
-from quantconvert.run.stored import StoredReader, dequantize
 from quantconvert.sources import Source, View, Weight
-from quantconvert.sources.model import WHOLE
 from quantconvert.sources.mxfp4 import GROUP, VALUES
+from quantconvert.sources.read import WHOLE
 
 
 class Reader(Protocol):
@@ -38,7 +38,7 @@ def open_reader(source: Source, files: Files, work: Workspace, execution: Execut
     if isinstance(source, TensorRef):
         return PlainReader(_Matrix(source, WHOLE, files, work), work)
     if source.stored is not None:
-        return CodesReader(StoredReader(get_format(source.layout or ""), source.stored, files, work))
+        return CodesReader(BlockReader(get_layout(source.layout or ""), source.stored, files, work))
     matrix = _Matrix(source.values, source.view, files, work, turned_rows(source, execution))
     if source.encoding == "fp8":
         return Fp8Reader(source, matrix, files, work)
@@ -178,7 +178,7 @@ class Mxfp4Reader:
 class CodesReader:
     """Integer codes of a layout that we also write."""
 
-    def __init__(self, stored: StoredReader) -> None:
+    def __init__(self, stored: BlockReader) -> None:
         self.stored = stored
 
     def rows(self, first: int, last: int, columns: tuple[int, int] | None = None) -> Tensor:

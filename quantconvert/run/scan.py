@@ -8,7 +8,7 @@ from pathlib import Path
 from quantconvert.planning import Execution
 from quantconvert.run.io import Files, Workspace
 from quantconvert.run.readers import open_reader
-from quantconvert.run.tasks import count_nonfinite, nonfinite_text
+from quantconvert.run.work import count_nonfinite, nonfinite_text
 from quantconvert.sources import Source
 
 

@@ -16,7 +16,7 @@ from quantconvert.dtypes import DTYPES
 from quantconvert.errors import CheckpointError, QuantConvertError
 from quantconvert.families import Family, FusedExperts
 from quantconvert.patterns import WEIGHT_SUFFIX, template_of
-from quantconvert.sources.model import Source, View, Weight
+from quantconvert.sources.read import Source, View, Weight
 
 MAX_PARTS = 10_000
 

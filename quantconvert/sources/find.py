@@ -9,15 +9,15 @@ from typing import Any
 from quantconvert.checkpoint import Checkpoint, TensorRef
 from quantconvert.errors import CheckpointError, QuantConvertError, UnsupportedError, some
 from quantconvert.families import KEEP_BY_NAME, Family
-from quantconvert.formats import FORMATS
+from quantconvert.layouts import LAYOUTS
 from quantconvert.patterns import WEIGHT_SUFFIX
+from quantconvert.sources.codes import find_stored, is_quantized
 from quantconvert.sources.experts import split_source
 from quantconvert.sources.fp8 import find_fp8
-from quantconvert.sources.model import Dropped, Source, Sources, Weight, refs_of
 from quantconvert.sources.mxfp4 import find_mxfp4
-from quantconvert.sources.stored import find_stored, is_quantized
+from quantconvert.sources.read import Dropped, Source, Sources, Weight, refs_of
 
-METHODS = ("fp8", "fbgemm_fp8", "mxfp4", *FORMATS)
+METHODS = ("fp8", "fbgemm_fp8", "mxfp4", *LAYOUTS)
 # Scales of activations and of the key/value cache: they belong to the source's quantization and end with it.
 _ACTIVATION_SCALES = re.compile(
     r"\.(input_scale|activation_scale|input_scale_ub|input_zero_point|output_scale|[kqv]_scale|kv_scale|prob_scale)$"
@@ -99,7 +99,7 @@ def _quantized(
     except CheckpointError as error:
         errors.append(error)
         return []
-    if method in FORMATS:
+    if method in LAYOUTS:
         taken = {ref.name for weight in weights for ref in refs_of(weight)}
         rest = [r for r in refs.values() if r.name not in taken and not _ACTIVATION_SCALES.search(r.name)]
         if rest and any(is_quantized(ref) for ref in rest):

@@ -15,7 +15,7 @@ from typing import Any
 from quantconvert.checkpoint import TensorRef
 from quantconvert.errors import CheckpointError, QuantConvertError
 from quantconvert.patterns import WEIGHT_SUFFIX
-from quantconvert.sources.model import Weight
+from quantconvert.sources.read import Weight
 
 DEFAULT_BLOCK = (128, 128)
 SCALE_DTYPES = ("F32", "BF16", "F16", "U8", "F8_E8M0")

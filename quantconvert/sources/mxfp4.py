@@ -12,7 +12,7 @@ from collections.abc import Mapping
 
 from quantconvert.checkpoint import TensorRef
 from quantconvert.errors import CheckpointError, QuantConvertError
-from quantconvert.sources.model import Weight
+from quantconvert.sources.read import Weight
 
 GROUP, GROUP_NBYTES = 32, 16
 VALUES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0)

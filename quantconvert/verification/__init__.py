@@ -1,5 +1,5 @@
 """Whether a converted checkpoint is what it says, and what was asked: structure, checksums, values."""
 
-from quantconvert.verification.model import Finding, TensorError, Verification
+from quantconvert.verification.findings import Finding, TensorError, Verification
 
 __all__ = ["Finding", "TensorError", "Verification"]

@@ -16,7 +16,7 @@ from typing import Any
 from quantconvert.checkpoint.local import open_regular
 from quantconvert.errors import OutputError
 from quantconvert.planning import Plan, Task
-from quantconvert.verification.model import TensorError
+from quantconvert.verification.findings import TensorError
 from quantconvert.version import __version__
 
 REPORT_NAME = "quantconvert.json"

@@ -12,11 +12,11 @@ from quantconvert.checkpoint.header import parse_object
 from quantconvert.checkpoint.load import MAX_JSON_VALUES
 from quantconvert.errors import CheckpointError, QuantConvertError, Refusal
 from quantconvert.families import Classifier
-from quantconvert.formats import FORMATS, Format
+from quantconvert.layouts import LAYOUTS, Layout
 from quantconvert.patterns import WEIGHT_SUFFIX
 from quantconvert.planning.decision import LINEAR_REASONS
 from quantconvert.sources import Source, Weight, find_sources
-from quantconvert.verification.model import Finding
+from quantconvert.verification.findings import Finding
 from quantconvert.verification.report import REPORT_NAME, read_report, sha256_of
 
 
@@ -79,7 +79,7 @@ def _check_index(folder: Path, checkpoint: Checkpoint, findings: list[Finding]) 
 def _check_config(folder: Path, checkpoint: Checkpoint, tensors: tuple[Source, ...], findings: list[Finding]) -> None:
     """The config must tell engines to quantize exactly the modules that are."""
     block = checkpoint.quantization_block
-    layout: Format | None = FORMATS.get(str(block.get("quant_method"))) if block else None
+    layout: Layout | None = LAYOUTS.get(str(block.get("quant_method"))) if block else None
     if block is None or layout is None:
         return
     leaves = layout.leaves(block)

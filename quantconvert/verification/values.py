@@ -18,17 +18,17 @@ from torch import Tensor
 
 from quantconvert.checkpoint import TensorRef
 from quantconvert.errors import QuantConvertError
-from quantconvert.formats import get_format
 from quantconvert.job import Limits
+from quantconvert.layouts import get_layout
 from quantconvert.methods.base import Quantized
 from quantconvert.methods.rtn import squares
 from quantconvert.planning.memory import TILE_ELEMENTS, execution_for, read_multiple, spans
+from quantconvert.run.blocks import BlockReader, dequantize
 from quantconvert.run.io import Files, Workspace, bytes_of, torch_dtype
 from quantconvert.run.readers import open_reader, read_part
-from quantconvert.run.stored import StoredReader, dequantize
 from quantconvert.schemes import Scheme
 from quantconvert.sources import Source, Sources, Weight
-from quantconvert.verification.model import Check, Finding, TensorError
+from quantconvert.verification.findings import Check, Finding, TensorError
 
 # float32 division and addition, in steps: 2^8 * 2^-24 * 2, with room.
 ROUNDING = 1e-4
@@ -127,12 +127,12 @@ class ValueCheck:
         return True
 
     def _codes(self, tensor: Weight, origin: Source | None) -> None:
-        stored, fmt = tensor.stored, get_format(tensor.layout or "")
+        stored, fmt = tensor.stored, get_layout(tensor.layout or "")
         assert stored is not None
         if origin is not None and origin.shape != tensor.shape:
             self._add("values", tensor.module, f"expected shape {list(origin.shape)}, got {list(tensor.shape)}")
             return
-        mine = StoredReader(fmt, stored, self.files, self.work)
+        mine = BlockReader(fmt, stored, self.files, self.work)
         theirs = None
         if origin is not None and self.source_files:
             theirs = open_reader(origin, self.source_files, self.source_work, self.execution)

@@ -22,7 +22,7 @@ os.environ.setdefault("GPTQMODEL_CPU_WORKERS", "2")
 pytest.importorskip("transformers")
 
 import quantconvert
-from quantconvert.formats import FORMATS
+from quantconvert.layouts import LAYOUTS
 from tests.builders import read_tensors
 from tests.engines import peers
 from tests.engines.decoding import decode_all, quantization_config
@@ -130,7 +130,7 @@ def refusal(name: str, layout: str) -> str | None:
     return None
 
 
-@pytest.mark.parametrize("layout", FORMATS)
+@pytest.mark.parametrize("layout", LAYOUTS)
 def test_repack_keeps_the_peers_values(made: Made, layout: str, tmp_path):
     reason = refusal(made.name, layout)
     if reason:

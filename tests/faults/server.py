@@ -89,7 +89,9 @@ def status() -> dict[str, int]:
 def convert(request: dict[str, Any], fault: dict[str, Any]) -> dict[str, Any]:
     """One conversion, journalled task by task; what it did, or the error with the notes that it bears."""
     import quantconvert
-    from quantconvert.run import execute, tasks, writer
+    from quantconvert.run import executors as execute
+    from quantconvert.run import shards as writer
+    from quantconvert.run import work as tasks
 
     execute.POLL_SECONDS, writer.FLUSH_NBYTES, writer.FLUSH_SECONDS, writer.MAX_WAITING_NBYTES = 0.001, 0, 0.0, 0
     carried: list[str] = []

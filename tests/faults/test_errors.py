@@ -65,7 +65,7 @@ def test_a_disk_that_is_really_full(source: Path, whole: dict[str, str], tmp_pat
         pytest.skip("mounting is not allowed here")
     try:
         monkeypatch.setattr("quantconvert.run.output.free_nbytes", lambda out: 1 << 40)
-        monkeypatch.setattr("quantconvert.run.writer.FLUSH_NBYTES", 0)
+        monkeypatch.setattr("quantconvert.run.shards.FLUSH_NBYTES", 0)
         with pytest.raises(quantconvert.OutputError, match="No space left on device") as caught:
             quantconvert.convert(source, disk / "out", **OPTIONS)
         assert "tasks are done and kept" in caught.value.__notes__[0]

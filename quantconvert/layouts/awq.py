@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 from quantconvert.checkpoint import TensorRef
 from quantconvert.errors import CheckpointError, UnsupportedError
-from quantconvert.formats.base import (
-    Format,
+from quantconvert.layouts.base import (
+    Layout,
+    ModuleReader,
     Selection,
     Stored,
-    StoredReader,
     TensorSpec,
     grouped_scheme,
     skipped_by,
@@ -36,7 +36,7 @@ ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
 ENGINE_GROUPS = (32, 64, 128)
 
 
-class Awq(Format):
+class Awq(Layout):
     name = "awq"
     summary = "int4 packed along the output dimension (GEMM)"
     suffixes = frozenset({"qweight", "qzeros", "scales"})
@@ -103,7 +103,7 @@ class Awq(Format):
         codes, zeros = (unpack_rows_int4(blocks[name], ORDER)[:rows] for name in ("qweight", "qzeros"))
         return Quantized.of(codes, blocks["scales"], zeros, stored.scheme)
 
-    def reader(self, block: Mapping[str, Any], read: Callable[[TensorRef], bytes]) -> StoredReader:
+    def reader(self, block: Mapping[str, Any], read: Callable[[TensorRef], bytes]) -> ModuleReader:
         """AWQ always stores zero points; weights whose zeros are all 8 are symmetric."""
         if block.get("version", block.get("format", "gemm")) not in ("gemm", "GEMM"):
             raise UnsupportedError(f"AWQ of version `{block.get('version')}`: expected `gemm`")

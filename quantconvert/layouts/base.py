@@ -73,7 +73,7 @@ class Stored:
 
 
 # Reads what a config block says of one module, given its tensors by suffix; None where it is not quantized.
-StoredReader = Callable[[str, Mapping[str, TensorRef]], Stored | None]
+ModuleReader = Callable[[str, Mapping[str, TensorRef]], Stored | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +145,7 @@ def width_by(block: Mapping[str, Any], module: str) -> tuple[int, int] | None:
     return None if bits is None or size is None else (int(bits), int(size))
 
 
-class Format(ABC):
+class Layout(ABC):
     """One on-disk layout. Sources for each layout stand in its own file."""
 
     name: ClassVar[str]
@@ -199,7 +199,7 @@ class Format(ABC):
         """The inverse of `encode` for a block of `rows` rows, row axis first."""
 
     @abstractmethod
-    def reader(self, block: Mapping[str, Any], read: Callable[[TensorRef], bytes]) -> StoredReader:
+    def reader(self, block: Mapping[str, Any], read: Callable[[TensorRef], bytes]) -> ModuleReader:
         """How to recognise this format's modules in a checkpoint whose `quantization_config` is `block`.
 
         `read` returns the bytes of a small tensor. The reader raises `CheckpointError` for a module that contradicts
@@ -223,7 +223,7 @@ class Format(ABC):
         """Commands that load the result."""
 
 
-def all_caveats(fmt: Format, selection: Selection) -> list[str]:
+def all_caveats(fmt: Layout, selection: Selection) -> list[str]:
     """Every caveat of a model, each once."""
     single = [caveat for scheme in selection.schemes for caveat in fmt.caveats(scheme, selection.has_experts)]
     return list(dict.fromkeys([*single, *fmt.mix_caveats(selection)]))

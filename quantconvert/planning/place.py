@@ -15,8 +15,8 @@ from typing import NamedTuple
 from quantconvert.checkpoint.files import SINGLE_NAME
 from quantconvert.dtypes import DTYPES, nbytes_of
 from quantconvert.errors import UnsupportedError
-from quantconvert.formats import TensorSpec
-from quantconvert.planning.model import Output, Shard
+from quantconvert.layouts import TensorSpec
+from quantconvert.planning.plan import Output, Shard
 from quantconvert.sources import Source, Weight
 
 

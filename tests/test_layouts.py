@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from quantconvert.formats import FORMATS, Format, Stored
 from quantconvert.kernels.packing import pack_columns, pack_rows, pack_rows_int4
+from quantconvert.layouts import LAYOUTS, Layout, Stored
 from quantconvert.methods.base import Quantized
 from quantconvert.run.io import torch_dtype
 from quantconvert.schemes import Scheme
@@ -31,15 +31,15 @@ def random_quantized(shape: tuple[int, int], scheme: Scheme, dtype: torch.dtype)
     return Quantized(codes, scale, None if scheme.symmetric else zero_point)
 
 
-def cases() -> list[tuple[Format, Scheme, tuple[int, int]]]:
-    every = ((f, s, shape) for f in FORMATS.values() for s in SCHEMES for shape in SHAPES)
+def cases() -> list[tuple[Layout, Scheme, tuple[int, int]]]:
+    every = ((f, s, shape) for f in LAYOUTS.values() for s in SCHEMES for shape in SHAPES)
     return [(f, s, shape) for f, s, shape in every if not f.problems(s, shape, "M")]
 
 
 @pytest.mark.parametrize(
     ("fmt", "scheme", "shape"), cases(), ids=lambda v: getattr(v, "name", None) or getattr(v, "label", None) or str(v)
 )
-def test_encode_keeps_the_promise_and_decodes(fmt: Format, scheme: Scheme, shape: tuple[int, int]):
+def test_encode_keeps_the_promise_and_decodes(fmt: Layout, scheme: Scheme, shape: tuple[int, int]):
     dtype = torch_dtype(fmt.scale_dtype("BF16"))
     q = random_quantized(shape, scheme, dtype)
     blocks = fmt.encode(q, scheme, shape)

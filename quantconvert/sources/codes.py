@@ -9,8 +9,8 @@ from typing import Any
 
 from quantconvert.checkpoint import Checkpoint, TensorRef
 from quantconvert.errors import CheckpointError, QuantConvertError, UnsupportedError
-from quantconvert.formats import FORMATS, Format, Stored
-from quantconvert.formats.base import TensorSpec
+from quantconvert.layouts import LAYOUTS, Layout, Stored
+from quantconvert.layouts.base import TensorSpec
 
 FLOATS = ("F16", "BF16", "F32")
 
@@ -20,7 +20,7 @@ def find_stored(
     tensors: Sequence[TensorRef],
     read: Callable[[TensorRef], bytes],
     errors: list[QuantConvertError],
-) -> tuple[Format, list[Stored]]:
+) -> tuple[Layout, list[Stored]]:
     """The format that config.json names, and every quantized module among `tensors`, in their order.
 
     `read` returns the bytes of a small tensor. Each module's tensors are checked against what its format promises;
@@ -28,12 +28,12 @@ def find_stored(
     """
     block = checkpoint.quantization_block
     method = str(block.get("quant_method", "")) if block else ""
-    fmt = FORMATS.get(method)
+    fmt = LAYOUTS.get(method)
     if block is None or fmt is None:
         found = f"quant_method `{method}`" if block else "no quantization_config"
         raise UnsupportedError(
             f"`{checkpoint.location}` is not quantized in a layout that can be read back: config.json has {found}",
-            hint=f"layouts: {', '.join(FORMATS)}",
+            hint=f"layouts: {', '.join(LAYOUTS)}",
         )
     modules: dict[str, dict[str, TensorRef]] = {}
     for ref in tensors:
@@ -72,7 +72,7 @@ def is_quantized(ref: TensorRef) -> bool:
 
 
 def _read_modules(
-    fmt: Format,
+    fmt: Layout,
     block: Mapping[str, Any],
     modules: Mapping[str, Mapping[str, TensorRef]],
     read: Callable[[TensorRef], bytes],
@@ -100,12 +100,12 @@ def _read_modules(
     return stored
 
 
-def specs_of(fmt: Format, stored: Stored) -> dict[str, TensorSpec]:
+def specs_of(fmt: Layout, stored: Stored) -> dict[str, TensorSpec]:
     """What the format promises for a stored module, by suffix."""
     return {spec.suffix: spec for spec in fmt.outputs(stored.shape, stored.scale.dtype, stored.scheme)}
 
 
-def _check(fmt: Format, stored: Stored) -> None:
+def _check(fmt: Layout, stored: Stored) -> None:
     if stored.scale_suffix not in stored.refs:
         raise CheckpointError(f"`{stored.module}` has no `{stored.scale_suffix}`: its codes mean nothing without")
     if "weight" in stored.refs and "weight_packed" in stored.refs:

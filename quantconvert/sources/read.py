@@ -12,7 +12,7 @@ from typing import Literal
 
 from quantconvert.checkpoint import TensorRef
 from quantconvert.dtypes import DTYPES
-from quantconvert.formats import Stored
+from quantconvert.layouts import Stored
 from quantconvert.patterns import WEIGHT_SUFFIX
 
 Encoding = Literal["plain", "fp8", "mxfp4", "codes"]

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from quantconvert.checkpoint import TensorRef
 from quantconvert.errors import UnsupportedError
-from quantconvert.formats.base import Format, Selection, Stored, StoredReader, TensorSpec
+from quantconvert.layouts.base import Layout, ModuleReader, Selection, Stored, TensorSpec
 from quantconvert.patterns import check_foreign, compile_pattern, cover
 from quantconvert.schemes import NUM_BITS, Scheme, Strategy
 
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 PACKED, INT = "pack-quantized", "int-quantized"
 
 
-class CompressedTensors(Format):
+class CompressedTensors(Layout):
     name = "compressed-tensors"
     summary = "int4 and int8, packed along the input dimension; W8A8 as plain int8"
     suffixes = frozenset({"weight", "weight_packed", "weight_scale", "weight_shape", "weight_zero_point"})
@@ -124,7 +124,7 @@ class CompressedTensors(Format):
             blocks["weight_zero_point"] = signed(zeros).reshape(1) if whole else pack_rows(zeros, scheme.num_bits)
         return blocks
 
-    def reader(self, block: Mapping[str, Any], read: Callable[[TensorRef], bytes]) -> StoredReader:
+    def reader(self, block: Mapping[str, Any], read: Callable[[TensorRef], bytes]) -> ModuleReader:
         for key in ("transform_config", "sparsity_config"):
             if block.get(key):
                 raise UnsupportedError(f"quantization_config has a {key}: codes alone do not give its weights back")

@@ -9,17 +9,17 @@ import torch
 from torch import Tensor
 
 from quantconvert.errors import UnsupportedError
-from quantconvert.formats import Format, Stored
+from quantconvert.layouts import Layout, Stored
 from quantconvert.methods.base import Quantized
 from quantconvert.run.io import Files, Workspace, bytes_of, torch_dtype
 from quantconvert.schemes import Scheme
-from quantconvert.sources.stored import specs_of
+from quantconvert.sources.codes import specs_of
 
 
-class StoredReader:
+class BlockReader:
     """The rows of one stored module. What is stored transposed, or does not depend on rows, is read once and held."""
 
-    def __init__(self, fmt: Format, stored: Stored, files: Files, work: Workspace) -> None:
+    def __init__(self, fmt: Layout, stored: Stored, files: Files, work: Workspace) -> None:
         self.format, self.stored, self.files, self.work = fmt, stored, files, work
         self.specs = {suffix: spec for suffix, spec in specs_of(fmt, stored).items() if suffix in stored.refs}
         self._whole = {

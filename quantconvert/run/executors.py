@@ -17,11 +17,11 @@ from quantconvert.checkpoint import RepoFile, TensorRef
 from quantconvert.errors import CheckpointError, OutputError
 from quantconvert.events import Event, Note, Progress, Reporter, ShardWritten
 from quantconvert.planning import Plan, Task
-from quantconvert.run import writer as shard_writer
+from quantconvert.run import shards as shard_writer
 from quantconvert.run.io import Files, Workspace, bytes_of
 from quantconvert.run.journal import Checksums, Journal
-from quantconvert.run.tasks import Bench
-from quantconvert.run.writer import ShardWriter
+from quantconvert.run.shards import ShardWriter
+from quantconvert.run.work import Bench
 
 POLL_SECONDS = 0.2
 

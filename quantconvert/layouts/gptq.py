@@ -20,11 +20,11 @@ from typing import TYPE_CHECKING, Any
 
 from quantconvert.checkpoint import TensorRef
 from quantconvert.errors import CheckpointError, UnsupportedError
-from quantconvert.formats.base import (
-    Format,
+from quantconvert.layouts.base import (
+    Layout,
+    ModuleReader,
     Selection,
     Stored,
-    StoredReader,
     TensorSpec,
     grouped_scheme,
     skipped_by,
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 _ZERO_BYTES = {(4, 1): 0x77, (4, 0): 0x88, (8, 1): 0x7F, (8, 0): 0x80}
 
 
-class Gptq(Format):
+class Gptq(Layout):
     name = "gptq"
     summary = "int4 and int8, packed along the input dimension (v1 symmetric, v2 asymmetric)"
     suffixes = frozenset({"qweight", "qzeros", "scales", "g_idx"})
@@ -129,7 +129,7 @@ class Gptq(Format):
         words = blocks["qzeros"] + stored.zero_offset * (0x11111111 if bits == 4 else 0x01010101)
         return Quantized.of(codes, blocks["scales"], unpack_rows(words, bits, rows), stored.scheme)
 
-    def reader(self, block: Mapping[str, Any], read: Callable[[TensorRef], bytes]) -> StoredReader:
+    def reader(self, block: Mapping[str, Any], read: Callable[[TensorRef], bytes]) -> ModuleReader:
         """Bits, symmetry and order follow from the tensors, whatever the config and its `dynamic` rules say."""
         version = block.get("checkpoint_format", block.get("format", "gptq"))
         if version not in ("gptq", "gptq_v2"):

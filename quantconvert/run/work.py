@@ -12,15 +12,15 @@ from torch import Tensor
 
 from quantconvert.checkpoint import TensorRef
 from quantconvert.errors import CheckpointError, OutputError, UnsupportedError
-from quantconvert.formats import get_format
+from quantconvert.layouts import get_layout
 from quantconvert.methods import rtn
 from quantconvert.planning import Execution, Task
 from quantconvert.planning.memory import COPY_CHUNK_NBYTES, Cut, cut, read_multiple, spans
+from quantconvert.run.blocks import BlockReader, recast
 from quantconvert.run.disk import write_all
 from quantconvert.run.io import Files, Workspace, bytes_of, torch_dtype
 from quantconvert.run.readers import Reader, open_reader, read_part, tiles
-from quantconvert.run.stored import StoredReader, recast
-from quantconvert.run.writer import ShardWriter
+from quantconvert.run.shards import ShardWriter
 from quantconvert.sources import Source, Weight
 
 # First row, number of rows, and blocks by suffix, row axis first.
@@ -98,7 +98,7 @@ class Bench:
         return cut(task.source, task.source.shape, turned, multiple, self.execution)
 
     def _quantize(self, task: Task) -> None:
-        source, scheme, fmt = task.source, task.scheme, get_format(self.format)
+        source, scheme, fmt = task.source, task.scheme, get_layout(self.format)
         assert scheme is not None
         reader, shape = self._reader(task), source.shape
         parts = self._cut(task, math.lcm(fmt.row_multiple(scheme), read_multiple(source)))
@@ -164,8 +164,8 @@ class Bench:
         assert isinstance(source, Weight)
         assert scheme is not None
         assert source.stored is not None
-        stored, target = source.stored, get_format(self.format)
-        reader = StoredReader(get_format(source.layout or ""), stored, self.files, self.work)
+        stored, target = source.stored, get_layout(self.format)
+        reader = BlockReader(get_layout(source.layout or ""), stored, self.files, self.work)
         parts = self._cut(task, max(read_multiple(source), target.row_multiple(scheme)))
         scale_dtype = torch_dtype(target.scale_dtype(reader.scale_tag))
 

@@ -28,7 +28,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from quantconvert.checkpoint import TensorRef
-from quantconvert.formats.base import Format, Selection, Stored, StoredReader, TensorSpec
+from quantconvert.layouts.base import Layout, ModuleReader, Selection, Stored, TensorSpec
 from quantconvert.patterns import check_foreign, cover
 from quantconvert.schemes import Scheme, width_of
 
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from quantconvert.methods.base import Quantized
 
 
-class Rtn(Format):
+class Simple(Layout):
     name = "rtn"
     summary = "plain int8, or int4 with two rows a byte, for small engines and transformers through our integration"
     suffixes = frozenset({"weight", "weight_scale", "weight_zero_point"})
@@ -109,7 +109,7 @@ class Rtn(Format):
         zero_point = None if scheme.symmetric else blocks["weight_zero_point"].view(scale.shape)
         return Quantized(codes, scale, zero_point)
 
-    def reader(self, block: Mapping[str, Any], read: Callable[[TensorRef], bytes]) -> StoredReader:
+    def reader(self, block: Mapping[str, Any], read: Callable[[TensorRef], bytes]) -> ModuleReader:
         given = (block.get("overrides") or {}).items()
         overrides = [(re.compile(check_foreign(pattern)), dict(fields)) for pattern, fields in given]
 

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 from quantconvert.checkpoint import Checkpoint, TensorRef
+from quantconvert.checkpoint.contents import QUANTIZATION_KEYS
 from quantconvert.checkpoint.files import INDEX_NAME
-from quantconvert.checkpoint.model import QUANTIZATION_KEYS
 from quantconvert.families import Reason
 from quantconvert.job import Job
 from quantconvert.schemes import Scheme
@@ -23,7 +23,7 @@ Operation = Literal["quantize", "copy", "split", "repack", "dequantize"]
 class Output(NamedTuple):
     """One tensor of the result and its place: `nbytes` at `offset` (from the start of the file) of shard `shard`.
 
-    `rows_per_element` and `transposed` say how a block of source rows lands in it, as in `formats.TensorSpec`.
+    `rows_per_element` and `transposed` say how a block of source rows lands in it, as in `layouts.TensorSpec`.
     """
 
     name: str
