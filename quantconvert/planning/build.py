@@ -7,10 +7,11 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 
 from quantconvert.checkpoint import Checkpoint, TensorRef
+from quantconvert.engines import PLAIN, Loadable
 from quantconvert.errors import QuantConvertError, UnsupportedError, raise_all, some
-from quantconvert.families import Classifier, Family
+from quantconvert.families import Classifier
 from quantconvert.job import Job
-from quantconvert.layouts import Layout, Selection
+from quantconvert.layouts import Selection
 from quantconvert.planning.account import check_accounts
 from quantconvert.planning.choose import Choice, choose_format
 from quantconvert.planning.decide import decide
@@ -46,8 +47,8 @@ def build_plan(
     quantized = [d for d in decisions if d.request]
     if not quantized and not errors:
         errors.append(_nothing_to_do(checkpoint, decisions))
-    loads = classifier.family is None or classifier.family.transformers
-    choice = choose_format(job, decisions, checkpoint.text_config, errors, classifier.awq_problem, loads)
+    model = meets(checkpoint, classifier, any(d.is_expert for d in decisions))
+    choice = choose_format(job, decisions, checkpoint.text_config, errors, model)
     raise_all(errors)
     execution = execution_for(job.limits)
     of_shape = cache(lambda shape, dtype, scheme: unnamed(choice.format.outputs(shape, dtype, scheme)))
@@ -57,29 +58,29 @@ def build_plan(
     check_memory(tasks, execution)
     check_accounts(checkpoint, tasks, sources.dropped)
     selection = _selection(decisions, choice, classifier)
-    family = classifier.family.name if classifier.family else None
     return Plan(
         job=job,
         checkpoint=checkpoint,
-        family=family,
+        family=model.family,
         format=choice.format.name,
         format_reason=choice.reason,
         tasks=tasks,
         shards=shards,
         source_format=sources.method,
         quantization_config=choice.format.config(selection),
-        notes=notes_on(checkpoint, sources, decisions, choice, selection, classifier),
+        notes=notes_on(checkpoint, sources, decisions, choice, job),
         execution=execution,
         dropped=sources.dropped,
-        transformers_loads=loads_in_transformers(classifier.family, choice.format, selection),
+        loadable=choice.loadable,
     )
 
 
-def loads_in_transformers(family: Family | None, fmt: Layout, selection: Selection) -> bool:
-    """Whether transformers 5 loads the result; where it does so wrongly, nobody should be sent there."""
-    if selection.has_experts and not fmt.transformers_loads_experts:
-        return False
-    return family is None or family.transformers
+def meets(checkpoint: Checkpoint, classifier: Classifier, has_experts: bool) -> Loadable:
+    """The result as engines meet it, but for its layout and schemes."""
+    names = checkpoint.config.get("architectures")
+    architecture = names[0] if isinstance(names, list) and names and isinstance(names[0], str) else ""
+    family = classifier.family.name if classifier.family else None
+    return Loadable(PLAIN, (), family, has_experts, architecture)
 
 
 def _check_strict(decisions: Sequence[Decision], classifier: Classifier, errors: list[QuantConvertError]) -> None:

@@ -12,6 +12,7 @@ from typing import Any, Literal, NamedTuple
 from quantconvert.checkpoint import Checkpoint, TensorRef
 from quantconvert.checkpoint.contents import QUANTIZATION_KEYS
 from quantconvert.checkpoint.files import INDEX_NAME
+from quantconvert.engines import Loadable
 from quantconvert.families import Reason
 from quantconvert.job import Job
 from quantconvert.schemes import Scheme
@@ -124,7 +125,7 @@ class Plan:
     execution: Execution
     plain_dtype: str | None = None
     dropped: tuple[Dropped, ...] = ()
-    transformers_loads: bool = True
+    loadable: Loadable = field(default_factory=Loadable)
 
     @property
     def quantized(self) -> tuple[Task, ...]:

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Literal
 
 from quantconvert.checkpoint import Checkpoint, TensorRef
 from quantconvert.dtypes import nbytes_of
+from quantconvert.engines import PLAIN, engine_notes
 from quantconvert.errors import QuantConvertError, UnsupportedError, raise_all, some
 from quantconvert.families import Classifier
 from quantconvert.job import Job
 from quantconvert.layouts import Layout, Selection, get_layout
-from quantconvert.layouts.base import all_caveats
 from quantconvert.patterns import WEIGHT_SUFFIX
 from quantconvert.planning.account import check_accounts
-from quantconvert.planning.build import loads_in_transformers
+from quantconvert.planning.build import meets
 from quantconvert.planning.decision import LINEAR_REASONS
 from quantconvert.planning.memory import COPY_CHUNK_NBYTES, check_memory, cut, execution_for, read_multiple
 from quantconvert.planning.place import Promise, place, promised, unchanged
@@ -23,7 +24,6 @@ from quantconvert.schemes import Scheme
 from quantconvert.sources import Source, Sources, Weight, find_sources
 from quantconvert.sources.find import METHODS
 
-PLAIN = "plain"
 PlainDType = Literal["bfloat16", "float16", "float32"]
 PLAIN_TAGS: dict[str, str] = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
 
@@ -45,25 +45,26 @@ def build_transcode(
     tasks = [_task(s, o, sources, target, execution) for s, o in zip(tensors, outputs, strict=True)]
     check_memory(tasks, execution)
     check_accounts(checkpoint, tasks, sources.dropped)
-    family = classifier.family.name if classifier.family else None
     selection = _selection(tasks, classifier)
+    loadable = meets(checkpoint, classifier, selection.has_experts)
+    if target:
+        loadable = replace(loadable, layout=target.name, schemes=tuple(selection.schemes))
     config = None if target is None else target.config(selection)
-    notes = [] if target is None else all_caveats(target, selection)
     return Plan(
         job=job,
         checkpoint=checkpoint,
-        family=family,
+        family=loadable.family,
         format=target.name if target else PLAIN,
         format_reason=f"from {sources.method}, the same codes" if target else f"from {sources.method}, as {dtype}",
         tasks=tuple(tasks),
         shards=shards,
         source_format=sources.method,
         quantization_config=config,
-        notes=tuple(notes),
+        notes=tuple(engine_notes(loadable)),
         execution=execution,
         plain_dtype=dtype,
         dropped=sources.dropped,
-        transformers_loads=target is None or loads_in_transformers(classifier.family, target, selection),
+        loadable=loadable,
     )
 
 
