@@ -92,6 +92,21 @@ def test_verdicts(loadable: Loadable, expected: str):
     assert verdicts(loadable) == expected
 
 
+@pytest.mark.parametrize("family", ["qwen3-vl-moe", "granite-moe", "granite-hybrid", "gpt-oss"])
+@pytest.mark.parametrize("layout", ["compressed-tensors", "rtn"])
+def test_experts_that_transformers_knows_only_fused_are_told(layout: str, family: str):
+    loadable = Loadable(layout, (INT4,), family, has_experts=True)
+    assert ENGINES["transformers"].verdict(loadable) == "wrong"
+    assert any("experts of this family load as random numbers" in note for note in engine_notes(loadable))
+    assert not any("from_pretrained" in line for line in load_lines(loadable, "out"))
+
+
+def test_llama4_experts_load_from_compressed_tensors_alone():
+    verdict = ENGINES["transformers"].verdict
+    assert verdict(Loadable("compressed-tensors", (INT4,), "llama4", has_experts=True)) == "loads"
+    assert verdict(Loadable("rtn", (INT4,), "llama4", has_experts=True)) == "wrong"
+
+
 def test_engines_that_say_the_same_are_joined():
     notes = engine_notes(Loadable("gptq", (INT4_ASYM,), "llama"))
     assert notes == ["vLLM and SGLang: asymmetric GPTQ is rejected"]

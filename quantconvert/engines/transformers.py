@@ -21,6 +21,8 @@ _BESIDE_AWQ, _BESIDE_CT, _BESIDE_GPTQ = ("gptqmodel",), CT, ("optimum", "gptqmod
 SCALED = ("starcoder2", "gpt-j", "gpt-neox", "falcon", "bloom", "mpt")
 # It initialises layers of these once more after loading and stops at those without a `weight`.
 REINITIALIZED = ("gpt-bigcode", "mamba", "modernbert", "t5")
+# It knows the experts of these as one tensor only (`conversion_mapping.py`), and has no names for single ones.
+FUSED_ONLY = ("gpt-oss", "qwen3-vl-moe", "granite-moe", "granite-hybrid")
 
 TRANSFORMERS = Engine(
     name="transformers",
@@ -84,8 +86,12 @@ TRANSFORMERS = Engine(
             "numbers",
         ),
         Row(
-            When((*AWQ, *CT, *GPTQ, *RTN), families=("gpt-oss",)), "wrong", _MOE,
-            "experts of gpt-oss load as random numbers",
+            When((*CT, *RTN), experts=True, families=FUSED_ONLY), "wrong", _MOE,
+            "experts of this family load as random numbers, without an error",
+        ),
+        Row(
+            When(RTN, experts=True, families=("llama4",)), "wrong", _MOE,
+            "experts of this family load as random numbers, without an error",
         ),
         Row(
             When(GPTQ, strategies=("group",)), "loads", _GPTQ, short="with gptqmodel", packages=_BESIDE_GPTQ,

@@ -32,7 +32,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 CASES = test_families_dense.CASES | test_families_encoders.CASES
 AWQ_TOLERANCE, GPTQ_TOLERANCE = 0.008, 1e-4
 
-# The families that `engines/transformers.py` says do not load from AWQ. Missing keys: transformers goes on with uninitialised memory.
+# Those of which `engines/transformers.py` says so. Missing keys: transformers goes on with uninitialised memory.
 SCALED = {"starcoder2", "gptj", "gpt_neox", "falcon", "falcon 40b", "bloom", "mpt"}
 REINITIALIZED = {"gpt_bigcode", "mamba", "mamba2", "falcon_mamba", "modernbert", "modernbert classifier",
                  "modernbert-decoder", "t5", "t5 gated", "t5 encoder", "t5 classifier", "mt5", "umt5"}  # fmt: skip
