@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import PurePath
 
-from quantconvert.engines import load_lines
+from quantconvert.engines import NOBODY, load_lines
 from quantconvert.layouts import LAYOUTS, get_layout
 from quantconvert.metadata import base_model_of, metadata_block, split_card, tags_of
 from quantconvert.planning import Plan
@@ -78,7 +78,7 @@ def render_card(plan: Plan, command: str | None) -> str:
     parts = [
         f"---\n{metadata_block(metadata)}---\n\n# {name}, {relation or 'dequantized'}\n",
         "| | |\n|---|---|\n" + "\n".join(f"| {key} | {value} |" for key, value in rows) + "\n",
-        "Load it (replace `PATH` by this repository):\n\n```\n" + "\n".join(load_hint(plan, "PATH")) + "\n```\n",
+        _how_to_load(load_hint(plan, "PATH")),
     ]
     if command:
         command = printable(command)
@@ -87,6 +87,12 @@ def render_card(plan: Plan, command: str | None) -> str:
     if old_text.strip():
         parts.append(f"{BASE_CARD}\n\n{old_text.strip()}\n")
     return redacted("\n".join(parts))
+
+
+def _how_to_load(lines: list[str]) -> str:
+    if not lines:
+        return f"How to load it: {NOBODY}.\n"
+    return "Load it (replace `PATH` by this repository):\n\n```\n" + "\n".join(lines) + "\n```\n"
 
 
 def kept_summary(plan: Plan) -> str:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import ast
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 import quantconvert
-from quantconvert.engines import ENGINES, Loadable, engine_notes, load_lines
+from quantconvert.engines import ENGINES, NOBODY, Loadable, engine_notes, load_lines
 from quantconvert.layouts import LAYOUTS
 from quantconvert.schemes import Scheme
 from tests.builders import LLAMA_CONFIG, llama_tensors, weight, write_checkpoint
+from tests.byte_cases import gpt_oss
 
 PACKAGE = Path(quantconvert.__file__).parent
 INT4 = Scheme(4, True, "group", 128)
@@ -105,6 +109,26 @@ def test_llama4_experts_load_from_compressed_tensors_alone():
     verdict = ENGINES["transformers"].verdict
     assert verdict(Loadable("compressed-tensors", (INT4,), "llama4", has_experts=True)) == "loads"
     assert verdict(Loadable("rtn", (INT4,), "llama4", has_experts=True)) == "wrong"
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_gpt_oss_is_loaded_by_nobody_and_that_is_said(layout: str, tmp_path: Path):
+    loadable = Loadable(layout, (INT4,), "gpt-oss", has_experts=True)
+    assert "l" not in verdicts(loadable)
+    assert load_lines(loadable, "out") == []
+    assert any(note.startswith(NOBODY) for note in engine_notes(loadable))
+
+
+def test_a_result_that_nobody_loads_says_so_in_its_card_and_summary(tmp_path: Path):
+    gpt_oss(tmp_path / "in")
+    result = quantconvert.convert(tmp_path / "in", tmp_path / "out", requantize=True)
+    assert any(note.startswith(NOBODY) for note in result.plan.notes)
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert NOBODY in card
+    assert "vllm serve" not in card
+    command = [sys.executable, "-m", "quantconvert", tmp_path / "in", tmp_path / "again", "--requantize"]
+    shown = subprocess.run(command, capture_output=True, text=True, check=True).stderr
+    assert re.search(rf"^load it +{NOBODY}$", shown, re.M)
 
 
 def test_engines_that_say_the_same_are_joined():

@@ -15,11 +15,13 @@ from quantconvert.engines.vllm import VLLM
 from quantconvert.errors import UsageError
 
 __all__ = [
-    "ENGINES", "PLAIN", "Engine", "Loadable", "Row", "Verdict", "When", "engine_notes", "get_engines", "load_lines",
+    "ENGINES", "NOBODY", "PLAIN", "Engine", "Loadable", "Row", "Verdict", "When", "engine_notes", "get_engines", "load_lines",
     "titles",
 ]  # fmt: skip
 
 ENGINES: dict[str, Engine] = {engine.name: engine for engine in (VLLM, SGLANG, TRANSFORMERS, GPTQMODEL)}
+
+NOBODY = "no engine loads this result as it is"
 
 
 def get_engines(names: Sequence[str]) -> tuple[Engine, ...]:
@@ -48,7 +50,10 @@ def engine_notes(loadable: Loadable, asked: Sequence[str] = ()) -> list[str]:
             said = [engine.why_not(loadable)]
         for text in said:
             found.setdefault(text, []).append(engine)
-    return [f"{titles(list(dict.fromkeys(engines)))}: {text}" for text, engines in found.items()]
+    notes = [f"{titles(list(dict.fromkeys(engines)))}: {text}" for text, engines in found.items()]
+    if not any(engine.loads(loadable) for engine in ENGINES.values()):
+        notes.append(f"{NOBODY}: {titles(list(ENGINES.values()))} were looked at")
+    return notes
 
 
 def load_lines(loadable: Loadable, out: str, asked: Sequence[str] = ()) -> list[str]:
