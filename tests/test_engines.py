@@ -131,6 +131,39 @@ def test_a_result_that_nobody_loads_says_so_in_its_card_and_summary(tmp_path: Pa
     assert re.search(rf"^load it +{NOBODY}$", shown, re.M)
 
 
+PACKED = "compressed-tensors"
+DEQUANTIZE = ", quantization_config=CompressedTensorsConfig(dequantize=True))  # transformers + compressed-tensors"
+
+
+@pytest.mark.parametrize(
+    ("family", "architecture", "expected"),
+    [
+        ("falcon", "FalconForCausalLM", ["vllm serve out", 'AutoModelForCausalLM.from_pretrained("out"' + DEQUANTIZE]),
+        ("mamba", "Mamba2ForCausalLM", ['AutoModelForCausalLM.from_pretrained("out"' + DEQUANTIZE]),
+        ("t5", "T5ForConditionalGeneration", ['AutoModelForSeq2SeqLM.from_pretrained("out"' + DEQUANTIZE]),
+    ],
+)
+def test_lines_for_families_that_must_be_dequantized(family: str, architecture: str, expected: list[str]):
+    assert load_lines(Loadable(PACKED, (INT4,), family, architecture=architecture), "out") == expected
+    assert ENGINES["transformers"].verdict(Loadable(PACKED, (INT4, INT8), family)) == "refuses"
+    assert ENGINES["transformers"].line(Loadable(PACKED, (W8A8,), family), "out").count("dequantize") == 0
+
+
+@pytest.mark.parametrize(
+    ("family", "architecture", "name"),
+    [
+        ("vision-language", "Gemma3ForConditionalGeneration", "AutoModelForImageTextToText"),
+        ("llama4", "Llama4ForConditionalGeneration", "AutoModelForImageTextToText"),
+        ("llama4", "Llama4ForCausalLM", "AutoModelForCausalLM"),
+        ("whisper", "WhisperForConditionalGeneration", "AutoModelForSpeechSeq2Seq"),
+        ("bert", "BertModel", "AutoModel"),
+        ("llama", "", "AutoModelForCausalLM"),
+    ],
+)
+def test_the_class_has_the_head_that_the_model_has(family: str, architecture: str, name: str):
+    assert load_lines(Loadable(PACKED, (INT4,), family, architecture=architecture), "out")[-1].startswith(f"{name}.")
+
+
 def test_engines_that_say_the_same_are_joined():
     notes = engine_notes(Loadable("gptq", (INT4_ASYM,), "llama"))
     assert notes == ["vLLM and SGLang: asymmetric GPTQ is rejected"]

@@ -15,8 +15,8 @@ from quantconvert.engines.vllm import VLLM
 from quantconvert.errors import UsageError
 
 __all__ = [
-    "ENGINES", "NOBODY", "PLAIN", "Engine", "Loadable", "Row", "Verdict", "When", "engine_notes", "get_engines", "load_lines",
-    "titles",
+    "ENGINES", "NOBODY", "PLAIN", "Engine", "Loadable", "Row", "Verdict", "When", "engine_notes", "get_engines",
+    "load_lines", "titles",
 ]  # fmt: skip
 
 ENGINES: dict[str, Engine] = {engine.name: engine for engine in (VLLM, SGLANG, TRANSFORMERS, GPTQMODEL)}

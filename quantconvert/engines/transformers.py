@@ -21,8 +21,12 @@ _BESIDE_AWQ, _BESIDE_CT, _BESIDE_GPTQ = ("gptqmodel",), CT, ("optimum", "gptqmod
 SCALED = ("starcoder2", "gpt-j", "gpt-neox", "falcon", "bloom", "mpt")
 # It initialises layers of these once more after loading and stops at those without a `weight`.
 REINITIALIZED = ("gpt-bigcode", "mamba", "modernbert", "t5")
+# The same for compressed-tensors; Falcon's own linear class calls `weight`.
+TO_DEQUANTIZE = (*REINITIALIZED, "falcon")
 # It knows the experts of these as one tensor only (`conversion_mapping.py`), and has no names for single ones.
 FUSED_ONLY = ("gpt-oss", "qwen3-vl-moe", "granite-moe", "granite-hybrid")
+# Their `ForConditionalGeneration` sees pictures (`models/auto/modeling_auto.py`).
+PICTURES = ("vision-language", "qwen3-vl-moe", "qwen3.5", "qwen3.5-moe", "llama4")
 
 TRANSFORMERS = Engine(
     name="transformers",
@@ -35,6 +39,11 @@ TRANSFORMERS = Engine(
         ModelClass("LMHeadModel", "AutoModelForCausalLM"),
         ModelClass("ForMaskedLM", "AutoModelForMaskedLM"),
         ModelClass("ForSequenceClassification", "AutoModelForSequenceClassification"),
+        ModelClass("ForTokenClassification", "AutoModelForTokenClassification"),
+        ModelClass("ForQuestionAnswering", "AutoModelForQuestionAnswering"),
+        ModelClass("ForConditionalGeneration", "AutoModelForSeq2SeqLM", ("t5", "bart")),
+        ModelClass("ForConditionalGeneration", "AutoModelForSpeechSeq2Seq", ("whisper",)),
+        ModelClass("ForConditionalGeneration", "AutoModelForImageTextToText", PICTURES),
         ModelClass("", "AutoModel"),
     ),
     rows=(
@@ -68,6 +77,14 @@ TRANSFORMERS = Engine(
             When(CT, symmetric=False, activations=False), "loads", _PACKED,
             "asymmetric weights load with dequantize=True only, not beside a second scheme", "`dequantize=True`",
             argument=DEQUANTIZE, packages=_BESIDE_CT,
+        ),
+        Row(
+            When(CT, symmetric=True, activations=False, families=TO_DEQUANTIZE), "loads", _DENSE,
+            "weights of this family load with dequantize=True only", argument=DEQUANTIZE,
+        ),
+        Row(
+            When(CT, several=True, families=TO_DEQUANTIZE), "refuses", "integrations/compressed_tensors.py",
+            "dequantize=True, which this family needs, knows one scheme a model",
         ),
         Row(When(CT, symmetric=False, several=True), "refuses", "integrations/compressed_tensors.py; run"),
         Row(
@@ -107,6 +124,18 @@ TRANSFORMERS = Engine(
         Row(
             When(GPTQ, experts=True), "wrong", _MOE,
             "experts of a mixture of experts load as random numbers from GPTQ, without an error",
+        ),
+        Row(
+            When(RTN, families=("falcon",)), "refuses", f"{_RTN}; run",
+            "layers of this family are no ordinary linear ones, which rtn needs",
+        ),
+        Row(
+            When(RTN, 4, families=("t5",)), "refuses", f"{_RTN}; run",
+            "T5 casts what it multiplies to the dtype of rtn's codes, and stops",
+        ),
+        Row(
+            When(RTN, 8, symmetric=False, families=("t5",)), "refuses", f"{_RTN}; run",
+            "T5 casts what it multiplies to the dtype of rtn's codes, and stops",
         ),
         Row(
             When(RTN), "loads", _RTN,
