@@ -164,6 +164,13 @@ def test_the_class_has_the_head_that_the_model_has(family: str, architecture: st
     assert load_lines(Loadable(PACKED, (INT4,), family, architecture=architecture), "out")[-1].startswith(f"{name}.")
 
 
+@pytest.mark.parametrize("family", ["falcon", "bart", "bert", "mpt", "t5", "mamba", "whisper"])
+def test_gptq_that_transformers_does_not_load_is_told(family: str):
+    loadable = Loadable("gptq", (INT4,), family)
+    assert not any("from_pretrained" in line for line in load_lines(loadable, "out"))
+    assert any(note.startswith("transformers: ") and "GPTQ" in note for note in engine_notes(loadable))
+
+
 def test_engines_that_say_the_same_are_joined():
     notes = engine_notes(Loadable("gptq", (INT4_ASYM,), "llama"))
     assert notes == ["vLLM and SGLang: asymmetric GPTQ is rejected"]

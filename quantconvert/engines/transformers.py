@@ -27,6 +27,8 @@ TO_DEQUANTIZE = (*REINITIALIZED, "falcon")
 FUSED_ONLY = ("gpt-oss", "qwen3-vl-moe", "granite-moe", "granite-hybrid")
 # Their `ForConditionalGeneration` sees pictures (`models/auto/modeling_auto.py`).
 PICTURES = ("vision-language", "qwen3-vl-moe", "qwen3.5", "qwen3.5-moe", "llama4")
+# optimum knows one stack of layers a model, under a name of its list (`gptq/constants.py`), and no encoders.
+NO_BLOCKS = ("mamba", "mpt", "bert", "mpnet", "distilbert", "deberta", "albert", "t5", "whisper", "llama4")
 
 TRANSFORMERS = Engine(
     name="transformers",
@@ -67,7 +69,7 @@ TRANSFORMERS = Engine(
             "packed layers of this family do not load, but from compressed-tensors with dequantize=True",
         ),
         Row(
-            When((*AWQ, *CT, *GPTQ, *RTN), families=("nomic-bert",)), "refuses", _BY_FAMILY,
+            When((*AWQ, *CT, *RTN), families=("nomic-bert",)), "refuses", _BY_FAMILY,
             "the stored Wqkv is cut into three layers during loading, and packed words cannot be cut so",
         ),
         Row(
@@ -116,6 +118,18 @@ TRANSFORMERS = Engine(
         Row(
             When(GPTQ, strategies=("channel",)), "loads", f"{_GPTQ}; not run on a GPU",
             "a CPU has no kernel for GPTQ per channel", "not on a CPU", packages=_BESIDE_GPTQ,
+        ),
+        Row(
+            When(GPTQ, families=NO_BLOCKS), "refuses", _BY_FAMILY,
+            "optimum does not find the layers of this family in GPTQ",
+        ),
+        Row(
+            When(GPTQ, families=("modernbert", "gpt-bigcode")), "refuses", _BY_FAMILY,
+            "packed layers of this family do not load, but from compressed-tensors with dequantize=True",
+        ),
+        Row(
+            When(GPTQ, families=("falcon", "bart", "nomic-bert")), "wrong", _BY_FAMILY,
+            "GPTQ layers of this family load as random numbers, without an error",
         ),
         Row(
             When(GPTQ, several=True), "refuses", "optimum gptq/quantizer.py",

@@ -20,6 +20,8 @@ pytest.importorskip("gptqmodel")
 
 from transformers import AwqConfig, GPTQConfig
 
+import quantconvert
+from quantconvert.engines import ENGINES
 from tests.builders import decode_awq, read_tensors
 from tests.engines import test_families_dense, test_families_encoders
 from tests.engines.common import load, write_reference
@@ -94,3 +96,16 @@ def test_gptq(name: str, tmp_path):
     folder = convert(source, tmp_path / "out", format="gptq")
     config = GPTQConfig(bits=4, backend="gptq_torch")
     assert_same(CASES[name], source, folder, decode_all(folder), GPTQ_TOLERANCE, config)
+
+
+@pytest.mark.parametrize("name", sorted(CASES.keys() - GPTQ_LOADS))
+def test_gptq_that_does_not_load_is_told(name: str, tmp_path):
+    """Loud where the row says `refuses`, keys missing and no error where it says `wrong`."""
+    source = save(CASES[name], tmp_path / "in")
+    folder = convert(source, tmp_path / "out", format="gptq")
+    plan = quantconvert.plan(source, group_size=32, format="gptq")
+    said = ENGINES["transformers"].verdict(plan.loadable)
+    assert said != "loads"
+    error = AssertionError if said == "wrong" else (ValueError, AttributeError, RuntimeError)
+    with pytest.raises(error):
+        load(folder, CASES[name].model, quantization_config=GPTQConfig(bits=4, backend="gptq_torch"))
