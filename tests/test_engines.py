@@ -201,6 +201,14 @@ def test_lines_are_those_of_engines_that_load_it():
     ]
 
 
+def test_an_unknown_family_is_written_where_transformers_can_load_it(tmp_path: Path):
+    source = write_checkpoint(tmp_path / "model", config=LLAMA_CONFIG | {"model_type": "never_heard_of"})
+    plan = quantconvert.plan(source)
+    assert plan.format == "compressed-tensors"
+    assert "without a table" in plan.format_reason
+    assert quantconvert.plan(source, engines=["vllm"]).format == "awq"
+
+
 MOE = LLAMA_CONFIG | {"model_type": "qwen3_moe", "num_experts": 1, "moe_intermediate_size": 128}
 
 
