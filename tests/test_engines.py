@@ -13,6 +13,7 @@ import pytest
 import quantconvert
 from quantconvert.engines import ENGINES, NOBODY, Loadable, engine_notes, load_lines
 from quantconvert.layouts import LAYOUTS
+from quantconvert.planning.decision import is_kept_linear
 from quantconvert.schemes import Scheme
 from tests.builders import LLAMA_CONFIG, llama_tensors, weight, write_checkpoint
 from tests.byte_cases import gpt_oss
@@ -274,3 +275,29 @@ def test_engines_change_no_digest_beside_the_layout(tmp_path: Path):
     source = write_checkpoint(tmp_path / "model")
     plain, asked = quantconvert.plan(source), quantconvert.plan(source, engines="vllm")
     assert plain.digest == asked.digest
+
+
+@pytest.mark.parametrize(
+    ("name", "reason", "expected"),
+    [
+        ("model.layers.0.conv.in_proj.weight", "conv", True),
+        ("encoder.embedding_hidden_mapping_in.weight", "embedding", True),
+        ("model.altup_unembed_projections.0.weight", "embedding", True),
+        ("time_embed.0.weight", "embedding", True),
+        ("electra.embeddings_project.weight", "embedding", True),
+        ("model.embed_tokens.weight", "embedding", False),
+        ("model.embed_tokens_per_layer.weight", "embedding", False),
+        ("bert.embeddings.word_embeddings.weight", "embedding", False),
+        ("transformer.wte.weight", "embedding", False),
+        ("gpt_neox.embed_in.weight", "embedding", False),
+        ("shared.weight", "embedding", False),
+        ("block.0.SelfAttention.relative_attention_bias.weight", "embedding", False),
+        ("model.embed_tokens.scale", "embedding", False),
+        ("model.norm.weight", "norm", False),
+        ("lm_head.weight", "lm_head", True),
+        ("model.layers.0.mlp.up_proj.weight", None, False),
+    ],
+)
+def test_what_is_kept_and_a_linear_layer_to_engines(name: str, reason, expected: bool):
+    assert is_kept_linear(name, 2, reason) == expected
+    assert not is_kept_linear(name, 3, reason)

@@ -16,7 +16,7 @@ from quantconvert.layouts import Layout, Selection, get_layout
 from quantconvert.patterns import WEIGHT_SUFFIX
 from quantconvert.planning.account import check_accounts
 from quantconvert.planning.build import meets
-from quantconvert.planning.decision import LINEAR_REASONS
+from quantconvert.planning.decision import is_kept_linear
 from quantconvert.planning.memory import COPY_CHUNK_NBYTES, check_memory, cut, execution_for, read_multiple
 from quantconvert.planning.place import Promise, place, promised, unchanged
 from quantconvert.planning.plan import Execution, Operation, Output, Plan, Task
@@ -162,7 +162,7 @@ def _selection(tasks: Sequence[Task], classifier: Classifier) -> Selection:
             schemes.setdefault(task.scheme, []).append(task.source.module)
         elif task.source.name.endswith(WEIGHT_SUFFIX) and len(task.source.shape) == 2:
             reason = classifier.role(task.source).reason
-            if reason is None or reason in LINEAR_REASONS:
+            if reason is None or is_kept_linear(task.source.name, 2, reason):
                 kept.append(task.source.name.removesuffix(WEIGHT_SUFFIX))
     has_experts = any(".experts." in name for names in schemes.values() for name in names)
     return Selection(
