@@ -16,7 +16,7 @@ from quantconvert.errors import UsageError
 
 __all__ = [
     "ENGINES", "NOBODY", "PLAIN", "Engine", "Loadable", "Row", "Verdict", "When", "engine_notes", "get_engines",
-    "load_lines", "titles",
+    "load_lines", "own_names", "titles",
 ]  # fmt: skip
 
 ENGINES: dict[str, Engine] = {engine.name: engine for engine in (VLLM, SGLANG, TRANSFORMERS, GPTQMODEL)}
@@ -61,3 +61,9 @@ def load_lines(loadable: Loadable, out: str, asked: Sequence[str] = ()) -> list[
     able = [engine for engine in get_engines(asked) if engine.loads(loadable)]
     shown = able if asked else [engine for engine in able if engine.usual] or able
     return [engine.line(loadable, out) for engine in shown]
+
+
+def own_names(model_type: str) -> tuple[str, ...]:
+    """Patterns (`re:...`) of the names that engines give to layers that stay plain, where the checkpoint's differ."""
+    rows = (row for engine in ENGINES.values() for row in engine.renamed)
+    return tuple(pattern for own, patterns in rows if own == model_type for pattern in patterns)

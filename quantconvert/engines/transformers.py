@@ -29,6 +29,19 @@ FUSED_ONLY = ("gpt-oss", "qwen3-vl-moe", "granite-moe", "granite-hybrid")
 PICTURES = ("vision-language", "qwen3-vl-moe", "qwen3.5", "qwen3.5-moe", "llama4")
 # optimum knows one stack of layers a model, under a name of its list (`gptq/constants.py`), and no encoders.
 NO_BLOCKS = ("mamba", "mpt", "bert", "mpnet", "distilbert", "deberta", "albert", "t5", "whisper", "llama4")
+# What it calls layers that the Hub's checkpoints call otherwise (`conversion_mapping.py`), where they stay plain.
+RENAMED = (
+    ("phimoe", (r"re:.*mlp\.router$",)),  # block_sparse_moe.gate
+    ("blip-2", (r"re:.*language_model\.lm_head$",)),  # tied, and not stored
+    (
+        "kimi_k25",
+        (
+            r"re:.*vision_tower\..*",
+            r"re:.*mm_projector\..*",
+            r"re:.*self_attn\.(q_a_proj|kv_a_proj_with_mqa|kv_b_proj)$",  # it saves its `layers` as `blocks`
+        ),
+    ),
+)
 
 TRANSFORMERS = Engine(
     name="transformers",
@@ -36,6 +49,7 @@ TRANSFORMERS = Engine(
     version="5.23",
     load='{before}{model_class}.from_pretrained("{out}"{argument})',
     usual=True,
+    renamed=RENAMED,
     classes=(
         ModelClass("ForCausalLM", "AutoModelForCausalLM"),
         ModelClass("LMHeadModel", "AutoModelForCausalLM"),

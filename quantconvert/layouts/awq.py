@@ -121,6 +121,7 @@ class Awq(Layout):
             "version": "gemm",
         }
         kept = sorted({"lm_head", *selection.kept_and_fused, *_towers(selection)})
+        kept += [pattern.removeprefix("re:") for pattern in selection.more_kept]
         text = "\n".join(selection.quantized)
         if not any(name in text for name in kept):
             config["modules_to_not_convert"] = kept

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 
 from quantconvert.checkpoint import Checkpoint, TensorRef
-from quantconvert.engines import PLAIN, Loadable
+from quantconvert.engines import PLAIN, Loadable, own_names
 from quantconvert.errors import QuantConvertError, UnsupportedError, raise_all, some
 from quantconvert.families import Classifier
 from quantconvert.job import Job
@@ -57,7 +57,7 @@ def build_plan(
     tasks = tuple(_task(d, o, choice, execution) for d, o in zip(decisions, outputs, strict=True))
     check_memory(tasks, execution)
     check_accounts(checkpoint, tasks, sources.dropped)
-    selection = _selection(decisions, choice, classifier)
+    selection = _selection(checkpoint, decisions, choice, classifier)
     return Plan(
         job=job,
         checkpoint=checkpoint,
@@ -131,7 +131,9 @@ def _task(decision: Decision, outputs: tuple[Output, ...], choice: Choice, execu
     return Task(ref, "quantize", None, decision.evidence, scheme, outputs, parts.peak_nbytes)
 
 
-def _selection(decisions: Sequence[Decision], choice: Choice, classifier: Classifier) -> Selection:
+def _selection(
+    checkpoint: Checkpoint, decisions: Sequence[Decision], choice: Choice, classifier: Classifier
+) -> Selection:
     schemes: dict[Scheme, list[str]] = {}
     for d in decisions:
         if d.request:
@@ -149,4 +151,5 @@ def _selection(decisions: Sequence[Decision], choice: Choice, classifier: Classi
         fused=classifier.fused,
         has_experts=any(d.is_expert for d in decisions),
         tied=classifier.tied,
+        own_names=own_names(checkpoint.model_type),
     )

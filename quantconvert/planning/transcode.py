@@ -8,7 +8,7 @@ from typing import Literal
 
 from quantconvert.checkpoint import Checkpoint, TensorRef
 from quantconvert.dtypes import nbytes_of
-from quantconvert.engines import PLAIN, engine_notes
+from quantconvert.engines import PLAIN, engine_notes, own_names
 from quantconvert.errors import QuantConvertError, UnsupportedError, raise_all, some
 from quantconvert.families import Classifier
 from quantconvert.job import Job
@@ -45,7 +45,7 @@ def build_transcode(
     tasks = [_task(s, o, sources, target, execution) for s, o in zip(tensors, outputs, strict=True)]
     check_memory(tasks, execution)
     check_accounts(checkpoint, tasks, sources.dropped)
-    selection = _selection(tasks, classifier)
+    selection = _selection(checkpoint, tasks, classifier)
     loadable = meets(checkpoint, classifier, selection.has_experts)
     if target:
         loadable = replace(loadable, layout=target.name, schemes=tuple(selection.schemes))
@@ -154,7 +154,7 @@ def _task(
     return Task(source, operation, None, why, scheme, outputs, parts.peak_nbytes)
 
 
-def _selection(tasks: Sequence[Task], classifier: Classifier) -> Selection:
+def _selection(checkpoint: Checkpoint, tasks: Sequence[Task], classifier: Classifier) -> Selection:
     schemes: dict[Scheme, list[str]] = {}
     kept = []
     for task in tasks:
@@ -166,5 +166,10 @@ def _selection(tasks: Sequence[Task], classifier: Classifier) -> Selection:
                 kept.append(task.source.name.removesuffix(WEIGHT_SUFFIX))
     has_experts = any(".experts." in name for names in schemes.values() for name in names)
     return Selection(
-        {s: tuple(n) for s, n in schemes.items()}, tuple(kept), classifier.fused, has_experts, classifier.tied
+        {s: tuple(n) for s, n in schemes.items()},
+        tuple(kept),
+        classifier.fused,
+        has_experts,
+        classifier.tied,
+        own_names(checkpoint.model_type),
     )
