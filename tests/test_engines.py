@@ -12,9 +12,13 @@ import pytest
 
 import quantconvert
 from quantconvert.engines import ENGINES, NOBODY, Loadable, engine_notes, load_lines
+from quantconvert.engines.tables import what_auto_writes
+from quantconvert.families import FAMILIES, Family
+from quantconvert.job import Job
 from quantconvert.layouts import LAYOUTS
-from quantconvert.planning.decision import is_kept_linear
-from quantconvert.schemes import Scheme
+from quantconvert.planning.choose import choose_format
+from quantconvert.planning.decision import Decision, is_kept_linear
+from quantconvert.schemes import DEFAULT_REQUEST, Scheme
 from tests.builders import LLAMA_CONFIG, llama_tensors, weight, write_checkpoint
 from tests.byte_cases import gpt_oss
 
@@ -301,3 +305,14 @@ def test_engines_change_no_digest_beside_the_layout(tmp_path: Path):
 def test_what_is_kept_and_a_linear_layer_to_engines(name: str, reason, expected: bool):
     assert is_kept_linear(name, 2, reason) == expected
     assert not is_kept_linear(name, 3, reason)
+
+
+@pytest.mark.parametrize("family", [family for family in FAMILIES if not family.experts], ids=lambda f: f.name)
+def test_the_table_names_the_families_that_auto_makes_an_exception_for(family: Family, tmp_path: Path):
+    config = LLAMA_CONFIG | {"model_type": family.model_types[0]}
+    checkpoint = quantconvert.plan(write_checkpoint(tmp_path / "model")).checkpoint
+    model = Loadable("plain", (), family.name)
+    decisions = [Decision(ref, None, "", request=DEFAULT_REQUEST) for ref in checkpoint.tensors if "_proj" in ref.name]
+    choice = choose_format(Job(), decisions, config, [], model)
+    named = re.findall(r"[\w.-]+", what_auto_writes().split("without a table; ")[1].split("|")[0])
+    assert (choice.format.name == "compressed-tensors") == (family.name in named)

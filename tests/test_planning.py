@@ -31,8 +31,8 @@ def test_planning_imports_no_torch(tmp_path: Path):
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-ROOMS = ["version", "text", "errors", "events", "dtypes", "patterns", "checkpoint", "schemes", "engines", "job",
-         "families", "methods", "layouts", "kernels", "sources", "planning", "hub", "metadata", "inventory",
+ROOMS = ["version", "text", "errors", "events", "dtypes", "patterns", "checkpoint", "schemes", "families", "engines",
+         "job", "methods", "layouts", "kernels", "sources", "planning", "hub", "metadata", "inventory",
          "recipe", "run", "verification", "card", "conversion", "api", "__init__", "cli", "integrations",
          "__main__"]  # fmt: skip
 

@@ -66,7 +66,7 @@ TRANSFORMERS = Engine(
         Row(When((PLAIN,)), "loads", _PACKED),
         Row(When(AWQ, 4, ("group",)), "loads", _AWQ, short="with gptqmodel", packages=_BESIDE_AWQ),
         Row(
-            When(AWQ, 4, ("channel",)), "loads", "a CPU by hand",
+            When(AWQ, 4, ("channel",)), "loads", _AWQ,
             'a CPU needs AwqConfig(backend="torch_awq") for AWQ per channel', 'CPU: `AwqConfig(backend="torch_awq")`',
             packages=_BESIDE_AWQ,
         ),
@@ -134,7 +134,7 @@ TRANSFORMERS = Engine(
             When(GPTQ, strategies=("group",)), "loads", _GPTQ, short="with gptqmodel", packages=_BESIDE_GPTQ,
         ),
         Row(
-            When(GPTQ, strategies=("channel",)), "loads", f"{_GPTQ}; not run on a GPU",
+            When(GPTQ, strategies=("channel",)), "loads", "integrations of optimum; not run on a GPU",
             "a CPU has no kernel for GPTQ per channel", "not on a CPU", packages=_BESIDE_GPTQ,
         ),
         Row(
