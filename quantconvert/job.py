@@ -64,7 +64,8 @@ class JobOptions(TypedDict, total=False):
     bits: 4 (default) or 8. group_size: 128 (default), -1 per channel, 0 per tensor. symmetric: None (default) means
     what the format does best. scheme: a name that sets the three at once (`W4A16`, `W4A16_ASYM`, `W8A16`, `W8A8` ...).
     format: `auto` (default) or a registered format. ignore: patterns of modules to leave alone. rules:
-    `PATTERN=SCHEME`, later ones win. preset: a named set of rules. tensor_parallel: ranks that every layer must divide
+    `PATTERN=SCHEME`, later ones win. preset: a named set of rules. method: how codes are found (`rtn`). steps: what is
+    done to weights before, by registered names. tensor_parallel: ranks that every layer must divide
     by. on_indivisible: what to do where the group size does not divide in_features. nan_policy: `error` (default) or
     `keep`. requantize: quantize once more, to as many bits or fewer, what is quantized. strict: refuse to keep a linear
     weight in high precision for a reason outside its family's table. max_shard_size, memory_limit: bytes or
@@ -80,6 +81,8 @@ class JobOptions(TypedDict, total=False):
     ignore: tuple[str, ...]
     rules: tuple[Rule | str, ...]
     preset: str | None
+    method: str
+    steps: tuple[str, ...]
     tensor_parallel: int
     on_indivisible: OnIndivisible
     nan_policy: NanPolicy
@@ -100,6 +103,8 @@ class Job:
     ignore: tuple[str, ...] = ()
     rules: tuple[Rule, ...] = ()
     preset: str | None = None
+    method: str = "rtn"
+    steps: tuple[str, ...] = ()
     tensor_parallel: int = 1
     on_indivisible: OnIndivisible = "error"
     nan_policy: NanPolicy = "error"
@@ -136,6 +141,8 @@ class Job:
             ignore=_several(options.get("ignore")),
             rules=tuple(r if isinstance(r, Rule) else Rule.parse(r) for r in _several(options.get("rules"))),
             preset=options.get("preset"),
+            method=options.get("method") or "rtn",
+            steps=_several(options.get("steps")),
             tensor_parallel=_count("tensor-parallel", _given(options, "tensor_parallel", 1), 1),
             on_indivisible=_choice("on-indivisible", options.get("on_indivisible") or "error", get_args(OnIndivisible)),
             nan_policy=_choice("nan-policy", options.get("nan_policy") or "error", get_args(NanPolicy)),

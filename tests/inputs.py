@@ -18,9 +18,10 @@ from torch import Tensor
 
 import quantconvert
 import quantconvert.families
+from quantconvert.buffers import Workspace
 from quantconvert.families import Dims, Family, FusedExperts, FusedSet, Reason
-from quantconvert.run.io import Files, Workspace
-from quantconvert.run.readers import open_reader
+from quantconvert.run.io import Files
+from quantconvert.sources import open_rows
 from tests.builders import weight
 
 E, H, I = 3, 64, 96  # noqa: E741 (the axis, as in quantconvert)
@@ -96,7 +97,7 @@ def decoded(source: Path, **options: Any) -> dict[str, Tensor]:
     files = Files(source)
     try:
         return {
-            task.source.name: open_reader(task.source, files, Workspace(), plan.execution)
+            task.source.name: open_rows(task.source, files, Workspace(), plan.execution.slab_nbytes)
             .rows(0, task.source.shape[0])
             .clone()
             for task in plan.quantized

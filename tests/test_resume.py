@@ -14,9 +14,9 @@ import pytest
 
 import quantconvert
 from quantconvert import CheckpointError, OutputError
+from quantconvert.buffers import Workspace
 from quantconvert.events import Event, Note, Progress, ShardWritten
 from quantconvert.planning import Output
-from quantconvert.run.io import Workspace
 from quantconvert.run.output import OutputFolder
 from quantconvert.run.shards import ShardWriter
 from tests import inputs
@@ -314,7 +314,7 @@ def test_checksums_of_the_result(source: Path, out: Path, monkeypatch: pytest.Mo
 
     monkeypatch.setattr(ShardWriter, "task_done", recorded)
     monkeypatch.setattr("quantconvert.planning.memory.TILE_ELEMENTS", 1 << 10)
-    monkeypatch.setattr("quantconvert.planning.memory.TILE_BYTES_PER_ELEMENT", 1)
+    monkeypatch.setattr("quantconvert.planning.memory.TILE_BYTES", 1)
     read_back: list[str] = []
     real = ShardWriter.read_back
 

@@ -101,7 +101,7 @@ def test_same_bytes_for_any_worker_count_and_cut(tmp_path: Path, options, monkey
         [(1, "2GB", 1 << 19), (2, "2GB", 1 << 19), (4, "2GB", 1 << 16), (2, "600KB", 1 << 10), (4, "1MB", 1 << 12)]
     ):
         monkeypatch.setattr("quantconvert.planning.memory.TILE_ELEMENTS", tile)
-        monkeypatch.setattr("quantconvert.planning.memory.TILE_BYTES_PER_ELEMENT", 1)
+        monkeypatch.setattr("quantconvert.planning.memory.TILE_BYTES", 1)
         quantconvert.convert(source, tmp_path / f"out{i}", workers=workers, memory_limit=limit, **options)
         seen.append(digests(tmp_path / f"out{i}"))
     assert all(other == seen[0] for other in seen[1:])

@@ -17,7 +17,7 @@ from typing import Any
 from quantconvert.errors import QuantConvertError, UnsupportedError, some
 from quantconvert.families.parallel import part_of
 from quantconvert.job import Job
-from quantconvert.layouts import LAYOUTS, Layout, get_layout
+from quantconvert.layouts import LAYOUTS, Layout
 from quantconvert.layouts.awq import ENGINE_GROUPS
 from quantconvert.planning.decision import Decision
 from quantconvert.schemes import Request, Scheme
@@ -49,14 +49,14 @@ def choose_format(
     quantized = [d for d in decisions if d.request]
     requests = list(dict.fromkeys(d.request for d in quantized if d.request))
     if job.format != "auto":
-        choice = Choice(get_layout(job.format), "asked for by name")
+        choice = Choice(LAYOUTS.find(job.format), "asked for by name")
     else:
         name, reason = _auto(requests, quantized, any(d.is_expert for d in decisions))
         if name == "awq" and not transformers:
             reason = "int4 packed along the output dimension"
         if name == "awq" and awq_problem:
             name, reason = PACKED, awq_problem
-        choice = Choice(get_layout(name), reason)
+        choice = Choice(LAYOUTS.find(name), reason)
         if any(r.strategy == "tensor" and not r.activations for r in requests):
             errors.append(
                 UnsupportedError(

@@ -13,12 +13,13 @@ from pathlib import Path
 
 import torch
 
-from quantconvert.checkpoint import RepoFile, TensorRef
+from quantconvert.buffers import Workspace, bytes_of
+from quantconvert.checkpoint import RepoFile
 from quantconvert.errors import CheckpointError, OutputError
 from quantconvert.events import Event, Note, Progress, Reporter, ShardWritten
-from quantconvert.planning import Plan, Task
+from quantconvert.planning import Copy, Plan, Task
 from quantconvert.run import shards as shard_writer
-from quantconvert.run.io import Files, Workspace, bytes_of
+from quantconvert.run.io import Files
 from quantconvert.run.journal import Checksums, Journal
 from quantconvert.run.shards import ShardWriter
 from quantconvert.run.work import Bench
@@ -122,7 +123,7 @@ class ThreadExecutor:
     def _work(self, files: Files, writer: ShardWriter, end: threading.Event) -> None:
         torch.set_num_threads(1)
         plan = self.plan
-        bench = Bench(files, writer, Workspace(), plan.execution, plan.format, self._advance, self.journal.noise)
+        bench = Bench(files, writer, Workspace(), plan.execution, self._advance, self.journal.noise)
         try:
             while (step := self._next()) is not None:
                 index, task = step
@@ -157,10 +158,9 @@ class ThreadExecutor:
 
     def _is_proven(self, bench: Bench, task: Task, known: Checksums) -> bool:
         """Whether the bytes in the file are those of the finished task."""
-        if task.operation != "copy":
+        if not isinstance(task, Copy):
             return bench.writer.sums(task, bench.work, self._check_stop) == known
-        (output,), ref, same = task.outputs, task.source, True
-        assert isinstance(ref, TensorRef)
+        (output,), ref, same = task.outputs, task.source.values, True
         for begin, part in bench.writer.read_back(output, bench.work):
             self._check_stop()
             original = bench.work.tensor("raw", torch.uint8, tuple(part.shape))

@@ -16,7 +16,7 @@ from typing import Any
 
 from quantconvert.checkpoint import Checkpoint
 from quantconvert.errors import OutputError
-from quantconvert.planning import Plan, Task
+from quantconvert.planning import Copy, Plan, Task
 from quantconvert.run.disk import read_all, write_all
 from quantconvert.version import __version__
 
@@ -148,7 +148,7 @@ def _parse(line: bytes, plan: Plan) -> tuple[int, Checksums, tuple[float, float]
         entry = json.loads(line)
         index, sums = entry["task"], tuple(entry["sha256"])
         task = plan.tasks[index]
-        count = 0 if task.operation == "copy" else len(task.outputs)
+        count = 0 if isinstance(task, Copy) else len(task.outputs)
         noise = None if entry["noise"] is None else (float(entry["noise"][0]), float(entry["noise"][1]))
         return (index, sums, noise) if index >= 0 and len(sums) == count else None
     except (ValueError, TypeError, KeyError, IndexError):
