@@ -14,8 +14,8 @@ import torch
 
 import quantconvert
 from tests.builders import LLAMA_CONFIG, llama_tensors, read_tensors, write_checkpoint
+from tests.coded import awq_model, gptq_model, kimi_model
 from tests.inputs import LAYER, Model, attention, config, fp8_model, fused_model, mxfp4_model, plain_rest, turned_model
-from tests.test_inputs_codes import awq_model, gptq_model, kimi_model
 
 pytestmark = pytest.mark.usefixtures("toy_families")
 

@@ -21,11 +21,10 @@ from quantconvert.run.output import OutputFolder
 from quantconvert.run.shards import ShardWriter
 from tests import inputs
 from tests.builders import llama_tensors, read_tensors, write_checkpoint
-from tests.test_writer import digests
+from tests.interrupted import OPTIONS, STATE, interrupt
+from tests.snapshots import digests
 
-STATE = ".quantconvert"
 HINT = "--restart starts over, or give the source and options of before"
-OPTIONS: dict[str, Any] = {"workers": 1, "max_shard_size": "60KB"}
 
 
 @pytest.fixture
@@ -44,26 +43,6 @@ def out(tmp_path: Path) -> Path:
 def whole(source: Path, tmp_path: Path) -> dict[str, str]:
     quantconvert.convert(source, tmp_path / "whole", **OPTIONS)
     return digests(tmp_path / "whole")
-
-
-def interrupt(source: Path, out: Path, after: int = 9, **options: Any) -> int:
-    """Stop a conversion after `after` tensors; returns how many tasks it has journalled."""
-    names = set()
-
-    def report(event: Event) -> None:
-        if isinstance(event, Progress):
-            names.add(event.name)
-            if len(names) > after:
-                raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt) as caught:
-        quantconvert.convert(source, out, report=report, **(OPTIONS | options))
-    number = int(caught.value.__notes__[0].split()[0])
-    assert caught.value.__notes__ == [
-        f"{number} of 21 tasks are done and kept: the same command continues, --restart starts over"
-    ]
-    assert number == after
-    return number
 
 
 def notes(call: Callable[..., Any], *args: Any, **options: Any) -> list[str]:

@@ -20,9 +20,9 @@ from quantconvert.layouts import LAYOUTS as REGISTERED
 from quantconvert.methods import rounding as rtn
 from quantconvert.verification import Verification
 from tests.builders import LLAMA_CONFIG, decode, llama_tensors, read_tensors, write_checkpoint
-from tests.test_cli import cli
-from tests.test_resume import interrupt
-from tests.test_writer import digests
+from tests.command import cli
+from tests.interrupted import interrupt
+from tests.snapshots import digests
 
 CONFIG = LLAMA_CONFIG | {"num_hidden_layers": 1}
 INDEX, REPORT = "model.safetensors.index.json", "quantconvert.json"

@@ -12,7 +12,6 @@ cores), later ones take it from GPTQModel's cache.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +21,6 @@ import pytest
 import torch
 from torch import Tensor
 
-os.environ.setdefault("GPTQMODEL_CPU_WORKERS", "2")
 pytest.importorskip("gptqmodel")
 
 from gptqmodel import BACKEND, GPTQModel

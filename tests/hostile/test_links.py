@@ -15,8 +15,9 @@ import pytest
 import quantconvert
 from quantconvert import CheckpointError, OutputError
 from quantconvert.checkpoint import load_checkpoint
-from tests.hostile.build import CONFIG, LAYER, NBYTES, SINGLE, entry, good, link, shard
-from tests.hostile.test_fuzz import MemoryRepo
+from tests.hostile.build import CONFIG, LAYER, NBYTES, SINGLE, good, link
+from tests.hostile.memory_repo import MemoryRepo
+from tests.raw_files import entry, shard
 
 
 def cached(root: Path) -> Path:
