@@ -13,6 +13,7 @@ import pytest
 import torch
 
 import quantconvert
+from quantconvert.planning.tasks import role_of
 from tests.builders import LLAMA_CONFIG, llama_tensors, read_tensors, write_checkpoint
 from tests.coded import awq_model, gptq_model, kimi_model
 from tests.inputs import LAYER, Model, attention, config, fp8_model, fused_model, mxfp4_model, plain_rest, turned_model

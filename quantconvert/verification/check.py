@@ -35,8 +35,8 @@ def verify_folder(
 
     plan: that of a conversion that is not in place yet. Without it the folder's report, where there is one, says by
     which method and steps it was made (`method` where there is none), and its checksums are compared. limits: what it
-    may take; report: is told of progress. require_report: a missing report is a finding. Raises `CheckpointError` where there is no such folder, or
-    no source.
+    may take. report: is told of progress. require_report: a missing report is a finding. Raises `CheckpointError` where
+    there is no such folder, or no source.
     """
     load_torch()
     from quantconvert.verification.values import check_values
