@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import PurePath
 
+from quantconvert.engines import load_lines
 from quantconvert.layouts import LAYOUTS
 from quantconvert.metadata import base_model_of, metadata_block, split_card, tags_of
 from quantconvert.planning import Plan
@@ -47,26 +48,9 @@ def method(plan: Plan) -> str:
     return f"round to nearest (RTN), no calibration data{decoded}"
 
 
-# transformers' auto class by the end of the architecture's name.
-_AUTO = {
-    "ForCausalLM": "AutoModelForCausalLM",
-    "LMHeadModel": "AutoModelForCausalLM",
-    "ForMaskedLM": "AutoModelForMaskedLM",
-    "ForSequenceClassification": "AutoModelForSequenceClassification",
-}
-
-
 def load_hint(plan: Plan, out: str) -> list[str]:
     """Commands that load the result; only those that work for this model and layout."""
-    lines = [f"vllm serve {out}", f'AutoModelForCausalLM.from_pretrained("{out}")']
-    if plan.scheme is not None:
-        lines = LAYOUTS.find(plan.format).load_hint(out, plan.scheme)
-    if not plan.transformers_loads:
-        lines = [line for line in lines if "from_pretrained" not in line]
-    names = plan.checkpoint.config.get("architectures")
-    name = names[0] if isinstance(names, list) and names and isinstance(names[0], str) else "ForCausalLM"
-    auto = next((auto for end, auto in _AUTO.items() if name.endswith(end)), "AutoModel")
-    return [line.replace("AutoModelForCausalLM", auto) for line in lines]
+    return load_lines(plan.loadable, out, plan.job.engines)
 
 
 def render_card(plan: Plan, command: str | None) -> str:

@@ -32,9 +32,9 @@ def test_planning_imports_no_torch(tmp_path: Path):
 
 
 ROOMS = ["version", "text", "errors", "events", "dtypes", "patterns", "spans", "digest", "registry", "number", "lazy",
-         "buffers", "quantized", "checkpoint", "schemes", "job", "families", "methods", "layouts", "sources", "kernels",
-         "planning", "hub", "metadata", "inventory", "recipe", "run", "verification", "card", "conversion", "api",
-         "__init__", "cli", "integrations", "__main__"]  # fmt: skip
+         "buffers", "quantized", "checkpoint", "schemes", "engines", "job", "families", "methods", "layouts", "sources",
+         "kernels", "planning", "hub", "metadata", "inventory", "recipe", "run", "verification", "card", "conversion",
+         "api", "__init__", "cli", "integrations", "__main__"]  # fmt: skip
 
 
 def test_rooms_import_only_from_those_above():
@@ -75,7 +75,10 @@ def test_format_auto_leaves_awq_for_narrow_outputs(tmp_path: Path):
     tensors = llama_tensors(layers=1) | {"model.layers.0.self_attn.k_proj.weight": weight(12, 128)}
     plan = quantconvert.plan(write_checkpoint(tmp_path / "model", tensors))
     assert plan.format == "compressed-tensors"
-    assert plan.format_reason == "AWQ needs out_features % 8 == 0, `model.layers.0.self_attn.k_proj` has 12"
+    assert plan.format_reason == (
+        "awq packs 8 output features in a word: expected out_features % 8 == 0, got 12: "
+        "`model.layers.0.self_attn.k_proj`"
+    )
 
 
 @pytest.mark.parametrize("model_type", ["starcoder2", "gpt_neox", "falcon", "bloom", "mpt", "gptj"])

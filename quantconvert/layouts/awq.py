@@ -33,14 +33,12 @@ if TYPE_CHECKING:
     from quantconvert.quantized import Quantized
 
 ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
-ENGINE_GROUPS = (32, 64, 128)
 
 
 class Awq(Layout):
     name = "awq"
     summary = "int4 packed along the output dimension (GEMM)"
     suffixes = frozenset({"qweight", "qzeros", "scales"})
-    transformers_loads_experts = False
     symmetric_by_default = False
     zeros_tell_symmetry = True
 
@@ -56,20 +54,6 @@ class Awq(Layout):
             found.append("awq has no per-tensor scales")
         if shape[0] % 8:
             found.append(f"awq packs 8 output features in a word: expected out_features % 8 == 0, got {shape[0]}")
-        return found
-
-    def caveats(self, scheme: Scheme, has_experts: bool) -> list[str]:
-        found = []
-        if has_experts:
-            found.append(
-                "transformers 5 loads AWQ experts as random numbers without an error, and GPTQModel 7 does not know "
-                "Mixtral's names for them: use vLLM"
-            )
-        if scheme.strategy == "channel":
-            found.append("AWQ per channel fails in vLLM with experts or tensor parallelism")
-            found.append('transformers on a CPU needs AwqConfig(backend="torch_awq") for AWQ per channel')
-        elif scheme.group_size not in ENGINE_GROUPS:
-            found.append(f"vLLM's and SGLang's AWQ kernels read group sizes {ENGINE_GROUPS}, not {scheme.group_size}")
         return found
 
     def row_multiple(self, scheme: Scheme) -> int:
@@ -151,6 +135,3 @@ class Awq(Layout):
 
     def width(self, block: Mapping[str, Any], module: str) -> tuple[int, int] | None:
         return width_by(block, module)
-
-    def load_hint(self, out: str, scheme: Scheme) -> list[str]:
-        return [f"vllm serve {out}", f'AutoModelForCausalLM.from_pretrained("{out}")  # transformers + gptqmodel']

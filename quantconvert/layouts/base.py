@@ -154,8 +154,6 @@ class Layout(ABC):
     suffixes: ClassVar[frozenset[str]]
     symmetric_by_default: ClassVar[bool]
     weight_only: ClassVar[bool] = True
-    # Whether transformers 5 loads experts in this layout.
-    transformers_loads_experts: ClassVar[bool] = True
     # Whether symmetry has to be seen from zero points, one symmetry for the whole checkpoint.
     zeros_tell_symmetry: ClassVar[bool] = False
 
@@ -170,14 +168,6 @@ class Layout(ABC):
     def mix_problem(self, schemes: Sequence[Scheme]) -> str | None:
         """Why one model cannot hold all of `schemes`; None when it can."""
         return f"{self.name} holds one scheme for the whole model"
-
-    @abstractmethod
-    def caveats(self, scheme: Scheme, has_experts: bool) -> list[str]:
-        """Which engines will refuse, or load wrongly, what this format writes for `scheme`."""
-
-    def mix_caveats(self, selection: Selection) -> list[str]:
-        """The same for what only shows over all layers: several schemes, layers left alone."""
-        return []
 
     @abstractmethod
     def row_multiple(self, scheme: Scheme) -> int:
@@ -227,13 +217,3 @@ class Layout(ABC):
     def width(self, block: Mapping[str, Any], module: str) -> tuple[int, int] | None:
         """Bits and group size that a config block states for a module, where reading does not follow them anyway."""
         return None
-
-    @abstractmethod
-    def load_hint(self, out: str, scheme: Scheme) -> list[str]:
-        """Commands that load the result."""
-
-
-def all_caveats(fmt: Layout, selection: Selection) -> list[str]:
-    """Every caveat of a model, each once."""
-    single = [caveat for scheme in selection.schemes for caveat in fmt.caveats(scheme, selection.has_experts)]
-    return list(dict.fromkeys([*single, *fmt.mix_caveats(selection)]))

@@ -55,26 +55,6 @@ class CompressedTensors(Layout):
     def mix_problem(self, schemes: Sequence[Scheme]) -> str | None:
         return None
 
-    def caveats(self, scheme: Scheme, has_experts: bool) -> list[str]:
-        found = []
-        if scheme.activations:
-            if has_experts:
-                found.append("transformers and SGLang do not load W8A8 experts; vLLM does, on a GPU")
-            return found
-        if scheme.strategy == "tensor":
-            found.append("vLLM rejects weight-only per-tensor scales (it requires group or channel)")
-        if scheme.strategy == "group" and scheme.group_size not in (32, 64, 128):
-            found.append(f"vLLM's Marlin kernel reads group sizes 32, 64, 128 and -1, not {scheme.group_size}")
-        if not scheme.symmetric:
-            found.append("transformers loads asymmetric weights with dequantize=True only, not beside a second scheme")
-            if scheme.num_bits == 8:
-                found.append("vLLM runs asymmetric int8 weights on Hopper only, SGLang not at all")
-            if has_experts:
-                found.append("transformers fails on asymmetric experts and SGLang 0.5 computes them wrongly")
-        if scheme.num_bits == 8:
-            found.append("vLLM on a CPU has no int8 weight-only kernel")
-        return found
-
     def row_multiple(self, scheme: Scheme) -> int:
         return 1 if scheme.symmetric or scheme.activations else scheme.number.per_word
 
@@ -211,12 +191,6 @@ class CompressedTensors(Layout):
             return not any(group.targets(module) or group.targets("Linear") for group in groups)
 
         return left
-
-    def load_hint(self, out: str, scheme: Scheme) -> list[str]:
-        model = f'AutoModelForCausalLM.from_pretrained("{out}"'
-        if not scheme.symmetric:
-            model += ", quantization_config=CompressedTensorsConfig(dequantize=True)"
-        return [f"vllm serve {out}", model + ")  # transformers + compressed-tensors"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -48,7 +48,6 @@ class Gptq(Layout):
     name = "gptq"
     summary = "int4 and int8, packed along the input dimension (v1 symmetric, v2 asymmetric)"
     suffixes = frozenset({"qweight", "qzeros", "scales", "g_idx"})
-    transformers_loads_experts = False
     symmetric_by_default = True
     zeros_tell_symmetry = True
 
@@ -68,27 +67,6 @@ class Gptq(Layout):
         if len({scheme.symmetric for scheme in schemes}) > 1:
             return "gptq stores all zero points the same way, symmetric or not"
         return None
-
-    def caveats(self, scheme: Scheme, has_experts: bool) -> list[str]:
-        found = []
-        if has_experts:
-            found.append(
-                "transformers 5 loads GPTQ experts as random numbers without an error, and GPTQModel 7 does not know "
-                "Mixtral's names for them: use vLLM"
-            )
-        if not scheme.symmetric:
-            found.append("vLLM and SGLang reject asymmetric GPTQ; transformers and GPTQModel load it (gptq_v2)")
-        if scheme.strategy == "channel":
-            found.append("transformers on a CPU has no kernel for GPTQ per channel")
-        elif scheme.group_size not in (32, 64, 128):
-            found.append(f"vLLM and SGLang read GPTQ group sizes 32, 64, 128 and -1, not {scheme.group_size}")
-        if scheme.num_bits == 8:
-            found.append("vLLM on a CPU has no int8 weight-only kernel")
-        return found
-
-    def mix_caveats(self, selection: Selection) -> list[str]:
-        several = len(selection.schemes) > 1
-        return ["transformers ignores GPTQ's `dynamic` and fails on several schemes"] if several else []
 
     def row_multiple(self, scheme: Scheme) -> int:
         return scheme.number.per_word
@@ -197,10 +175,6 @@ class Gptq(Layout):
 
     def width(self, block: Mapping[str, Any], module: str) -> tuple[int, int] | None:
         return width_by(block, module)
-
-    def load_hint(self, out: str, scheme: Scheme) -> list[str]:
-        lines = [f'AutoModelForCausalLM.from_pretrained("{out}")  # transformers + optimum + gptqmodel']
-        return [f"vllm serve {out}", *lines] if scheme.symmetric else lines
 
 
 _EXPERTS = re.compile(r"\\\.experts\\\.(\\d\+|\d+)\\\..*\$$")

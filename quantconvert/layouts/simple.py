@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 class Simple(Layout):
     name = "rtn"
-    summary = "plain int8, or int4 with two rows a byte, for small engines and transformers through our integration"
+    summary = "plain int8, or int4 with two rows a byte, for small engines"
     suffixes = frozenset({"weight", "weight_scale", "weight_zero_point"})
     symmetric_by_default = True
 
@@ -54,12 +54,6 @@ class Simple(Layout):
 
     def mix_problem(self, schemes: Sequence[Scheme]) -> str | None:
         return None
-
-    def caveats(self, scheme: Scheme, has_experts: bool) -> list[str]:
-        return [
-            "vLLM and SGLang do not read rtn; transformers does after `import quantconvert.integrations.transformers`, "
-            "and without it takes 8-bit codes for weights with no more than a warning"
-        ]
 
     def row_multiple(self, scheme: Scheme) -> int:
         return 2 if scheme.num_bits == 4 else 1
@@ -146,10 +140,6 @@ class Simple(Layout):
     def leaves(self, block: Mapping[str, Any]) -> Callable[[str], bool]:
         patterns = [re.compile(check_foreign(str(p))) for p in block.get("modules_to_not_convert") or ()]
         return lambda module: any(pattern.match(module) for pattern in patterns)
-
-    def load_hint(self, out: str, scheme: Scheme) -> list[str]:
-        model = f'AutoModelForCausalLM.from_pretrained("{out}")'
-        return [f"import quantconvert.integrations.transformers; {model}"]
 
 
 def _fields(scheme: Scheme) -> dict[str, Any]:

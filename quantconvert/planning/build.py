@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 from quantconvert.checkpoint import Checkpoint, TensorRef
+from quantconvert.engines import PLAIN
 from quantconvert.errors import QuantConvertError, UnsupportedError, raise_all, some
-from quantconvert.families import Classifier, Family
+from quantconvert.families import Classifier
 from quantconvert.job import Job
-from quantconvert.layouts import Layout, Selection
 from quantconvert.methods import METHODS
 from quantconvert.planning.account import check_accounts
 from quantconvert.planning.choose import choose_format
 from quantconvert.planning.decide import decide
-from quantconvert.planning.decided import Decided, select
+from quantconvert.planning.decided import Decided, meets, select
 from quantconvert.planning.decision import Decision
 from quantconvert.planning.dims import check_dims
 from quantconvert.planning.lower import Lowering
@@ -21,7 +21,7 @@ from quantconvert.planning.memory import check_memory, execution_for
 from quantconvert.planning.notes import notes_on
 from quantconvert.planning.place import place
 from quantconvert.planning.plan import Plan
-from quantconvert.planning.transcode import PLAIN, PlainDType, decide_transcode
+from quantconvert.planning.transcode import PlainDType, decide_transcode
 from quantconvert.sources import find_sources
 
 
@@ -68,7 +68,7 @@ def _plan_of(decided: Decided) -> Plan:
         execution=lowering.execution,
         plain_dtype=decided.plain_dtype,
         dropped=decided.sources.dropped,
-        transformers_loads=layout is None or loads_in_transformers(family, layout, decided.selection),
+        loadable=decided.loadable,
     )
 
 
@@ -86,20 +86,15 @@ def _decide_conversion(
         _check_strict(decisions, classifier, errors)
     if not any(d.request for d in decisions) and not errors:
         errors.append(_nothing_to_do(checkpoint, decisions))
-    loads = classifier.family is None or classifier.family.transformers
-    choice = choose_format(job, decisions, checkpoint.text_config, errors, classifier.awq_problem, loads)
+    model = meets(checkpoint, classifier, any(d.is_expert for d in decisions))
+    choice = choose_format(job, decisions, checkpoint.text_config, errors, model)
     raise_all(errors)
     lowering = Lowering(choice.format, method, execution_for(job.limits))
     selection = select(decisions, lowering, classifier)
-    notes = notes_on(checkpoint, sources, decisions, choice, selection, classifier)
-    return Decided(checkpoint, job, classifier, sources, decisions, lowering, choice.reason, notes, selection)
-
-
-def loads_in_transformers(family: Family | None, layout: Layout, selection: Selection) -> bool:
-    """Whether transformers 5 loads the result; where it does so wrongly, nobody should be sent there."""
-    if selection.has_experts and not layout.transformers_loads_experts:
-        return False
-    return family is None or family.transformers
+    notes = notes_on(checkpoint, sources, decisions, choice, job)
+    return Decided(
+        checkpoint, job, classifier, sources, decisions, lowering, choice.reason, notes, selection, choice.loadable
+    )
 
 
 def _check_strict(decisions: Sequence[Decision], classifier: Classifier, errors: list[QuantConvertError]) -> None:

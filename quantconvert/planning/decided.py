@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from quantconvert.checkpoint import Checkpoint
+from quantconvert.engines import PLAIN, Loadable
 from quantconvert.families import Classifier
 from quantconvert.job import Job
 from quantconvert.layouts import Layout, Selection
@@ -29,6 +30,7 @@ class Decided:
     reason: str
     notes: tuple[str, ...]
     selection: Selection
+    loadable: Loadable
     plain_dtype: str | None = None
 
     @property
@@ -57,3 +59,11 @@ def select(decisions: Sequence[Decision], lowering: Lowering, classifier: Classi
         has_experts=any(d.is_expert for d in decisions),
         tied=classifier.tied,
     )
+
+
+def meets(checkpoint: Checkpoint, classifier: Classifier, has_experts: bool) -> Loadable:
+    """The result as engines meet it, but for its layout and schemes."""
+    names = checkpoint.config.get("architectures")
+    architecture = names[0] if isinstance(names, list) and names and isinstance(names[0], str) else ""
+    family = classifier.family.name if classifier.family else None
+    return Loadable(PLAIN, (), family, has_experts, architecture)

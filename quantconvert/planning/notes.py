@@ -6,10 +6,9 @@ import re
 from collections.abc import Iterator, Sequence
 
 from quantconvert.checkpoint import Checkpoint
+from quantconvert.engines import engine_notes
 from quantconvert.errors import some
-from quantconvert.families import Classifier
-from quantconvert.layouts import Selection
-from quantconvert.layouts.base import all_caveats
+from quantconvert.job import Job
 from quantconvert.patterns import template_of
 from quantconvert.planning.choose import Choice
 from quantconvert.planning.decision import Decision
@@ -22,16 +21,11 @@ def notes_on(
     sources: Sources,
     decisions: Sequence[Decision],
     choice: Choice,
-    selection: Selection,
-    classifier: Classifier,
+    job: Job,
 ) -> tuple[str, ...]:
     """What the user should know before it runs."""
-    notes = all_caveats(choice.format, selection)
-    if choice.format.name == "awq" and classifier.awq_problem:
-        notes.append(classifier.awq_problem)
-    if classifier.family and classifier.family.caveat:
-        notes.append(classifier.family.caveat)
-    if classifier.family is None:
+    notes = engine_notes(choice.loadable, job.engines)
+    if choice.loadable.family is None:
         kind = checkpoint.model_type or "no model_type"
         linear = list(dict.fromkeys(template_of(d.module) for d in decisions if d.request))
         notes.append(

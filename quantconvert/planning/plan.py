@@ -12,6 +12,7 @@ from quantconvert.checkpoint import Checkpoint
 from quantconvert.checkpoint.contents import QUANTIZATION_KEYS
 from quantconvert.checkpoint.files import INDEX_NAME
 from quantconvert.digest import digest
+from quantconvert.engines import Loadable
 from quantconvert.job import Job
 from quantconvert.planning.tasks import Operation, Task, role_of
 from quantconvert.schemes import Scheme
@@ -56,7 +57,7 @@ class Plan:
     execution: Execution
     plain_dtype: str | None = None
     dropped: tuple[Dropped, ...] = ()
-    transformers_loads: bool = True
+    loadable: Loadable = field(default_factory=Loadable)
 
     @property
     def quantized(self) -> tuple[Task, ...]:

@@ -7,20 +7,19 @@ from dataclasses import replace
 from typing import Literal
 
 from quantconvert.checkpoint import Checkpoint, TensorRef
+from quantconvert.engines import engine_notes
 from quantconvert.errors import QuantConvertError, UnsupportedError, raise_all, some
 from quantconvert.families import Classifier
 from quantconvert.job import Job
 from quantconvert.layouts import LAYOUTS, Layout
-from quantconvert.layouts.base import all_caveats
 from quantconvert.methods import METHODS
-from quantconvert.planning.decided import Decided, select
+from quantconvert.planning.decided import Decided, meets, select
 from quantconvert.planning.decision import Decision
 from quantconvert.planning.lower import Lowering
 from quantconvert.planning.memory import execution_for
 from quantconvert.schemes import Scheme
 from quantconvert.sources import Read, Sources, as_stored, find_sources, known_methods
 
-PLAIN = "plain"
 PlainDType = Literal["bfloat16", "float16", "float32"]
 PLAIN_TAGS: dict[str, str] = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
 
@@ -40,8 +39,11 @@ def decide_transcode(
     lowering = Lowering(target, METHODS.find(job.method), execution_for(job.limits))
     selection = select(decisions, lowering, classifier)
     reason = f"from {sources.method}, " + (f"as {dtype}" if dtype else "the same codes")
-    notes = () if target is None else tuple(all_caveats(target, selection))
-    return Decided(checkpoint, job, classifier, sources, decisions, lowering, reason, notes, selection, dtype)
+    loadable = meets(checkpoint, classifier, selection.has_experts)
+    if target:
+        loadable = replace(loadable, layout=target.name, schemes=tuple(selection.schemes))
+    notes = tuple(engine_notes(loadable))
+    return Decided(checkpoint, job, classifier, sources, decisions, lowering, reason, notes, selection, loadable, dtype)
 
 
 def _decision(read: Read, sources: Sources, classifier: Classifier, target: Layout | None, tag: str | None) -> Decision:
