@@ -148,8 +148,8 @@ def iter_quantized(
 
     repo = open_repo(source, revision, subfolder)
     made = make_plan(repo, None, False, _builder(repo, Job.from_options({**options, "tensor_parallel": tp_size})))
-    root = repo.materialize(tuple(file.path for file in made.checkpoint.weight_files))
-    return iter_rank(made, root, tp_rank, tp_size)
+    repo.prepare(tuple(file.path for file in made.checkpoint.weight_files))
+    return iter_rank(made, repo, tp_rank, tp_size)
 
 
 def verify(
@@ -186,6 +186,6 @@ def _find_nonfinite(checkpoint: Checkpoint, repo: Repo, job: Job) -> Mapping[str
     load_torch()
     from quantconvert.run.scan import find_nonfinite
 
-    root = repo.materialize(tuple(file.path for file in checkpoint.weight_files))
+    repo.prepare(tuple(file.path for file in checkpoint.weight_files))
     made = build_plan(checkpoint, job, reader_of(repo))
-    return find_nonfinite([task.source for task in made.quantized], root, made.execution)
+    return find_nonfinite([task.source for task in made.quantized], repo, made.execution)

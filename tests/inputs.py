@@ -18,6 +18,7 @@ from torch import Tensor
 
 import quantconvert
 import quantconvert.families
+from quantconvert.checkpoint import LocalFolder
 from quantconvert.families import Dims, Family, FusedExperts, FusedSet, Reason
 from quantconvert.run.io import Files, Workspace
 from quantconvert.run.readers import open_reader
@@ -93,7 +94,7 @@ class Model:
 def decoded(source: Path, **options: Any) -> dict[str, Tensor]:
     """Every quantized weight of a plan as float32, by the reader that conversion uses."""
     plan = quantconvert.plan(source, requantize=True, **options)
-    files = Files(source)
+    files = Files(LocalFolder(source))
     try:
         return {
             task.source.name: open_reader(task.source, files, Workspace(), plan.execution)

@@ -6,7 +6,6 @@ several tiles, a slab, before it is turned and written. Both are whole rows, ali
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -15,6 +14,7 @@ from quantconvert.dtypes import DTYPES
 from quantconvert.errors import UnsupportedError
 from quantconvert.job import Limits
 from quantconvert.layouts import get_layout
+from quantconvert.machine import cpu_count
 from quantconvert.planning.plan import Execution, Task
 from quantconvert.sources import Source, Weight, specs_of
 
@@ -36,7 +36,7 @@ class Cut:
 
 def execution_for(limits: Limits) -> Execution:
     """Workers (one a core unless told) and the slab size that their number and the memory limit allow."""
-    workers = limits.workers or len(os.sched_getaffinity(0))
+    workers = limits.workers or cpu_count()
     slab = max(1, min(MAX_SLAB_NBYTES, limits.memory_limit // (4 * workers)))
     return Execution(workers, slab, limits.memory_limit)
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from quantconvert.checkpoint import Repo
 from quantconvert.families.parallel import part_of
 from quantconvert.layouts import Layout, get_layout
 from quantconvert.methods import rtn
@@ -22,9 +22,9 @@ from quantconvert.run.work import count_nonfinite, nonfinite_error, overflow_err
 from quantconvert.sources import Weight
 
 
-def iter_rank(plan: Plan, root: Path, rank: int, size: int) -> Iterator[tuple[str, Tensor]]:
+def iter_rank(plan: Plan, repo: Repo, rank: int, size: int) -> Iterator[tuple[str, Tensor]]:
     """(name, tensor) of rank `rank` of `size`: quantized weights sharded first, everything else whole."""
-    files, work, fmt = Files(root), Workspace(), get_layout(plan.format)
+    files, work, fmt = Files(repo), Workspace(), get_layout(plan.format)
     try:
         for task in plan.tasks:
             if task.reason is not None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
+from quantconvert.checkpoint import Repo
 from quantconvert.planning import Execution
 from quantconvert.run.io import Files, Workspace
 from quantconvert.run.readers import open_reader
@@ -12,9 +12,9 @@ from quantconvert.run.work import count_nonfinite, nonfinite_text
 from quantconvert.sources import Source
 
 
-def find_nonfinite(sources: Sequence[Source], root: Path, execution: Execution) -> dict[str, str]:
+def find_nonfinite(sources: Sequence[Source], repo: Repo, execution: Execution) -> dict[str, str]:
     """Names of the weights that hold NaN or Inf, with `3 NaN, first at [0, 17]`; reads all of them once."""
-    files, work = Files(root), Workspace()
+    files, work = Files(repo), Workspace()
     try:
         found = {s.name: count_nonfinite(open_reader(s, files, work, execution), s) for s in sources}
     finally:

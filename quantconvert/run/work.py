@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -13,6 +12,7 @@ from torch import Tensor
 from quantconvert.checkpoint import TensorRef
 from quantconvert.errors import CheckpointError, OutputError, UnsupportedError
 from quantconvert.layouts import get_layout
+from quantconvert.machine import copy_range
 from quantconvert.methods import rtn
 from quantconvert.planning import Execution, Task
 from quantconvert.planning.memory import COPY_CHUNK_NBYTES, Cut, cut, read_multiple, spans
@@ -20,6 +20,7 @@ from quantconvert.run.blocks import BlockReader, recast
 from quantconvert.run.disk import write_all
 from quantconvert.run.io import Files, Workspace, bytes_of, torch_dtype
 from quantconvert.run.readers import Reader, open_reader, read_part, tiles
+from quantconvert.run.result import TaskResult
 from quantconvert.run.shards import ShardWriter
 from quantconvert.sources import Source, Weight
 
@@ -31,7 +32,7 @@ Tile = tuple[int, int, dict[str, Tensor]]
 class Bench:
     """What a worker needs to carry out tasks: the source, the writer, its own buffers, and whom to tell of progress.
 
-    noise: sums of squares of each quantized weight's error, and of the weight, by name; filled in here.
+    advance: called with a tensor's name and how many more of its bytes are done, 0 too; may raise to stop the task.
     """
 
     files: Files
@@ -40,12 +41,12 @@ class Bench:
     execution: Execution
     format: str
     advance: Callable[[str, int], None]
-    noise: dict[str, tuple[float, float]]
 
-    def carry_out(self, task: Task) -> None:
-        """Do the whole task; its bytes are in the shard afterwards."""
+    def carry_out(self, task: Task) -> TaskResult:
+        """Do the whole task; its bytes are in the shard afterwards, not yet durable."""
         work = {"copy": self._copy, "split": self._split, "quantize": self._quantize, "repack": self._repack}
-        work.get(task.operation, self._dequantize)(task)
+        noise = work.get(task.operation, self._dequantize)(task)
+        return TaskResult(self.writer.sums(task, self.work, lambda: self.advance(task.source.name, 0)), noise)
 
     def _copy(self, task: Task) -> None:
         """Bytes as they are, without passing through this process where the file systems can do it."""
@@ -55,7 +56,7 @@ class Bench:
         for begin, end in spans(0, ref.nbytes, 16 * COPY_CHUNK_NBYTES):
             done = begin
             while done < end:
-                count = _copy_range(source, target, end - done, ref.offset + done, output.offset + done)
+                count = copy_range(source, target, end - done, ref.offset + done, output.offset + done)
                 if count == 0:
                     size = min(end - done, COPY_CHUNK_NBYTES)
                     chunk = bytes_of(self.work.tensor("raw", torch.uint8, (size,)))
@@ -97,7 +98,7 @@ class Bench:
         turned = sum(output.nbytes for output in task.outputs if output.transposed)
         return cut(task.source, task.source.shape, turned, multiple, self.execution)
 
-    def _quantize(self, task: Task) -> None:
+    def _quantize(self, task: Task) -> tuple[float, float]:
         source, scheme, fmt = task.source, task.scheme, get_layout(self.format)
         assert scheme is not None
         reader, shape = self._reader(task), source.shape
@@ -115,7 +116,7 @@ class Bench:
             first_pass = tiles(reader, 0, shape[0], parts.tile_rows)
             span = rtn.measure_all(self._heard(source.name, first_pass), scheme)
             self._stream(task, parts, make)
-            self.noise[source.name] = noise.noise, noise.signal
+            return noise.noise, noise.signal
         except rtn.NonFinite:
             raise nonfinite_error(source, count_nonfinite(reader, source)) from None
         except rtn.ScaleOverflow:
@@ -183,14 +184,6 @@ class Bench:
             for o in task.outputs
             if o.transposed
         }
-
-
-def _copy_range(source: int, target: int, count: int, source_offset: int, target_offset: int) -> int:
-    """Bytes copied inside the kernel; 0 where it cannot."""
-    try:
-        return os.copy_file_range(source, target, count, source_offset, target_offset)
-    except OSError:
-        return 0
 
 
 def count_nonfinite(reader: Reader, source: Source) -> tuple[int, int, tuple[int, ...]]:

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from quantconvert.checkpoint import TensorRef
+from quantconvert.checkpoint import LocalFolder, TensorRef
 from quantconvert.errors import QuantConvertError
 from quantconvert.job import Limits
 from quantconvert.layouts import get_layout
@@ -43,8 +43,8 @@ class ValueCheck:
     """Checks the weights of one folder, alone or against their source."""
 
     def __init__(self, out: Path, source: Path | None, limits: Limits) -> None:
-        self.files, self.work, self.execution = Files(out), Workspace(), execution_for(limits)
-        self.source_files = Files(source) if source else None
+        self.files, self.work, self.execution = Files(LocalFolder(out)), Workspace(), execution_for(limits)
+        self.source_files = Files(LocalFolder(source)) if source else None
         self.source_work = Workspace()
         self.findings: list[Finding] = []
         self.num_equal = 0

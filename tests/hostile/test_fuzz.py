@@ -20,7 +20,9 @@ import pytest
 from safetensors import SafetensorError, deserialize
 
 from quantconvert.checkpoint import RepoFile, TensorRef, load_checkpoint
+from quantconvert.checkpoint.contents import Download
 from quantconvert.checkpoint.header import read_header
+from quantconvert.checkpoint.ranges import RangeReader
 from quantconvert.errors import QuantConvertError
 from tests.hostile.build import INDEX, entry
 
@@ -164,6 +166,15 @@ class MemoryRepo:
 
     def read(self, path: str, offset: int, nbytes: int) -> bytes:
         return self.contents[path][offset : offset + nbytes]
+
+    def open(self, path: str) -> RangeReader:
+        raise AssertionError("nothing here converts")
+
+    def prepare(self, paths: tuple[str, ...]) -> None:
+        raise AssertionError("nothing here converts")
+
+    def download(self, paths: tuple[str, ...]) -> Download | None:
+        return None
 
     def materialize(self, paths: tuple[str, ...]) -> Path:
         raise AssertionError("nothing here converts")
