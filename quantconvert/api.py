@@ -150,8 +150,8 @@ def iter_quantized(
 
     repo = open_repo(source, revision, subfolder)
     made = make_plan(repo, None, False, _builder(repo, Job.from_options({**options, "tensor_parallel": tp_size})))
-    root = repo.materialize(tuple(file.path for file in made.checkpoint.weight_files))
-    return iter_rank(made, root, tp_rank, tp_size)
+    repo.prepare(tuple(file.path for file in made.checkpoint.weight_files))
+    return iter_rank(made, repo, tp_rank, tp_size)
 
 
 def verify(
@@ -177,11 +177,11 @@ def verify(
     limits = Job.from_options({"workers": workers, "memory_limit": memory_limit}).limits
     folder = Path(out)
     LocalFolder(folder)
-    repo, root = None, None
+    repo = None
     if source is not None:
         repo = open_repo(source, revision, subfolder)
-        root = repo.materialize(tuple(file.path for file in load_checkpoint(repo).weight_files))
-    return verify_folder(folder, repo, root, limits, method=method, report=report, require_report=require_report)
+        repo.prepare(tuple(file.path for file in load_checkpoint(repo).weight_files))
+    return verify_folder(folder, repo, limits, method=method, report=report, require_report=require_report)
 
 
 def inspect(folder: Source, *, revision: str | None = None, subfolder: str | None = None) -> Inventory:
@@ -200,6 +200,6 @@ def _find_nonfinite(checkpoint: Checkpoint, repo: Repo, job: Job) -> Mapping[str
     load_torch()
     from quantconvert.run.scan import find_nonfinite
 
-    root = repo.materialize(tuple(file.path for file in checkpoint.weight_files))
+    repo.prepare(tuple(file.path for file in checkpoint.weight_files))
     made = build_plan(checkpoint, job, reader_of(repo))
-    return find_nonfinite([task.source for task in made.quantized], root, made.execution)
+    return find_nonfinite([task.source for task in made.quantized], repo, made.execution)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from quantconvert.checkpoint import Checkpoint, LocalFolder, Repo, load_checkpoint
 from quantconvert.checkpoint.files import INDEX_NAME
+from quantconvert.checkpoint.ranges import Files
 from quantconvert.errors import (
     OutputError,
     QuantConvertError,
@@ -21,15 +22,30 @@ from quantconvert.errors import (
 )
 from quantconvert.events import Finished, Note, Reporter, Started
 from quantconvert.lazy import load_torch
+from quantconvert.machine import peak_rss_nbytes
 from quantconvert.planning import Plan
+from quantconvert.run.executors import check_executor
+from quantconvert.run.folder import (
+    OutputFolder,
+    State,
+    check_disk,
+    check_output,
+    check_place,
+    check_unlocked,
+    differences,
+    exists_error,
+    identity,
+    read_proof,
+    read_state,
+)
 from quantconvert.run.journal import Journal
-from quantconvert.run.output import OutputFolder, check_disk, check_output, check_unlocked
 from quantconvert.verification.check import check_complete, raise_findings, verify_folder
 from quantconvert.verification.findings import Finding, TensorError, Verification
-from quantconvert.verification.report import REPORT_NAME, hash_files, report_bytes, report_of
+from quantconvert.verification.report import REPORT_NAME, hash_files, read_report, report_bytes, report_of
 from quantconvert.verification.structure import check_sums
+from quantconvert.version import __version__
 
-# What a conversion writes beside shards and side files (index, config, card): an allowance for the disk check.
+# What a conversion writes beside shards and side files, however few tensors there are.
 SMALL_FILES_NBYTES = 1_000_000
 
 
@@ -73,18 +89,46 @@ def run(repo: Repo, build: Builder, target: Target) -> Result:
     made = make_plan(repo, target.out, target.overwrite, build)
     for message in made.notes:
         target.report(Note("plan", message))
+    finished = read_state(target.out) is State.DONE
+    complete = finished and _is_result(target.out, made)
     folder, verification = OutputFolder(target.out, target.report), None
     try:
         folder.acquire()
-        if folder.is_done(made):
+        if finished:
+            folder.tidy()
+        if complete:
             _check_done(target.out)
+            target.report(Note("resume", f"`{target.out}` is already complete: a run of this command ended there"))
         else:
             raise_all(check_output(target.out, _path(repo), target.overwrite))
             verification = _fill(folder, made, repo, target)
     finally:
         folder.release()
     target.report(Finished(str(target.out)))
-    return Result(made, target.out, time.perf_counter() - wall, time.process_time() - cpu, _peak_rss(), verification)
+    return Result(
+        made, target.out, time.perf_counter() - wall, time.process_time() - cpu, peak_rss_nbytes(), verification
+    )
+
+
+def _is_result(out: Path, made: Plan) -> bool:
+    """Whether the finished conversion in `out`, of which the hidden folder is left, is the one that `made` plans.
+
+    Its proof says so; a kill may have left none, and then its report does, if no file of the source is younger.
+    """
+    proof = read_proof(out)
+    if proof is not None:
+        return not differences(proof, identity(made))
+    try:
+        report, written = read_report(out), (out / REPORT_NAME).stat().st_mtime_ns
+    except (OSError, ValueError):
+        return False
+    if report is None or report.get("quantconvert_version") != __version__:
+        return False
+    versions = [file.version for file in (*made.checkpoint.weight_files, *made.checkpoint.side_files)]
+    older = all(version is None or (version.mtime_ns or 0) < written for version in versions)
+    source = report.get("source")
+    same = isinstance(source, dict) and source.get("revision") == made.checkpoint.revision
+    return older and same and report.get("plan_sha256") == made.digest
 
 
 def _check_done(out: Path) -> None:
@@ -103,22 +147,38 @@ def _path(repo: Repo) -> Path | None:
 def make_plan(repo: Repo, out: Path | None, overwrite: bool, build: Builder) -> Plan:
     """The plan by `build`, and every refusal about it and about the folder `out` at once."""
     errors: list[QuantConvertError] = []
+    finished = False
     if out is not None:
         check_unlocked(out)
-        errors += check_output(out, _path(repo), overwrite)
-    made = None
+        errors += check_place(out)
+        finished = not errors and read_state(out) is State.DONE
+        errors += errors or check_output(out, _path(repo), overwrite, finished)
+    usable, made = not errors, None
     try:
         with _no_garbage():
             made = build(load_checkpoint(repo))
+        check_executor(made.job.limits.executor)
     except Refusal as refusal:
         errors += refusal.errors
     except QuantConvertError as error:
         errors.append(error)
-    if made is not None and out is not None:
-        errors += check_disk(out, made.output_nbytes + SMALL_FILES_NBYTES + 100 * len(made.tasks))
+    if made is not None and out is not None and usable and not (finished and _is_result(out, made)):
+        errors += [exists_error(out)] if finished and not overwrite else []
+        errors += check_disk(out, made.output_nbytes + _small_nbytes(made), repo.download(_needed(made)))
     raise_all(errors)
     assert made is not None
     return made
+
+
+def _small_nbytes(made: Plan) -> int:
+    """Room for what a conversion writes beside shards and side files: index, config, card, report, journal."""
+    return SMALL_FILES_NBYTES + 100 * len(made.tasks)
+
+
+def _needed(made: Plan) -> tuple[str, ...]:
+    """Every file of the source that is read whole."""
+    files = made.checkpoint
+    return tuple(file.path for file in (*files.weight_files, *files.side_files, *files.rewritten_files))
 
 
 @contextmanager
@@ -135,11 +195,12 @@ def _no_garbage() -> Iterator[None]:
 
 def _fill(folder: OutputFolder, made: Plan, repo: Repo, target: Target) -> Verification | None:
     """Continue what the folder holds, or begin; on an error keep what the same command can continue."""
-    journal = folder.resume(made, target.restart)
+    side = sum(file.nbytes for file in made.checkpoint.side_files)
+    journal = folder.resume(made, target.restart, _small_nbytes(made) + side)
     try:
         return _execute(made, repo, folder, journal, target)
     except BaseException as error:
-        if journal.done and _may_pass(error):
+        if journal.done and _may_pass(error) and folder.is_there:
             done = f"{len(journal.done)} of {len(made.tasks)} tasks are done and kept"
             error.add_note(f"{done}: the same command continues, --restart starts over")
         else:
@@ -156,41 +217,43 @@ def _may_pass(error: BaseException) -> bool:
 
 def _execute(made: Plan, repo: Repo, folder: OutputFolder, journal: Journal, target: Target) -> Verification | None:
     load_torch()
-    from quantconvert.card import render_card
-    from quantconvert.run.executors import ThreadExecutor
+    from quantconvert.run.execute import execute
 
-    checkpoint = made.checkpoint
-    side = tuple(file.path for file in checkpoint.side_files)
-    needed = (*checkpoint.weight_files, *checkpoint.side_files, *checkpoint.rewritten_files)
-    root = repo.materialize(tuple(file.path for file in needed))
-    target.report(Started(len(made.tasks), checkpoint.nbytes))
-    ThreadExecutor(made, root, folder.state, journal, target.report).run()
-    for path in side:
-        folder.copy(root, path)
-    folder.write("README.md", render_card(made, target.command).encode())
-    if made.index:
-        folder.write(INDEX_NAME, _json(made.index))
-    folder.write("config.json", _json(made.config))
-    errors = {name: TensorError.of(name, "", 0.0, *sums) for name, sums in journal.noise.items()}
+    needed = _needed(made)
+    repo.prepare(needed)
+    target.report(Started(len(made.tasks), made.checkpoint.nbytes))
+    execute(made, repo, folder.state, journal, target.report)
+    _write_small_files(made, repo, folder, target)
     verification = None
     if target.verify:
-        verification = verify_folder(folder.state, repo, root, made.job.limits, made, report=target.report)
+        verification = verify_folder(folder.state, repo, made.job.limits, made, report=target.report)
         check_complete(verification, made)
         raise_findings(verification)
     built = [path for path in folder.files if path != REPORT_NAME]  # there may be one of an interrupted commit
     files = hash_files(folder.state, built, made.execution.workers)
+    noises = ((made.tasks[index].source.name, result.noise) for index, result in journal.done.items())
+    errors = {name: TensorError.of(name, "", 0.0, *noise) for name, noise in noises if noise is not None}
     folder.write(REPORT_NAME, report_bytes(report_of(made, errors, files)))
     folder.commit()
     return verification
 
 
+def _write_small_files(made: Plan, repo: Repo, folder: OutputFolder, target: Target) -> None:
+    """Side files, card, index and config, for which room was kept."""
+    from quantconvert.card import render_card
+
+    folder.use_reserve()
+    files = Files(repo)
+    try:
+        for file in made.checkpoint.side_files:
+            folder.copy(files.reader(file.path), file.path)
+    finally:
+        files.close()
+    folder.write("README.md", render_card(made, target.command).encode())
+    if made.index:
+        folder.write(INDEX_NAME, _json(made.index))
+    folder.write("config.json", _json(made.config))
+
+
 def _json(value: object) -> bytes:
     return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()
-
-
-def _peak_rss() -> int:
-    import resource
-    import sys
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024

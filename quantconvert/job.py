@@ -44,10 +44,11 @@ class Rule:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What may change the speed of a conversion, never its bytes."""
+    """What may change the speed of a conversion, never its bytes. executor: a name in `run.executors`."""
 
     workers: int = 0
     memory_limit: int = 2_000_000_000
+    executor: str = "threads"
 
 
 class StreamOptions(TypedDict, total=False):
@@ -56,6 +57,7 @@ class StreamOptions(TypedDict, total=False):
     max_shard_size: int | str
     memory_limit: int | str
     workers: int
+    executor: str
     base_model: str | None
 
 
@@ -70,8 +72,9 @@ class JobOptions(TypedDict, total=False):
     that every layer must divide by. on_indivisible: what to do where the group size does not divide in_features.
     nan_policy: `error` (default) or `keep`. requantize: quantize once more, to as many bits or fewer, what is
     quantized. strict: refuse to keep a linear weight in high precision for a reason outside its family's table.
-    max_shard_size, memory_limit: bytes or text such as `5GB`. workers: threads, 0 = one a core. base_model: the id for
-    the model card where the source does not tell it.
+    max_shard_size, memory_limit: bytes or text such as `5GB`. workers: threads, 0 = one a core. executor: how
+    tasks are carried out, by its registered name. base_model: the id for the model card where the source does not tell
+    it.
     """
 
     bits: int | None
@@ -93,6 +96,7 @@ class JobOptions(TypedDict, total=False):
     max_shard_size: int | str
     memory_limit: int | str
     workers: int
+    executor: str
     base_model: str | None
 
 
@@ -158,6 +162,7 @@ class Job:
             limits=Limits(
                 workers=_count("workers", _given(options, "workers", 0), 0),
                 memory_limit=parse_size(_given(options, "memory_limit", Limits().memory_limit), "memory-limit"),
+                executor=_given(options, "executor", Limits().executor),
             ),
         )
         for rule in job.rules:

@@ -19,8 +19,9 @@ from torch import Tensor
 import quantconvert
 import quantconvert.families
 from quantconvert.buffers import Workspace
+from quantconvert.checkpoint import LocalFolder
+from quantconvert.checkpoint.ranges import Files
 from quantconvert.families import Dims, Family, FusedExperts, FusedSet, Reason
-from quantconvert.run.io import Files
 from quantconvert.sources import open_rows
 from tests.builders import weight
 
@@ -94,7 +95,7 @@ class Model:
 def decoded(source: Path, **options: Any) -> dict[str, Tensor]:
     """Every quantized weight of a plan as float32, by the reader that conversion uses."""
     plan = quantconvert.plan(source, requantize=True, **options)
-    files = Files(source)
+    files = Files(LocalFolder(source))
     try:
         return {
             task.source.name: open_rows(task.source, files, Workspace(), plan.execution.slab_nbytes)

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 import quantconvert
 from quantconvert.events import silent
 from quantconvert.planning.place import split_shards
-from quantconvert.run.output import OutputFolder
+from quantconvert.run.folder import OutputFolder
 from tests.builders import LLAMA_CONFIG, llama_tensors, read_tensors, weight, write_checkpoint
 from tests.snapshots import digests
 
@@ -142,7 +142,7 @@ def test_an_interrupted_overwrite_is_taken_back(tmp_path: Path, monkeypatch: pyt
     class Killed(BaseException):
         pass
 
-    def takes_nothing_back() -> None:
+    def takes_nothing_back(out: Path) -> None:
         raise Killed
 
     moves = []
@@ -161,7 +161,7 @@ def test_an_interrupted_overwrite_is_taken_back(tmp_path: Path, monkeypatch: pyt
         folder.write(name, b"new")
     with monkeypatch.context() as patch:
         patch.setattr(Path, "replace", replace)
-        patch.setattr(folder, "restore", takes_nothing_back)
+        patch.setattr("quantconvert.run.folder.commit.restore", takes_nothing_back)
         with pytest.raises(Killed):
             folder.commit()
     folder.release()

@@ -34,7 +34,7 @@ from quantconvert.events import silent
 from quantconvert.job import JobOptions
 from quantconvert.planning import Plan
 from quantconvert.recipe import merged, read_recipe, write_recipe
-from quantconvert.run.output import free_nbytes
+from quantconvert.run.folder import free_nbytes
 from quantconvert.version import __version__
 
 EPILOG = """

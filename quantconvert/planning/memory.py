@@ -7,12 +7,12 @@ several tiles, a slab, before it is turned and written. Both are whole rows, ali
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Sequence
 from functools import lru_cache
 
 from quantconvert.errors import UnsupportedError
 from quantconvert.job import Limits
+from quantconvert.machine import cpu_count
 from quantconvert.planning.plan import Execution
 from quantconvert.planning.tasks import Cut, Task
 from quantconvert.sources import Cost, Read, cost_of
@@ -25,7 +25,7 @@ MAX_SLAB_NBYTES = 32_000_000
 
 def execution_for(limits: Limits) -> Execution:
     """Workers (one a core unless told) and the slab size that their number and the memory limit allow."""
-    workers = limits.workers or len(os.sched_getaffinity(0))
+    workers = limits.workers or cpu_count()
     slab = max(1, min(MAX_SLAB_NBYTES, limits.memory_limit // (4 * workers)))
     return Execution(workers, slab, limits.memory_limit)
 

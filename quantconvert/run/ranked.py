@@ -3,27 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from quantconvert.buffers import Workspace, bytes_of, torch_dtype
+from quantconvert.checkpoint import Repo
+from quantconvert.checkpoint.ranges import Files
 from quantconvert.families.parallel import part_of
 from quantconvert.layouts import LAYOUTS
 from quantconvert.methods import METHODS, NonFinite, ScaleOverflow
 from quantconvert.planning import Copy, Plan, Quantize, Split, Task
 from quantconvert.planning.memory import cut
-from quantconvert.run.io import Files
 from quantconvert.run.work import count_nonfinite, nonfinite_error, overflow_error
 from quantconvert.sources import open_rows
 from quantconvert.sources.rows import read_vector, tiles
 
 
-def iter_rank(plan: Plan, root: Path, rank: int, size: int) -> Iterator[tuple[str, Tensor]]:
+def iter_rank(plan: Plan, repo: Repo, rank: int, size: int) -> Iterator[tuple[str, Tensor]]:
     """(name, tensor) of rank `rank` of `size`: quantized weights sharded first, everything else whole."""
-    files, work = Files(root), Workspace()
+    files, work = Files(repo), Workspace()
     try:
         for task in plan.tasks:
             if isinstance(task, Quantize):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -11,14 +10,16 @@ import torch
 from torch import Tensor
 
 from quantconvert.buffers import Workspace, bytes_of, torch_dtype
+from quantconvert.checkpoint.ranges import Files
 from quantconvert.errors import CheckpointError, OutputError, UnsupportedError
 from quantconvert.kernels import find_kernel
 from quantconvert.layouts import LAYOUTS
+from quantconvert.machine import copy_range
 from quantconvert.methods import METHODS, Noise, NonFinite, ScaleOverflow
 from quantconvert.planning import Copy, Decode, Execution, Quantize, Repack, Split, Task
 from quantconvert.planning.tasks import COPY_CHUNK_NBYTES
 from quantconvert.run.disk import write_all
-from quantconvert.run.io import Files
+from quantconvert.run.result import TaskResult
 from quantconvert.run.shards import ShardWriter
 from quantconvert.sources import Read, open_rows
 from quantconvert.sources.blocks import BlockReader, recast
@@ -33,7 +34,7 @@ Tile = tuple[int, int, dict[str, Tensor]]
 class Bench:
     """What a worker needs to carry out tasks: the source, the writer, its own buffers, and whom to tell of progress.
 
-    noise: sums of squares of each quantized weight's error, and of the weight, by name; filled in here.
+    advance: called with a tensor's name and how many more of its bytes are done, 0 too; may raise to stop the task.
     """
 
     files: Files
@@ -41,21 +42,22 @@ class Bench:
     work: Workspace
     execution: Execution
     advance: Callable[[str, int], None]
-    noise: dict[str, tuple[float, float]]
 
-    def carry_out(self, task: Task) -> None:
-        """Do the whole task; its bytes are in the shard afterwards."""
+    def carry_out(self, task: Task) -> TaskResult:
+        """Do the whole task; its bytes are in the shard afterwards, not yet durable."""
+        noise = None
         match task:
             case Copy():
                 self._copy(task)
             case Split():
                 self._split(task)
             case Quantize():
-                self._quantize(task)
+                noise = self._quantize(task)
             case Repack():
                 self._repack(task)
             case Decode():
                 self._decode(task)
+        return TaskResult(self.writer.sums(task, self.work, lambda: self.advance(task.source.name, 0)), noise)
 
     def _copy(self, task: Copy) -> None:
         """Bytes as they are, without passing through this process where the file systems can do it."""
@@ -64,7 +66,7 @@ class Bench:
         for begin, end in spans(0, ref.nbytes, 16 * COPY_CHUNK_NBYTES):
             done = begin
             while done < end:
-                count = _copy_range(source, target, end - done, ref.offset + done, output.offset + done)
+                count = copy_range(source, target, end - done, ref.offset + done, output.offset + done)
                 if count == 0:
                     size = min(end - done, COPY_CHUNK_NBYTES)
                     chunk = bytes_of(self.work.tensor("raw", torch.uint8, (size,)))
@@ -102,7 +104,7 @@ class Bench:
     def _rows(self, read: Read) -> Rows:
         return open_rows(read, self.files, self.work, self.execution.slab_nbytes)
 
-    def _quantize(self, task: Quantize) -> None:
+    def _quantize(self, task: Quantize) -> tuple[float, float]:
         source, scheme = task.source, task.scheme
         rows, count, tile_rows = self._rows(source), source.matrix[0], task.cut.tile_rows
         method = METHODS[task.method]
@@ -116,7 +118,7 @@ class Bench:
                     yield first, last - first, encode(first, last)
 
             self._stream(task, make)
-            self.noise[source.name] = noise.noise, noise.signal
+            return noise.noise, noise.signal
         except NonFinite:
             raise nonfinite_error(source, count_nonfinite(rows, source)) from None
         except ScaleOverflow:
@@ -201,14 +203,6 @@ def _encoder(task: Quantize, rows: Rows, span: Any, noise: Noise) -> Callable[[i
         return layout.encode(quantized, scheme, source.shape)
 
     return fast if kernel else reference
-
-
-def _copy_range(source: int, target: int, count: int, source_offset: int, target_offset: int) -> int:
-    """Bytes copied inside the kernel; 0 where it cannot."""
-    try:
-        return os.copy_file_range(source, target, count, source_offset, target_offset)
-    except OSError:
-        return 0
 
 
 def count_nonfinite(reader: Rows, source: Read) -> tuple[int, int, tuple[int, ...]]:

@@ -24,14 +24,13 @@ _NO_REPORT: dict[str, Any] = {}
 def verify_folder(
     folder: Path,
     repo: Repo | None,
-    root: Path | None,
     limits: Limits = Limits(),  # noqa: B008 (a value)
     plan: Plan | None = None,
     method: str | None = None,
     report: Reporter = silent,
     require_report: bool = False,
 ) -> Verification:
-    """Structure, codes and, with a source (`repo`, its weights in `root`), values of the checkpoint in `folder`.
+    """Structure, codes and, with a source, values of the checkpoint in `folder`.
 
     plan: that of a conversion that is not in place yet. Without it the folder's report, where there is one, says by
     which method and steps it was made (`method` where there is none), and its checksums are compared. limits: what it
@@ -52,7 +51,7 @@ def verify_folder(
     sources = _sources(repo, steps) if repo is not None else None
     checked = None
     if found:
-        pair = (root, sources) if root is not None and sources else None
+        pair = (repo, sources) if repo is not None and sources else None
         checked = check_values(folder, found[1], pair, limits, method, report)
         findings += checked.findings
     return Verification(

@@ -12,6 +12,8 @@ from pathlib import Path
 import torch
 
 from quantconvert.buffers import Workspace, bytes_of, torch_dtype
+from quantconvert.checkpoint import LocalFolder, Repo
+from quantconvert.checkpoint.ranges import Files
 from quantconvert.errors import QuantConvertError
 from quantconvert.events import Progress, Reporter, Started, silent
 from quantconvert.job import Limits
@@ -19,7 +21,6 @@ from quantconvert.layouts import LAYOUTS
 from quantconvert.methods import METHODS, Tolerance
 from quantconvert.planning.memory import cut, execution_for
 from quantconvert.planning.plan import Execution
-from quantconvert.run.io import Files
 from quantconvert.sources import Read, Sources, as_stored, cost_of, open_rows
 from quantconvert.sources.blocks import BlockReader
 from quantconvert.sources.rows import read_vector, tiles
@@ -45,20 +46,21 @@ class Values:
 def check_values(
     out: Path,
     tensors: Sequence[Read],
-    source: tuple[Path, Sources] | None,
+    source: tuple[Repo, Sources] | None,
     limits: Limits,
     method: str | None = None,
     report: Reporter = silent,
 ) -> Values:
     """Findings and errors over all tensors of the result in `out`, in their order, whatever the number of workers.
 
-    source: the source's folder and what is read of it. method: which one quantized the weights; None: another tool's.
+    source: the source's repository and what is read of it. method: which one quantized the weights; None: that of
+    another tool.
     """
     execution = execution_for(limits)
     found = Values()
     pairs = list(_pairs(tensors, source[1] if source else None, found))
     report(Started(len(pairs), sum(tensor.nbytes for tensor, _ in pairs), "checking"))
-    files, theirs = Files(out), Files(source[0]) if source else None
+    files, theirs = Files(LocalFolder(out)), Files(source[0]) if source else None
     check = _Checker(files, theirs, execution, method, report)
     try:
         for part in check.run(pairs):
