@@ -1,4 +1,4 @@
-"""Checkpoints of others' integer codes: compressed-tensors by its own library, GPTQ and AWQ packed here by hand."""
+"""Checkpoints of integer codes in the words of compressed-tensors, GPTQ and AWQ, all packed here by hand."""
 
 from __future__ import annotations
 
@@ -92,23 +92,23 @@ def kimi_config() -> dict[str, Any]:
 
 
 def kimi_model() -> Model:
-    """Experts compressed by the compressed-tensors library, attention in bfloat16."""
-    from compressed_tensors.compressors.pack_quantized.base import PackedQuantizationCompressor
-    from compressed_tensors.quantization import QuantizationScheme
-
+    """Experts in compressed-tensors' words, packed here (`engines/test_inputs.py` shows them to its own
+    library); attention in bfloat16.
+    """
     model = Model(plain_rest(64) | attention(), config("toy_dense", quantization_config=kimi_config()))
-    scheme = QuantizationScheme.model_validate(kimi_config()["config_groups"]["group_0"])
     for e in range(3):
         for i, (projection, shape) in enumerate(
             (("gate_proj", (96, 64)), ("up_proj", (96, 64)), ("down_proj", (64, 96)))
         ):
             name = f"{LAYER}.mlp.experts.{e}.{projection}"
-            w = weight(*shape, seed=10 * e + i)
-            scale = (w.float().view(shape[0], -1, GROUP).abs().amax(-1) / 7.5).to(torch.bfloat16)
-            state = {"weight": w, "weight_scale": scale}
-            packed = PackedQuantizationCompressor.compress(state, scheme)
-            model.tensors |= {f"{name}.{suffix}": tensor.contiguous() for suffix, tensor in packed.items()}
-            wide = packed | {"weight_scale": scale.float()}
-            expected = PackedQuantizationCompressor.decompress(wide, scheme)["weight"]
-            model.expected[f"{name}.weight"] = expected.double()
+            w = weight(*shape, seed=10 * e + i).double()
+            scale = (w.view(shape[0], -1, GROUP).abs().amax(-1) / 7.5).to(torch.bfloat16)
+            wide = scale.double().repeat_interleave(GROUP, 1)
+            codes = (w / wide).round().clamp(-8, 7)
+            model.tensors |= {
+                f"{name}.weight_packed": pack_words(codes + 8, in_order(4)),
+                f"{name}.weight_scale": scale,
+                f"{name}.weight_shape": torch.tensor(shape),
+            }
+            model.expected[f"{name}.weight"] = codes * wide
     return model

@@ -1,4 +1,4 @@
-"""Integer codes that others wrote: compressed-tensors by its own library, GPTQ and AWQ packed here by hand."""
+"""Integer codes as compressed-tensors, GPTQ and AWQ store them: what is read, converted, repacked and kept."""
 
 from __future__ import annotations
 

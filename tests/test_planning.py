@@ -19,6 +19,7 @@ PACKAGE = Path(quantconvert.__file__).parent
 FUSED = [("qkv_proj", ("q_proj", "k_proj", "v_proj"))]
 
 
+@pytest.mark.process
 def test_planning_imports_no_torch(tmp_path: Path):
     source = write_checkpoint(tmp_path / "model")
     code = (

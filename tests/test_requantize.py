@@ -142,6 +142,7 @@ def test_accounts_of_decoded_and_dropped(tmp_path: Path):
 # Explained
 
 
+@pytest.mark.process
 def test_explain_prints_every_tensor(tmp_path: Path):
     model = fp8_model()
     dropped = f"{LAYER}.self_attn.k_scale"

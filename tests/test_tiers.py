@@ -1,13 +1,15 @@
-"""The tests' own structure: what they share stands in modules of its own."""
+"""The tests' own structure: what they share stands in modules of its own, and each has one tier."""
 
 from __future__ import annotations
 
 import ast
+import subprocess
 from pathlib import Path
 
 import pytest
 
-TESTS = Path(__file__).parent
+from tests.tiers import ENGINES, PROCESS, TESTS, tiers_of
+
 MODULES = sorted(TESTS.rglob("*.py"))
 
 
@@ -29,3 +31,21 @@ def test_no_module_imports_tests(path: Path):
              if p.name.startswith("test_") or p.name == "conftest.py"}  # fmt: skip
     assert {"tests.test_cli", "tests.faults.conftest"} <= tests
     assert not imported(ast.parse(path.read_text())) & tests
+
+
+def test_each_test_has_one_tier(request: pytest.FixtureRequest):
+    assert [item.nodeid for item in request.session.items if len(tiers_of(item)) != 1] == []
+
+
+def test_named_places_exist():
+    assert [place for place in PROCESS + ENGINES if not (TESTS / place).exists()] == []
+
+
+def test_a_unit_test_starts_no_process():
+    with pytest.raises(pytest.fail.Exception, match="mark it `process`"):
+        subprocess.run(["true"], check=True)
+
+
+def test_a_unit_test_imports_no_engine():
+    with pytest.raises(pytest.fail.Exception, match="imports vllm: mark it `engines`"):
+        __import__("vllm")

@@ -347,6 +347,7 @@ def test_wrong_scales_do_not_replace_a_checkpoint(source: Path, tmp_path: Path, 
 # The command line
 
 
+@pytest.mark.process
 def test_command_line(copy: Callable[..., Path], source: Path, tmp_path: Path):
     out = copy("awq")
     done = cli("verify", out, "--source", source, "--json")
