@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import json
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,11 +24,13 @@ from quantconvert.errors import (
 from quantconvert.events import Finished, Note, Reporter, Started
 from quantconvert.families import find_family
 from quantconvert.job import Limits
+from quantconvert.patterns import layer_of
 from quantconvert.planning import Plan
 from quantconvert.run.journal import Journal
 from quantconvert.run.output import OutputFolder, check_disk, check_output, check_unlocked
 from quantconvert.sources import find_sources
-from quantconvert.verification.findings import Finding, TensorError, Verification
+from quantconvert.torch_import import load_torch
+from quantconvert.verification.findings import Finding, Quality, TensorError, Verification
 from quantconvert.verification.report import REPORT_NAME, hash_files, report_bytes, report_of
 from quantconvert.verification.structure import check_structure, check_sums
 
@@ -50,18 +51,18 @@ class Result:
     cpu_seconds: float
     peak_rss_nbytes: int
     verification: Verification | None = None
+    quality: Quality | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Where a result goes, what may be discarded there, whether to verify it, whom to tell, and the card's command."""
+    """Where a result goes, what may be discarded there, whether to verify it, and whom to tell."""
 
     out: Path
     overwrite: bool
     restart: bool
     verify: bool
     report: Reporter
-    command: str | None
 
 
 Builder = Callable[[Checkpoint], Plan]
@@ -90,6 +91,7 @@ def run(repo: Repo, build: Builder, target: Target) -> Result:
     for the place, `VerificationError` where the result was to be verified and is wrong.
     """
     wall, cpu = time.perf_counter(), time.process_time()
+    quality: Quality | None = None
     made = make_plan(repo, target.out, target.overwrite, build)
     for message in made.notes:
         target.report(Note("plan", message))
@@ -100,11 +102,12 @@ def run(repo: Repo, build: Builder, target: Target) -> Result:
             _check_done(target.out)
         else:
             raise_all(check_output(target.out, _path(repo), target.overwrite))
-            verification = _fill(folder, made, repo, target)
+            verification, quality = _fill(folder, made, repo, target)
     finally:
         folder.release()
     target.report(Finished(str(target.out)))
-    return Result(made, target.out, time.perf_counter() - wall, time.process_time() - cpu, _peak_rss(), verification)
+    took = time.perf_counter() - wall, time.process_time() - cpu
+    return Result(made, target.out, *took, _peak_rss(), verification, quality)
 
 
 def _check_done(out: Path) -> None:
@@ -153,7 +156,10 @@ def _no_garbage() -> Iterator[None]:
             gc.enable()
 
 
-def _fill(folder: OutputFolder, made: Plan, repo: Repo, target: Target) -> Verification | None:
+Outcome = tuple[Verification | None, Quality | None]
+
+
+def _fill(folder: OutputFolder, made: Plan, repo: Repo, target: Target) -> Outcome:
     """Continue what the folder holds, or begin; on an error keep what the same command can continue."""
     journal = folder.resume(made, target.restart)
     try:
@@ -174,7 +180,8 @@ def _may_pass(error: BaseException) -> bool:
     return not isinstance(error, QuantConvertError) or error.__cause__ is not None
 
 
-def _execute(made: Plan, repo: Repo, folder: OutputFolder, journal: Journal, target: Target) -> Verification | None:
+def _execute(made: Plan, repo: Repo, folder: OutputFolder, journal: Journal, target: Target) -> Outcome:
+    target.report(Started(len(made.tasks), made.checkpoint.nbytes, _num_layers(made)))
     load_torch()
     from quantconvert.card import render_card
     from quantconvert.run.executors import ThreadExecutor
@@ -183,15 +190,15 @@ def _execute(made: Plan, repo: Repo, folder: OutputFolder, journal: Journal, tar
     side = tuple(file.path for file in checkpoint.side_files)
     needed = (*checkpoint.weight_files, *checkpoint.side_files, *checkpoint.rewritten_files)
     root = repo.materialize(tuple(file.path for file in needed))
-    target.report(Started(len(made.tasks), checkpoint.nbytes))
     ThreadExecutor(made, root, folder.state, journal, target.report).run()
     for path in side:
         folder.copy(root, path)
-    folder.write("README.md", render_card(made, target.command).encode())
+    errors = {name: TensorError.of(name, "", 0.0, *sums) for name, sums in journal.noise.items()}
+    quality = Quality.of(errors.values())
+    folder.write("README.md", render_card(made, quality).encode())
     if made.index:
         folder.write(INDEX_NAME, _json(made.index))
     folder.write("config.json", _json(made.config))
-    errors = {name: TensorError.of(name, "", 0.0, *sums) for name, sums in journal.noise.items()}
     verification = None
     if target.verify:
         verification = verify_folder(folder.state, repo, root, made.job.limits)
@@ -201,7 +208,7 @@ def _execute(made: Plan, repo: Repo, folder: OutputFolder, journal: Journal, tar
     files = hash_files(folder.state, built, made.execution.workers)
     folder.write(REPORT_NAME, report_bytes(report_of(made, errors, files)))
     folder.commit()
-    return verification
+    return verification, quality
 
 
 def verify_folder(folder: Path, repo: Repo | None, root: Path | None, limits: Limits = Limits()) -> Verification:  # noqa: B008
@@ -237,6 +244,10 @@ def verify_folder(folder: Path, repo: Repo | None, root: Path | None, limits: Li
     )
 
 
+def _num_layers(made: Plan) -> int:
+    return len({layer_of(task.source.name) for task in made.tasks} - {None})
+
+
 def _check_complete(verification: Verification, made: Plan) -> None:
     """Every weight that the plan quantizes must have been found quantized."""
     expected = {task.source.name for task in made.quantized if task.scheme}
@@ -254,13 +265,6 @@ def raise_findings(verification: Verification) -> None:
     raise VerificationError(
         f"verification of `{verification.location}` failed at {verification.failed}, {count} findings:{lines}"
     )
-
-
-def load_torch() -> None:
-    """Import torch without its complaint that NumPy is missing: neither of us needs it."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Failed to initialize NumPy")
-        import torch  # noqa: F401
 
 
 def _json(value: object) -> bytes:

@@ -8,10 +8,14 @@ from typing import Protocol
 
 @dataclass(frozen=True, slots=True)
 class Started:
-    """A conversion begins: how many tasks, and how many bytes of the source they read."""
+    """A conversion begins: how many tasks, how many bytes of the source they read, and of how many numbered layers.
+
+    Torch is imported, and what lies on the Hub downloaded, after it.
+    """
 
     num_tasks: int
     source_nbytes: int
+    num_layers: int = 0
 
 
 @dataclass(frozen=True, slots=True)

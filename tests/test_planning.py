@@ -31,10 +31,10 @@ def test_planning_imports_no_torch(tmp_path: Path):
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-ROOMS = ["version", "text", "errors", "events", "dtypes", "patterns", "checkpoint", "schemes", "job",
-         "families", "methods", "layouts", "kernels", "sources", "planning", "hub", "metadata", "inventory",
-         "recipe", "run", "verification", "card", "conversion", "api", "__init__", "cli", "integrations",
-         "__main__"]  # fmt: skip
+ROOMS = ["version", "text", "errors", "events", "dtypes", "patterns", "torch_import", "markdown", "checkpoint",
+         "schemes", "rules", "families", "methods", "layouts", "options", "job", "kernels", "sources", "planning",
+         "hub", "metadata", "inventory", "recipe", "run", "verification", "card", "conversion", "api", "__init__",
+         "cli", "integrations", "__main__"]  # fmt: skip
 
 
 def test_rooms_import_only_from_those_above():

@@ -52,7 +52,7 @@ def build_plan(
     execution = execution_for(job.limits)
     of_shape = cache(lambda shape, dtype, scheme: unnamed(choice.format.outputs(shape, dtype, scheme)))
     units = [_promises(decision, choice, of_shape) for decision in decisions]
-    outputs, shards = place(units, job.max_shard_nbytes)
+    outputs, shards = place(units, job.max_shard_size)
     tasks = tuple(_task(d, o, choice, execution) for d, o in zip(decisions, outputs, strict=True))
     check_memory(tasks, execution)
     check_accounts(checkpoint, tasks, sources.dropped)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Literal
 
 from quantconvert.checkpoint import Checkpoint, TensorRef
 from quantconvert.dtypes import nbytes_of
@@ -12,6 +11,7 @@ from quantconvert.families import Classifier
 from quantconvert.job import Job
 from quantconvert.layouts import Layout, Selection, get_layout
 from quantconvert.layouts.base import all_caveats
+from quantconvert.options import PlainDType
 from quantconvert.patterns import WEIGHT_SUFFIX
 from quantconvert.planning.account import check_accounts
 from quantconvert.planning.build import loads_in_transformers
@@ -24,7 +24,6 @@ from quantconvert.sources import Source, Sources, Weight, find_sources
 from quantconvert.sources.find import METHODS
 
 PLAIN = "plain"
-PlainDType = Literal["bfloat16", "float16", "float32"]
 PLAIN_TAGS: dict[str, str] = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
 
 
@@ -40,7 +39,7 @@ def build_transcode(
     raise_all(errors)
     tensors = _as_stored(sources.tensors)
     promises = [_promises(source, target, dtype) for source in tensors]
-    outputs, shards = place(promises, job.max_shard_nbytes)
+    outputs, shards = place(promises, job.max_shard_size)
     execution = execution_for(job.limits)
     tasks = [_task(s, o, sources, target, execution) for s, o in zip(tensors, outputs, strict=True)]
     check_memory(tasks, execution)
