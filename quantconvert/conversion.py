@@ -23,6 +23,7 @@ from quantconvert.errors import (
 from quantconvert.events import Finished, Note, Reporter, Started
 from quantconvert.lazy import load_torch
 from quantconvert.machine import peak_rss_nbytes
+from quantconvert.patterns import layer_of
 from quantconvert.planning import Plan
 from quantconvert.run.executors import check_executor
 from quantconvert.run.folder import (
@@ -40,7 +41,7 @@ from quantconvert.run.folder import (
 )
 from quantconvert.run.journal import Journal
 from quantconvert.verification.check import check_complete, raise_findings, verify_folder
-from quantconvert.verification.findings import Finding, TensorError, Verification
+from quantconvert.verification.findings import Finding, Quality, TensorError, Verification
 from quantconvert.verification.report import REPORT_NAME, hash_files, read_report, report_bytes, report_of
 from quantconvert.verification.structure import check_sums
 from quantconvert.version import __version__
@@ -62,18 +63,18 @@ class Result:
     cpu_seconds: float
     peak_rss_nbytes: int
     verification: Verification | None = None
+    quality: Quality | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Where a result goes, what may be discarded there, whether to verify it, whom to tell, and the card's command."""
+    """Where a result goes, what may be discarded there, whether to verify it, and whom to tell."""
 
     out: Path
     overwrite: bool
     restart: bool
     verify: bool
     report: Reporter
-    command: str | None
 
 
 Builder = Callable[[Checkpoint], Plan]
@@ -91,7 +92,8 @@ def run(repo: Repo, build: Builder, target: Target) -> Result:
         target.report(Note("plan", message))
     finished = read_state(target.out) is State.DONE
     complete = finished and _is_result(target.out, made)
-    folder, verification = OutputFolder(target.out, target.report), None
+    folder = OutputFolder(target.out, target.report)
+    outcome: Outcome = None, None
     try:
         folder.acquire()
         if finished:
@@ -101,13 +103,12 @@ def run(repo: Repo, build: Builder, target: Target) -> Result:
             target.report(Note("resume", f"`{target.out}` is already complete: a run of this command ended there"))
         else:
             raise_all(check_output(target.out, _path(repo), target.overwrite))
-            verification = _fill(folder, made, repo, target)
+            outcome = _fill(folder, made, repo, target)
     finally:
         folder.release()
     target.report(Finished(str(target.out)))
-    return Result(
-        made, target.out, time.perf_counter() - wall, time.process_time() - cpu, peak_rss_nbytes(), verification
-    )
+    took = time.perf_counter() - wall, time.process_time() - cpu
+    return Result(made, target.out, *took, peak_rss_nbytes(), *outcome)
 
 
 def _is_result(out: Path, made: Plan) -> bool:
@@ -193,7 +194,10 @@ def _no_garbage() -> Iterator[None]:
             gc.enable()
 
 
-def _fill(folder: OutputFolder, made: Plan, repo: Repo, target: Target) -> Verification | None:
+Outcome = tuple[Verification | None, Quality | None]
+
+
+def _fill(folder: OutputFolder, made: Plan, repo: Repo, target: Target) -> Outcome:
     """Continue what the folder holds, or begin; on an error keep what the same command can continue."""
     side = sum(file.nbytes for file in made.checkpoint.side_files)
     journal = folder.resume(made, target.restart, _small_nbytes(made) + side)
@@ -215,15 +219,18 @@ def _may_pass(error: BaseException) -> bool:
     return not isinstance(error, QuantConvertError) or error.__cause__ is not None
 
 
-def _execute(made: Plan, repo: Repo, folder: OutputFolder, journal: Journal, target: Target) -> Verification | None:
+def _execute(made: Plan, repo: Repo, folder: OutputFolder, journal: Journal, target: Target) -> Outcome:
+    target.report(Started(len(made.tasks), made.checkpoint.nbytes, _num_layers(made)))
     load_torch()
     from quantconvert.run.execute import execute
 
     needed = _needed(made)
     repo.prepare(needed)
-    target.report(Started(len(made.tasks), made.checkpoint.nbytes))
     execute(made, repo, folder.state, journal, target.report)
-    _write_small_files(made, repo, folder, target)
+    noises = ((made.tasks[index].source.name, result.noise) for index, result in journal.done.items())
+    errors = {name: TensorError.of(name, "", 0.0, *noise) for name, noise in noises if noise is not None}
+    quality = Quality.of(errors.values())
+    _write_small_files(made, repo, folder, quality)
     verification = None
     if target.verify:
         verification = verify_folder(folder.state, repo, made.job.limits, made, report=target.report)
@@ -231,14 +238,16 @@ def _execute(made: Plan, repo: Repo, folder: OutputFolder, journal: Journal, tar
         raise_findings(verification)
     built = [path for path in folder.files if path != REPORT_NAME]  # there may be one of an interrupted commit
     files = hash_files(folder.state, built, made.execution.workers)
-    noises = ((made.tasks[index].source.name, result.noise) for index, result in journal.done.items())
-    errors = {name: TensorError.of(name, "", 0.0, *noise) for name, noise in noises if noise is not None}
     folder.write(REPORT_NAME, report_bytes(report_of(made, errors, files)))
     folder.commit()
-    return verification
+    return verification, quality
 
 
-def _write_small_files(made: Plan, repo: Repo, folder: OutputFolder, target: Target) -> None:
+def _num_layers(made: Plan) -> int:
+    return len({layer_of(task.source.name) for task in made.tasks} - {None})
+
+
+def _write_small_files(made: Plan, repo: Repo, folder: OutputFolder, quality: Quality | None) -> None:
     """Side files, card, index and config, for which room was kept."""
     from quantconvert.card import render_card
 
@@ -249,7 +258,7 @@ def _write_small_files(made: Plan, repo: Repo, folder: OutputFolder, target: Tar
             folder.copy(files.reader(file.path), file.path)
     finally:
         files.close()
-    folder.write("README.md", render_card(made, target.command).encode())
+    folder.write("README.md", render_card(made, quality).encode())
     if made.index:
         folder.write(INDEX_NAME, _json(made.index))
     folder.write("config.json", _json(made.config))

@@ -34,6 +34,15 @@ def template_of(name: str) -> str:
     return _NUMBER.sub("N", name)
 
 
+_LAYER = re.compile(r"(?:^|\.)(?:layers|layer|h|blocks|block)\.\d+\.")
+
+
+def layer_of(name: str) -> str | None:
+    """The numbered layer that a tensor is in, `model.layers.3.`; None outside of layers."""
+    match = _LAYER.search(name)
+    return name[: match.end()] if match else None
+
+
 def compile_pattern(pattern: str) -> Callable[[str], bool]:
     """A predicate on names for one user pattern; raises `UsageError` for a regular expression that does not parse."""
     if pattern.startswith("re:"):

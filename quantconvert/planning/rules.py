@@ -3,31 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from quantconvert.checkpoint import Checkpoint
 from quantconvert.errors import QuantConvertError, UsageError
-from quantconvert.job import Job, Rule
+from quantconvert.job import Job
 from quantconvert.patterns import compile_pattern, module_of, nearest
+from quantconvert.rules import PRESETS, Rule
 from quantconvert.schemes import Request
 from quantconvert.sources import Read
 
-_NOT_EXPERTS = r"re:(?!.*\.experts\.\d+\.)"
-PRESETS: dict[str, tuple[str, Callable[[int], tuple[Rule, ...]]]] = {
-    "first-last-8": (
-        "first and last decoder layer at 8 bits",
-        lambda layers: (Rule(rf"re:(.*\.)?(layers|layer|h|blocks)\.(0|{layers - 1})\..*", "W8A16"),),
-    ),
-    "down-8": (
-        "down projections outside experts at 8 bits",
-        lambda layers: (Rule(_NOT_EXPERTS + r".*\.(down_proj|w2|fc2|dense_4h_to_h|output\.dense)$", "W8A16"),),
-    ),
-    "experts-4-rest-8": (
-        "routed experts at 4 bits, every other layer at 8",
-        lambda layers: (Rule(_NOT_EXPERTS + ".*", "W8A16"),),
-    ),
-}
 _LAYER = re.compile(r"(?:^|\.)(?:layers|layer|h|blocks)\.(\d+)\.")
 
 
