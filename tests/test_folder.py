@@ -77,3 +77,17 @@ def test_out_that_is_taken_away_while_it_is_written(
     quantconvert.convert(source, out, **OPTIONS)
     quantconvert.convert(source, out.with_name("whole"), **OPTIONS)
     assert digests(out) == digests(out.with_name("whole"))
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "/".join(["x" * 200] * 22)], ids=["name", "path"])
+def test_an_output_with_a_name_that_is_too_long(source: Path, tmp_path: Path, name: str):
+    for call in (quantconvert.plan, quantconvert.convert):
+        with pytest.raises(OutputError) as caught:
+            call(source, tmp_path / name)
+        assert caught.value.message == f"cannot use output `{tmp_path / name}`: File name too long"
+        assert caught.value.hint == "choose another folder"
+
+
+def test_a_source_with_a_name_that_is_too_long(out: Path):
+    with pytest.raises(quantconvert.CheckpointError, match="does not exist"):
+        quantconvert.convert("./" + "x" * 300, out)
