@@ -91,3 +91,15 @@ def test_an_output_with_a_name_that_is_too_long(source: Path, tmp_path: Path, na
 def test_a_source_with_a_name_that_is_too_long(out: Path):
     with pytest.raises(quantconvert.CheckpointError, match="does not exist"):
         quantconvert.convert("./" + "x" * 300, out)
+
+
+def test_an_output_that_is_a_link_to_nothing(source: Path, out: Path, tmp_path: Path):
+    out.symlink_to(tmp_path / "gone")
+    for call in (quantconvert.plan, quantconvert.convert):
+        with pytest.raises(OutputError) as caught:
+            call(source, out)
+        assert caught.value.message == f"output `{out}` is a link that leads nowhere, to `{tmp_path / 'gone'}`"
+        assert caught.value.hint == "create that folder, or remove the link"
+    (tmp_path / "gone").mkdir()
+    quantconvert.convert(source, out)
+    assert (tmp_path / "gone" / "config.json").exists()
