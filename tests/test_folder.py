@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -103,3 +105,18 @@ def test_an_output_that_is_a_link_to_nothing(source: Path, out: Path, tmp_path: 
     (tmp_path / "gone").mkdir()
     quantconvert.convert(source, out)
     assert (tmp_path / "gone" / "config.json").exists()
+
+
+def test_a_read_only_file_system_is_named_and_nothing_else(source: Path, tmp_path: Path):
+    """As root, which may write everywhere else. The disk is full too, as read-only ones are."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "ro,size=4k", "none", str(disk)]
+    if os.geteuid() or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("mounting is not allowed here")
+    try:
+        with pytest.raises(OutputError) as caught:
+            quantconvert.plan(source, disk / "out")
+        assert str(caught.value) == f"cannot write in `{disk}`: read-only file system"
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
