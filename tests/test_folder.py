@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import subprocess
@@ -13,7 +14,8 @@ import pytest
 
 import quantconvert
 from quantconvert import OutputError
-from quantconvert.events import Event, Progress, ShardWritten
+from quantconvert.events import Event, Note, Progress, ShardWritten
+from quantconvert.run.folder import OutputFolder
 from tests.builders import write_checkpoint
 from tests.test_writer import digests
 
@@ -120,3 +122,46 @@ def test_a_read_only_file_system_is_named_and_nothing_else(source: Path, tmp_pat
         assert str(caught.value) == f"cannot write in `{disk}`: read-only file system"
     finally:
         subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_room_for_the_small_files_is_kept(source: Path, out: Path, monkeypatch: pytest.MonkeyPatch):
+    """Another process fills the disk while tensors are written: every later write needs what was set aside."""
+    (source / "tokenizer.json").write_bytes(b" " * 300_000)
+    kept: list[int] = []
+
+    def report(event: Event) -> None:
+        if isinstance(event, ShardWritten):
+            kept.append((out / STATE / ".reserve").stat().st_blocks * 512)
+
+    used: list[list[str]] = []
+    use = OutputFolder.use_reserve
+
+    def spied(folder: OutputFolder) -> None:
+        used.append([path.name for path in folder.state.iterdir() if not path.name.startswith((".", "model-"))])
+        use(folder)
+        assert not (folder.state / ".reserve").exists()
+
+    monkeypatch.setattr(OutputFolder, "use_reserve", spied)
+    quantconvert.convert(source, out, report=report, **OPTIONS)
+    assert len(kept) == 4
+    assert min(kept) >= 1_300_000
+    assert used == [[]]
+    assert not (out / STATE).exists()
+
+
+def test_a_disk_without_room_for_the_small_files_is_refused_before_the_first_tensor(
+    source: Path, out: Path, monkeypatch: pytest.MonkeyPatch
+):
+    allocate = os.posix_fallocate
+
+    def refuse(fd: int, offset: int, nbytes: int) -> None:
+        if nbytes > 900_000:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        allocate(fd, offset, nbytes)
+
+    monkeypatch.setattr("os.posix_fallocate", refuse)
+    seen: list[Event] = []
+    with pytest.raises(OutputError, match="No space left on device"):
+        quantconvert.convert(source, out, report=seen.append, **OPTIONS)
+    assert not [event for event in seen if not isinstance(event, Note)]
+    assert not out.exists()
