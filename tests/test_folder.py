@@ -14,8 +14,9 @@ import pytest
 
 import quantconvert
 from quantconvert import OutputError
+from quantconvert.checkpoint.contents import Download
 from quantconvert.events import Event, Note, Progress, ShardWritten
-from quantconvert.run.folder import OutputFolder
+from quantconvert.run.folder import OutputFolder, check_disk
 from tests.builders import write_checkpoint
 from tests.test_writer import digests
 
@@ -165,3 +166,25 @@ def test_a_disk_without_room_for_the_small_files_is_refused_before_the_first_ten
         quantconvert.convert(source, out, report=seen.append, **OPTIONS)
     assert not [event for event in seen if not isinstance(event, Note)]
     assert not out.exists()
+
+
+def test_the_download_into_the_hubs_cache_counts(out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """On the same disk both must fit; on another each on its own."""
+    cache = tmp_path / "cache"
+    free = {out: 1000, cache: 1000}
+    monkeypatch.setattr("quantconvert.run.folder.preflight.free_nbytes", lambda path: free[path])
+    assert check_disk(out, 400, Download(cache, 600)) == []
+    assert check_disk(out, 1000, Download(cache, 0)) == []
+    (error,) = check_disk(out, 400, Download(cache, 601))
+    assert error.message == (
+        f"disk of `{out}` is too small: the result and the download into `{cache}` need 1001 bytes, 1000 are free"
+    )
+    hint = "free some space, or choose a folder on another disk; HF_HOME says where downloads go"
+    assert error.hint == hint
+    monkeypatch.setattr("quantconvert.run.folder.preflight._disk_of", str)
+    assert check_disk(out, 1000, Download(cache, 1000)) == []
+    both = check_disk(out, 1001, Download(cache, 1001))
+    assert [error.message for error in both] == [
+        f"disk of `{out}` is too small: the result needs 1001 bytes, 1000 are free",
+        f"disk of `{cache}` is too small: the download of the source needs 1001 bytes, 1000 are free",
+    ]
