@@ -16,7 +16,7 @@ import quantconvert
 from quantconvert import OutputError
 from quantconvert.checkpoint.contents import Download
 from quantconvert.events import Event, Note, Progress, ShardWritten
-from quantconvert.run.folder import OutputFolder, check_disk
+from quantconvert.run.folder import OutputFolder, State, check_disk, read_state
 from tests.builders import write_checkpoint
 from tests.test_writer import digests
 
@@ -166,6 +166,39 @@ def test_a_disk_without_room_for_the_small_files_is_refused_before_the_first_ten
         quantconvert.convert(source, out, report=seen.append, **OPTIONS)
     assert not [event for event in seen if not isinstance(event, Note)]
     assert not out.exists()
+
+
+def test_states(source: Path, out: Path):
+    """Each as a kill would leave it, and what takes it to the next."""
+    assert read_state(out) is State.EMPTY
+    seen: list[State] = []
+
+    def report(event: Event) -> None:
+        if isinstance(event, ShardWritten):
+            seen.append(read_state(out))
+
+    replace, clear = Path.replace, OutputFolder.clear
+
+    def moved(path: Path, target: Path) -> Path:
+        if path.parent == out / STATE and target.parent == out:
+            seen.append(read_state(out))
+        return replace(path, target)
+
+    def kept(folder: OutputFolder) -> None:
+        seen.append(read_state(out))
+        clear(folder)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Path, "replace", moved)
+        patch.setattr(OutputFolder, "clear", kept)
+        quantconvert.convert(source, out, report=report)
+    assert seen == [State.BUILDING, *[State.COMMITTING] * 5, State.DONE]
+    assert read_state(out) is State.EMPTY
+    (out / STATE).mkdir()
+    (out / STATE / ".lock").touch()
+    assert read_state(out) is State.DONE
+    (out / STATE / ".journal").touch()
+    assert read_state(out) is State.BUILDING
 
 
 def test_the_download_into_the_hubs_cache_counts(out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
