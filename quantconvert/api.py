@@ -7,16 +7,18 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Unpack
 
-from quantconvert.checkpoint import Checkpoint, LocalFolder, Repo, load_checkpoint
-from quantconvert.conversion import Builder, Result, Target, load_torch, make_plan, reader_of, run, verify_folder
+from quantconvert.checkpoint import Checkpoint, LocalFolder, Repo, load_checkpoint, reader_of
+from quantconvert.conversion import Builder, Result, Target, make_plan, run
 from quantconvert.errors import UsageError
 from quantconvert.events import Reporter, silent
 from quantconvert.hub import open_repo
 from quantconvert.inventory import Inventory, take_inventory
 from quantconvert.job import Job, JobOptions, StreamOptions
-from quantconvert.planning import Plan, build_plan
-from quantconvert.planning.transcode import PLAIN_TAGS, PlainDType, build_transcode
+from quantconvert.lazy import load_torch
+from quantconvert.planning import Plan, build_plan, build_transcode
+from quantconvert.planning.transcode import PLAIN_TAGS, PlainDType
 from quantconvert.verification import Verification
+from quantconvert.verification.check import verify_folder
 
 __all__ = ["Result", "convert", "dequantize", "inspect", "iter_quantized", "plan", "repack", "verify"]
 
@@ -153,21 +155,33 @@ def iter_quantized(
 
 
 def verify(
-    out: Source, source: Source | None = None, *, revision: str | None = None, subfolder: str | None = None
+    out: Source,
+    source: Source | None = None,
+    *,
+    revision: str | None = None,
+    subfolder: str | None = None,
+    require_report: bool = False,
+    method: str | None = None,
+    workers: int = 0,
+    memory_limit: int | str = "2GB",
+    report: Reporter = silent,
 ) -> Verification:
     """Check a converted checkpoint: structure, the checksums that its conversion left, codes, and against `source`.
 
-    With a source (a folder or a Hub repository id, as converted), every weight is decoded and must lie within half a
-    step of it, and everything else must equal it. Findings are returned, not raised; raises `CheckpointError` where
-    `out` is no folder or the source cannot be read.
+    With a source (a folder or a Hub repository id, as converted), what engines compute from every weight must lie as
+    near to it as the method promises that quantconvert.json names (`method` says it where there is no such file;
+    without either, half of a weight may be noise), and everything else must equal it. require_report: a missing
+    quantconvert.json is a finding. workers, memory_limit: as in `convert`. Findings are returned, not raised;
+    raises `CheckpointError` where `out` is no folder or the source cannot be read.
     """
+    limits = Job.from_options({"workers": workers, "memory_limit": memory_limit}).limits
     folder = Path(out)
     LocalFolder(folder)
-    if source is None:
-        return verify_folder(folder, None, None)
-    repo = open_repo(source, revision, subfolder)
-    files = load_checkpoint(repo).weight_files
-    return verify_folder(folder, repo, repo.materialize(tuple(file.path for file in files)))
+    repo = None
+    if source is not None:
+        repo = open_repo(source, revision, subfolder)
+        repo.prepare(tuple(file.path for file in load_checkpoint(repo).weight_files))
+    return verify_folder(folder, repo, limits, method=method, report=report, require_report=require_report)
 
 
 def inspect(folder: Source, *, revision: str | None = None, subfolder: str | None = None) -> Inventory:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import PurePath
 
-from quantconvert.layouts import LAYOUTS, get_layout
+from quantconvert.engines import load_lines
+from quantconvert.layouts import LAYOUTS
 from quantconvert.metadata import base_model_of, metadata_block, split_card, tags_of
 from quantconvert.planning import Plan
 from quantconvert.text import printable, redacted
@@ -47,26 +48,9 @@ def method(plan: Plan) -> str:
     return f"round to nearest (RTN), no calibration data{decoded}"
 
 
-# transformers' auto class by the end of the architecture's name.
-_AUTO = {
-    "ForCausalLM": "AutoModelForCausalLM",
-    "LMHeadModel": "AutoModelForCausalLM",
-    "ForMaskedLM": "AutoModelForMaskedLM",
-    "ForSequenceClassification": "AutoModelForSequenceClassification",
-}
-
-
 def load_hint(plan: Plan, out: str) -> list[str]:
     """Commands that load the result; only those that work for this model and layout."""
-    lines = [f"vllm serve {out}", f'AutoModelForCausalLM.from_pretrained("{out}")']
-    if plan.scheme is not None:
-        lines = get_layout(plan.format).load_hint(out, plan.scheme)
-    if not plan.transformers_loads:
-        lines = [line for line in lines if "from_pretrained" not in line]
-    names = plan.checkpoint.config.get("architectures")
-    name = names[0] if isinstance(names, list) and names and isinstance(names[0], str) else "ForCausalLM"
-    auto = next((auto for end, auto in _AUTO.items() if name.endswith(end)), "AutoModel")
-    return [line.replace("AutoModelForCausalLM", auto) for line in lines]
+    return load_lines(plan.loadable, out, plan.job.engines)
 
 
 def render_card(plan: Plan, command: str | None) -> str:
@@ -85,7 +69,7 @@ def render_card(plan: Plan, command: str | None) -> str:
     rows = [
         ("base model", base + (f" at revision `{plan.checkpoint.revision}`" if plan.checkpoint.revision else "")),
         ("scheme", ", ".join(f"{s.label} ({n} weights)" for s, n in plan.schemes.items()) or "none"),
-        ("format", plan.format + (f": {get_layout(plan.format).summary}" if plan.scheme else "")),
+        ("format", plan.format + (f": {LAYOUTS.find(plan.format).summary}" if plan.scheme else "")),
         ("method", method(plan)),
         ("size", f"{plan.checkpoint.nbytes} -> {plan.total_size} bytes, {plan.bits_per_weight:.2f} bits per weight"),
         ("kept in high precision", kept_summary(plan)),

@@ -5,27 +5,23 @@ from __future__ import annotations
 import gc
 import json
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from quantconvert.checkpoint import Checkpoint, LocalFolder, Repo, TensorRef, load_checkpoint
+from quantconvert.checkpoint import Checkpoint, LocalFolder, Repo, load_checkpoint
 from quantconvert.checkpoint.files import INDEX_NAME
 from quantconvert.checkpoint.ranges import Files
 from quantconvert.errors import (
-    CheckpointError,
     OutputError,
     QuantConvertError,
     Refusal,
-    VerificationError,
     raise_all,
     some,
 )
 from quantconvert.events import Finished, Note, Reporter, Started
-from quantconvert.families import find_family
-from quantconvert.job import Limits
+from quantconvert.lazy import load_torch
 from quantconvert.machine import peak_rss_nbytes
 from quantconvert.planning import Plan
 from quantconvert.run.executors import check_executor
@@ -43,10 +39,10 @@ from quantconvert.run.folder import (
     read_state,
 )
 from quantconvert.run.journal import Journal
-from quantconvert.sources import find_sources
+from quantconvert.verification.check import check_complete, raise_findings, verify_folder
 from quantconvert.verification.findings import Finding, TensorError, Verification
 from quantconvert.verification.report import REPORT_NAME, hash_files, read_report, report_bytes, report_of
-from quantconvert.verification.structure import check_structure, check_sums
+from quantconvert.verification.structure import check_sums
 from quantconvert.version import __version__
 
 # What a conversion writes beside shards and side files, however few tensors there are.
@@ -81,22 +77,6 @@ class Target:
 
 
 Builder = Callable[[Checkpoint], Plan]
-
-
-MAX_SMALL_NBYTES = 64_000_000
-
-
-def reader_of(repo: Repo) -> Callable[[TensorRef], bytes]:
-    """Reads the bytes of a small tensor of `repo`; raises `CheckpointError` for one that is not."""
-
-    def read(ref: TensorRef) -> bytes:
-        if ref.nbytes > MAX_SMALL_NBYTES:
-            raise CheckpointError(
-                f"tensor `{ref.name}` in `{ref.file}` has {ref.nbytes} bytes: expected at most {MAX_SMALL_NBYTES}"
-            )
-        return repo.read(ref.file, ref.offset, ref.nbytes)
-
-    return read
 
 
 def run(repo: Repo, build: Builder, target: Target) -> Result:
@@ -246,8 +226,8 @@ def _execute(made: Plan, repo: Repo, folder: OutputFolder, journal: Journal, tar
     _write_small_files(made, repo, folder, target)
     verification = None
     if target.verify:
-        verification = verify_folder(folder.state, repo, repo.materialize(needed), made.job.limits)
-        _check_complete(verification, made)
+        verification = verify_folder(folder.state, repo, made.job.limits, made, report=target.report)
+        check_complete(verification, made)
         raise_findings(verification)
     built = [path for path in folder.files if path != REPORT_NAME]  # there may be one of an interrupted commit
     files = hash_files(folder.state, built, made.execution.workers)
@@ -273,65 +253,6 @@ def _write_small_files(made: Plan, repo: Repo, folder: OutputFolder, target: Tar
     if made.index:
         folder.write(INDEX_NAME, _json(made.index))
     folder.write("config.json", _json(made.config))
-
-
-def verify_folder(folder: Path, repo: Repo | None, root: Path | None, limits: Limits = Limits()) -> Verification:  # noqa: B008
-    """Structure, codes and, with a source (`repo`, its weights in `root`), values of the checkpoint in `folder`.
-
-    Checksums too, where the folder has a report. limits: what it may take in memory. Raises `CheckpointError` where
-    there is no such folder, or no source.
-    """
-    load_torch()
-    from quantconvert.verification.values import check_values
-
-    findings: list[Finding] = []
-    sources = None
-    if repo is not None and root is not None:
-        checkpoint = load_checkpoint(repo)
-        refusals: list[QuantConvertError] = []
-        sources = root, find_sources(checkpoint, find_family(checkpoint), reader_of(repo), refusals)
-        raise_all(refusals)
-    local = LocalFolder(folder)
-    found = check_structure(local, findings)
-    num_checksums = check_sums(folder, findings)
-    checked = check_values(folder, found[1], sources, limits) if found else None
-    findings += checked.findings if checked else []
-    return Verification(
-        location=local.location,
-        source=repo.location if repo else None,
-        num_files=len(found[0].weight_files) if found else 0,
-        num_tensors=len(found[0].tensors) if found else 0,
-        num_checksums=num_checksums,
-        num_equal=checked.num_equal if checked else 0,
-        errors=tuple(checked.errors) if checked else (),
-        findings=tuple(findings),
-    )
-
-
-def _check_complete(verification: Verification, made: Plan) -> None:
-    """Every weight that the plan quantizes must have been found quantized."""
-    expected = {task.source.name for task in made.quantized if task.scheme}
-    missing = expected - {error.name for error in verification.errors}
-    if missing and verification.is_ok:
-        raise VerificationError(f"{len(missing)} weights are not quantized in the result: {some(sorted(missing))}")
-
-
-def raise_findings(verification: Verification) -> None:
-    """All findings as one error, sorted by check."""
-    if verification.is_ok:
-        return
-    count = len(verification.findings)
-    lines = "".join(f"\n  {f.check}: `{f.where}` {f.message}" for f in verification.findings)
-    raise VerificationError(
-        f"verification of `{verification.location}` failed at {verification.failed}, {count} findings:{lines}"
-    )
-
-
-def load_torch() -> None:
-    """Import torch without its complaint that NumPy is missing: neither of us needs it."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Failed to initialize NumPy")
-        import torch  # noqa: F401
 
 
 def _json(value: object) -> bytes:

@@ -8,10 +8,11 @@ from typing import Protocol
 
 @dataclass(frozen=True, slots=True)
 class Started:
-    """A conversion begins: how many tasks, and how many bytes of the source they read."""
+    """Work begins: how many tasks (or tensors to check), how many bytes they read, and the word for what is done."""
 
     num_tasks: int
     source_nbytes: int
+    word: str = "converting"
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypedDict, get_args
 
+from quantconvert.engines import get_engines
 from quantconvert.errors import UsageError
 from quantconvert.schemes import (
     DEFAULT_GROUP_SIZE,
@@ -64,15 +65,16 @@ class JobOptions(TypedDict, total=False):
     """The keyword arguments of `quantconvert.plan` and `quantconvert.convert`; each is optional.
 
     bits: 4 (default) or 8. group_size: 128 (default), -1 per channel, 0 per tensor. symmetric: None (default) means
-    what the format does best. scheme: a name that sets the three at once (`W4A16`, `W4A16_ASYM`, `W8A16`, `W8A8` ...).
-    format: `auto` (default) or a registered format. ignore: patterns of modules to leave alone. rules:
-    `PATTERN=SCHEME`, later ones win. preset: a named set of rules. tensor_parallel: ranks that every layer must divide
-    by. on_indivisible: what to do where the group size does not divide in_features. nan_policy: `error` (default) or
-    `keep`. requantize: quantize once more, to as many bits or fewer, what is quantized. strict: refuse to keep a linear
-    weight in high precision for a reason outside its family's table. max_shard_size, memory_limit: bytes or
-    text such as `5GB`. workers: threads, 0 = one a core. executor: how tasks are carried out, `threads` (default) or
-    what was registered in `quantconvert.run.executors`. base_model: the id for the model card where the source does
-    not tell it.
+    what the format does best. scheme: a name that sets the three at once (`W4A16`, `W4A16_ASYM`, `W8A16`, `W8A8`
+    ...). format: `auto` (default) or a registered format. engines: what has to load the result, for `auto`. ignore:
+    patterns of modules to leave alone. rules: `PATTERN=SCHEME`, later ones win. preset: a named set of rules. method:
+    how codes are found (`rtn`). steps: what is done to weights before, by registered names. tensor_parallel: ranks
+    that every layer must divide by. on_indivisible: what to do where the group size does not divide in_features.
+    nan_policy: `error` (default) or `keep`. requantize: quantize once more, to as many bits or fewer, what is
+    quantized. strict: refuse to keep a linear weight in high precision for a reason outside its family's table.
+    max_shard_size, memory_limit: bytes or text such as `5GB`. workers: threads, 0 = one a core. executor: how
+    tasks are carried out, by its registered name. base_model: the id for the model card where the source does not tell
+    it.
     """
 
     bits: int | None
@@ -80,9 +82,12 @@ class JobOptions(TypedDict, total=False):
     symmetric: bool | None
     scheme: str | None
     format: str
+    engines: tuple[str, ...]
     ignore: tuple[str, ...]
     rules: tuple[Rule | str, ...]
     preset: str | None
+    method: str
+    steps: tuple[str, ...]
     tensor_parallel: int
     on_indivisible: OnIndivisible
     nan_policy: NanPolicy
@@ -101,9 +106,12 @@ class Job:
 
     base: Request = DEFAULT_REQUEST
     format: str = "auto"
+    engines: tuple[str, ...] = ()
     ignore: tuple[str, ...] = ()
     rules: tuple[Rule, ...] = ()
     preset: str | None = None
+    method: str = "rtn"
+    steps: tuple[str, ...] = ()
     tensor_parallel: int = 1
     on_indivisible: OnIndivisible = "error"
     nan_policy: NanPolicy = "error"
@@ -116,7 +124,7 @@ class Job:
     def to_json(self) -> dict[str, Any]:
         """Everything that can change bytes, as plain JSON values."""
         values = dataclasses.asdict(self)
-        for key in ("limits", "requantize", "strict"):
+        for key in ("limits", "requantize", "strict", "engines"):
             del values[key]
         return values
 
@@ -134,12 +142,16 @@ class Job:
         unknown = set(options) - set(JobOptions.__annotations__)
         if unknown:
             raise UsageError(f"unknown option `{sorted(unknown)[0]}`")
+        names = _several(options.get("engines"))
         job = cls(
             base=_base(options),
             format=options.get("format") or "auto",
+            engines=tuple(engine.name for engine in get_engines(names)) if names else (),
             ignore=_several(options.get("ignore")),
             rules=tuple(r if isinstance(r, Rule) else Rule.parse(r) for r in _several(options.get("rules"))),
             preset=options.get("preset"),
+            method=options.get("method") or "rtn",
+            steps=_several(options.get("steps")),
             tensor_parallel=_count("tensor-parallel", _given(options, "tensor_parallel", 1), 1),
             on_indivisible=_choice("on-indivisible", options.get("on_indivisible") or "error", get_args(OnIndivisible)),
             nan_policy=_choice("nan-policy", options.get("nan_policy") or "error", get_args(NanPolicy)),

@@ -19,7 +19,7 @@ from quantconvert.checkpoint import RepoFile
 from quantconvert.hub import WAITS, HubReader, may_pass, retried, status_of
 from tests.builders import LLAMA_CONFIG, llama_tensors, write_checkpoint
 from tests.hub_server import COMMIT, REPO, serve
-from tests.test_writer import digests
+from tests.snapshots import digests
 
 
 def run(endpoint: str, cache: Path, *words: str) -> subprocess.CompletedProcess[str]:

@@ -7,7 +7,6 @@ import json
 import os
 import re
 import shutil
-import struct
 from collections import namedtuple
 from collections.abc import Callable
 from pathlib import Path
@@ -37,6 +36,8 @@ from tests.builders import (
     weight,
     write_checkpoint,
 )
+from tests.raw_files import entry, write_raw
+from tests.snapshots import snapshot
 
 EXIT_CODES = {UsageError: 2, CheckpointError: 3, UnsupportedError: 4, OutputError: 5}
 KNOWN_DTYPES = f"known dtypes: {', '.join(DTYPES)}"
@@ -71,13 +72,6 @@ def refusals(source: Path, out: Path, **options: Any) -> list[Error]:
     return errors_of(info.value)
 
 
-def snapshot(folder: Path) -> dict[str, bytes] | None:
-    """Every file's bytes, and `None` where there is no folder."""
-    if not folder.is_dir():
-        return None
-    return {str(p.relative_to(folder)): p.read_bytes() if p.is_file() else b"/" for p in folder.rglob("*")}
-
-
 @pytest.fixture
 def source(tmp_path: Path) -> Path:
     return write_checkpoint(tmp_path / "source")
@@ -86,23 +80,6 @@ def source(tmp_path: Path) -> Path:
 @pytest.fixture
 def out(tmp_path: Path) -> Path:
     return tmp_path / "out"
-
-
-def entry(begin: int, end: int, shape: Any = None, dtype: Any = "BF16") -> dict[str, Any]:
-    """One tensor of a header; by default a one-dimensional one that fills its bytes."""
-    return {"dtype": dtype, "shape": [(end - begin) // 2] if shape is None else shape, "data_offsets": [begin, end]}
-
-
-def write_raw(folder: Path, header: bytes | dict[str, Any], data_nbytes: int = 0, length: int | None = None) -> Path:
-    """A folder whose model.safetensors has exactly this header (and says this length) and that many zero bytes."""
-    folder.mkdir(exist_ok=True)
-    config = {key: value for key, value in LLAMA_CONFIG.items() if key != "intermediate_size"}  # any shape will do
-    (folder / "config.json").write_text(json.dumps(config))
-    raw = header if isinstance(header, bytes) else json.dumps(header, separators=(",", ":")).encode()
-    with open(folder / SINGLE_NAME, "wb") as file:
-        file.write(struct.pack("<Q", len(raw) if length is None else length) + raw)
-        file.truncate(8 + len(raw) + data_nbytes)
-    return folder
 
 
 # Headers

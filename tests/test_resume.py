@@ -22,11 +22,10 @@ from quantconvert.run.partial import read_back
 from quantconvert.run.result import TaskResult
 from tests import inputs
 from tests.builders import llama_tensors, read_tensors, write_checkpoint
-from tests.test_writer import digests
+from tests.interrupted import OPTIONS, STATE, interrupt
+from tests.snapshots import digests
 
-STATE = ".quantconvert"
 HINT = "--restart starts over, or give the source and options of before"
-OPTIONS: dict[str, Any] = {"workers": 1, "max_shard_size": "60KB"}
 
 
 @pytest.fixture
@@ -45,26 +44,6 @@ def out(tmp_path: Path) -> Path:
 def whole(source: Path, tmp_path: Path) -> dict[str, str]:
     quantconvert.convert(source, tmp_path / "whole", **OPTIONS)
     return digests(tmp_path / "whole")
-
-
-def interrupt(source: Path, out: Path, after: int = 9, **options: Any) -> int:
-    """Stop a conversion after `after` tensors; returns how many tasks it has journalled."""
-    names = set()
-
-    def report(event: Event) -> None:
-        if isinstance(event, Progress):
-            names.add(event.name)
-            if len(names) > after:
-                raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt) as caught:
-        quantconvert.convert(source, out, report=report, **(OPTIONS | options))
-    number = int(caught.value.__notes__[0].split()[0])
-    assert caught.value.__notes__ == [
-        f"{number} of 21 tasks are done and kept: the same command continues, --restart starts over"
-    ]
-    assert number == after
-    return number
 
 
 def notes(call: Callable[..., Any], *args: Any, **options: Any) -> list[str]:
@@ -383,7 +362,8 @@ def test_checksums_of_the_result(source: Path, out: Path, monkeypatch: pytest.Mo
 
     monkeypatch.setattr(Ledger, "add", recorded)
     monkeypatch.setattr("quantconvert.planning.memory.TILE_ELEMENTS", 1 << 10)
-    monkeypatch.setattr("quantconvert.planning.memory.TILE_BYTES_PER_ELEMENT", 1)
+    monkeypatch.setattr("quantconvert.planning.memory.TILE_BYTES", 1)
+    monkeypatch.setattr("quantconvert.methods.rtn.Rtn.scratch", lambda self, scheme: 0)
     read_again: list[str] = []
 
     def spied(fd: int, output: Output, begin: int, buffer: memoryview) -> None:

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from quantconvert.engines import ENGINES
 from quantconvert.layouts import LAYOUTS
 from quantconvert.planning.rules import PRESETS
 from quantconvert.schemes import SCHEMES
@@ -74,6 +75,16 @@ FormatName = Annotated[
         "--format",
         metavar="|".join(("auto", *LAYOUTS)),
         help="Layout on disk. [default: auto]",
+        rich_help_panel=_SCHEME,
+    ),
+]
+Engines = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--engine",
+        metavar="|".join(ENGINES),
+        help="An engine that has to load the result; chooses the format; repeatable. [default: all]",
+        show_default=False,
         rich_help_panel=_SCHEME,
     ),
 ]

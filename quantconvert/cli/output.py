@@ -17,6 +17,7 @@ from quantconvert.card import load_hint
 from quantconvert.families import REASON_TEXT
 from quantconvert.inventory import Inventory
 from quantconvert.planning import Plan, Task
+from quantconvert.planning.tasks import role_of
 from quantconvert.text import clean, escaped_json, redacted
 from quantconvert.verification import TensorError, Verification
 
@@ -135,7 +136,7 @@ def _tensor_table(plan: Plan) -> Table:
         decision = task.scheme.label if task.scheme else f"keep: {task.reason}"
         shape = "x".join(map(str, task.source.shape))
         name, kind = plain(task.source.name), _dtypes(task)
-        table.add_row(name, shape, kind, task.role, decision, plain(task.evidence))
+        table.add_row(name, shape, kind, role_of(task), decision, plain(task.evidence))
     for dropped in plan.dropped:
         ref = dropped.ref
         shape = "x".join(map(str, ref.shape))

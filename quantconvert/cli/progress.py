@@ -35,8 +35,8 @@ class ProgressReporter:
         match event:
             case Note(_, message):
                 stderr.print(f"[yellow]note[/yellow] {plain(message)}")
-            case Started(num_tasks, nbytes):
-                self._begin(num_tasks, nbytes)
+            case Started(num_tasks, nbytes, word):
+                self._begin(num_tasks, nbytes, word)
             case Progress(name, nbytes):
                 self._advance(name, nbytes)
             case ShardWritten(file, nbytes):
@@ -44,7 +44,7 @@ class ProgressReporter:
             case _:
                 self.close()
 
-    def _begin(self, num_tasks: int, nbytes: int) -> None:
+    def _begin(self, num_tasks: int, nbytes: int, word: str) -> None:
         self._total, self._start = nbytes, time.monotonic()
         self._last = self._start
         if self._tty:
@@ -58,7 +58,7 @@ class ProgressReporter:
                 file=sys.stderr,
             )
         else:
-            stderr.print(f"converting {num_tasks} tensors, {size(nbytes)}")
+            stderr.print(f"{word} {num_tasks} tensors, {size(nbytes)}")
 
     def _advance(self, name: str, nbytes: int) -> None:
         self._done += nbytes

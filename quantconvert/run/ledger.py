@@ -17,16 +17,15 @@ from contextlib import suppress
 from pathlib import Path
 
 from quantconvert import machine
-from quantconvert.checkpoint import TensorRef
 from quantconvert.checkpoint.ranges import Files
 from quantconvert.errors import OutputError
 from quantconvert.events import Event, Note, Progress, Reporter, ShardWritten
-from quantconvert.planning import Output, Plan, Task
-from quantconvert.planning.memory import spans
+from quantconvert.planning import Copy, Output, Plan, Task
 from quantconvert.run.disk import fsync_folder
 from quantconvert.run.journal import Journal
 from quantconvert.run.partial import open_partial, read_back
 from quantconvert.run.result import TaskResult
+from quantconvert.spans import spans
 
 # Finished work is made durable once there is this much of it, or it is this old. Bounds what a kill costs, and, as a
 # sync cannot be interrupted, how long an interrupted run takes to end.
@@ -97,10 +96,9 @@ class Ledger:
         return proven
 
     def _is_proven(self, task: Task, known: TaskResult, files: Files, stop: threading.Event) -> bool:
-        if task.operation != "copy":
+        if not isinstance(task, Copy):
             return all(self._sum(o, stop) == sum_ for o, sum_ in zip(task.outputs, known.sums, strict=True))
-        (output,), ref = task.outputs, task.source
-        assert isinstance(ref, TensorRef)
+        (output,), ref = task.outputs, task.source.values
         mine, theirs = bytearray(min(READ_NBYTES, ref.nbytes)), bytearray(min(READ_NBYTES, ref.nbytes))
         for begin, end in spans(0, output.nbytes, READ_NBYTES):
             if end - begin < len(mine):

@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 
 from quantconvert import machine
+from quantconvert.buffers import Workspace, bytes_of
 from quantconvert.errors import OutputError
-from quantconvert.planning import Output, Plan, Task
-from quantconvert.planning.memory import spans
+from quantconvert.planning import Copy, Output, Plan, Task
 from quantconvert.run.disk import fsync_folder, write_all
-from quantconvert.run.io import Workspace, bytes_of
 from quantconvert.run.partial import open_partial, read_back
 from quantconvert.run.result import Checksums
+from quantconvert.spans import spans
 
 READ_NBYTES = 1 << 20
 
@@ -56,10 +56,9 @@ class ShardWriter:
 
         A block that does not depend on rows is written with the first rows only.
         """
-        if output.rows_per_element:
-            self._pwrite(
-                output, bytes_of(block.contiguous()), output.offset_of_row(first_row // output.rows_per_element)
-            )
+        rows = output.spec.rows_per_element
+        if rows:
+            self._pwrite(output, bytes_of(block.contiguous()), output.offset_of_row(first_row // rows))
         elif first_row == 0:
             self._pwrite(output, bytes_of(block), 0)
 
@@ -67,12 +66,12 @@ class ShardWriter:
         """Write a block, row axis first, of an `output` that is stored transposed: a part of each of its rows."""
         turned = work.tensor("turned", block.dtype, (block.shape[1], block.shape[0]))
         turned.copy_(block.t())
-        data, total = bytes_of(turned), output.shape[-1]
+        data, total = bytes_of(turned), output.spec.shape[-1]
         if block.shape[0] == total:
             self._pwrite(output, data, 0)
             return
         part, stride = block.shape[0] * block.element_size(), total * block.element_size()
-        begin = first_row // output.rows_per_element * block.element_size()
+        begin = first_row // output.spec.rows_per_element * block.element_size()
         for row in range(block.shape[1]):
             self._pwrite(output, data[row * part : (row + 1) * part], row * stride + begin)
 
@@ -94,7 +93,7 @@ class ShardWriter:
         A copy has none. `pulse` is called now and then, and may raise.
         """
         found = []
-        for output in task.outputs if task.operation != "copy" else ():
+        for output in () if isinstance(task, Copy) else task.outputs:
             written = self._sums.pop(output.name, None) or _Sum()
             if written.end != output.nbytes:
                 written = _Sum()

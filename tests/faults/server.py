@@ -21,6 +21,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+# What sends a request to this process and gives its answer.
+Ask = Callable[..., Any]
 WRITES = ("pwrite", "copy_file_range", "posix_fallocate")
 CALLS = (*WRITES, "open", "ftruncate", "fsync", "fdatasync", "replace", "mkdir", "unlink", "rmdir")
 

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 import quantconvert
-from tests.faults.conftest import OPTIONS, Ask
-from tests.faults.test_kills import STATE, journalled, visible
-from tests.test_writer import digests
+from tests.faults.server import Ask
+from tests.interrupted import OPTIONS, STATE, journalled, visible
+from tests.snapshots import digests
 
 FAILING = ("pwrite", "posix_fallocate", "fdatasync", "fsync", "replace", "open", "mkdir")
 

@@ -2,37 +2,23 @@
 
 from __future__ import annotations
 
-import json
 import random
 import shutil
 from pathlib import Path
 
 import pytest
 
-from tests.faults.conftest import Ask
-from tests.faults.server import CALLS, WRITES
-from tests.test_writer import digests
+from tests.faults.server import CALLS, WRITES, Ask
+from tests.interrupted import STATE, journalled, visible
+from tests.snapshots import digests
 
-STATE = ".quantconvert"
 # How many calls of a kind are chosen, spread from the first to the last.
 SPREAD = 4
-
-
-def visible(out: Path) -> dict[str, str]:
-    """The files that a reader of `out` sees, without the hidden folder."""
-    return {name: value for name, value in digests(out).items() if not name.startswith(STATE)} if out.is_dir() else {}
 
 
 def chosen(total: int) -> list[int]:
     """Up to `SPREAD` of the numbers 1 to `total`, both ends included."""
     return sorted({1 + (total - 1) * i // (SPREAD - 1) for i in range(SPREAD)})
-
-
-def journalled(out: Path) -> int:
-    """How many tasks the interrupted run in `out` has journalled."""
-    path = out / STATE / ".journal"
-    lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
-    return len({json.loads(line)["task"] for line in lines if line.endswith(b"\n")})
 
 
 def num_left(out: Path, after: dict[str, str]) -> int:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
+from quantconvert.buffers import Workspace
+from quantconvert.checkpoint.ranges import Files
 from quantconvert.run.executors.base import Build
-from quantconvert.run.io import Files, Workspace
 from quantconvert.run.result import TaskResult
 from quantconvert.run.shards import ShardWriter
 from quantconvert.run.work import Bench
@@ -22,7 +23,7 @@ def carry_out_tasks(
     """
     files, writer = Files(build.source), ShardWriter(build.plan, build.folder)
     plan = build.plan
-    bench = Bench(files, writer, Workspace(), plan.execution, plan.format, advance)
+    bench = Bench(files, writer, Workspace(), plan.execution, advance)
     try:
         found = [(index, bench.carry_out(plan.tasks[index])) for index in tasks]
         writer.sync()

@@ -11,11 +11,12 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
+from quantconvert.buffers import Workspace
+from quantconvert.checkpoint.ranges import Files
 from quantconvert.events import Progress, Reporter
 from quantconvert.planning import Task
 from quantconvert.run import ledger as books
 from quantconvert.run.executors.base import Build
-from quantconvert.run.io import Files, Workspace
 from quantconvert.run.ledger import Ledger
 from quantconvert.run.shards import ShardWriter
 from quantconvert.run.work import Bench
@@ -108,7 +109,7 @@ class _Run:
     def _work(self, end: threading.Event) -> None:
         torch.set_num_threads(1)
         plan = self.plan
-        bench = Bench(self.files, self.writer, Workspace(), plan.execution, plan.format, self._advance)
+        bench = Bench(self.files, self.writer, Workspace(), plan.execution, self._advance)
         try:
             while (step := self._next()) is not None:
                 index, task = step

@@ -1,4 +1,4 @@
-"""Bytes in and out: positioned reads and writes into buffers that are used again and again."""
+"""Memory for tensors: their bytes, and buffers that are used again and again. Imports torch."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from math import prod
 import torch
 from torch import Tensor
 
-from quantconvert.checkpoint.ranges import Files as Files
 from quantconvert.dtypes import DTYPES
 
 
