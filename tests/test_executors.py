@@ -7,8 +7,6 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from subprocess import PIPE
-from typing import Any
 
 import pytest
 
@@ -19,64 +17,10 @@ from quantconvert.events import Event, Note, Progress, Reporter, ShardWritten
 from quantconvert.run.executors import EXECUTORS, Build, Executor, get_executor
 from quantconvert.run.executors.carry import carry_out_tasks
 from quantconvert.run.ledger import Ledger
-from quantconvert.run.result import TaskResult
 from tests import inputs
 from tests.builders import write_checkpoint
-from tests.test_writer import digests
-
-OPTIONS: dict[str, Any] = {"workers": 2, "max_shard_size": "60KB", "executor": "processes"}
-ROOT = Path(__file__).parent.parent
-# Reads a pickled Build and numbers of tasks, writes the pickled results; dies where it is told to.
-CHILD = """
-import os, pickle, signal, sys, warnings
-warnings.filterwarnings("ignore", message="Failed to initialize NumPy")
-import torch
-from quantconvert.run.executors.carry import carry_out_tasks
-torch.set_num_threads(1)
-build, numbers = pickle.load(sys.stdin.buffer)
-found = carry_out_tasks(build, numbers)
-if set(numbers) & set(map(int, os.environ.get("DIE_AFTER", "").split())):
-    os.kill(os.getpid(), signal.SIGKILL)
-sys.stdout.buffer.write(pickle.dumps(found))
-"""
-
-
-class Processes:
-    """Batches of tasks, two processes at a time, dealt out so that both write into the same files."""
-
-    name = "processes"
-    batch = 11
-
-    def run(self, build: Build, tasks: Sequence[int], ledger: Ledger, report: Reporter) -> None:
-        batches = [tasks[i :: -(-len(tasks) // self.batch)] for i in range(-(-len(tasks) // self.batch))]
-        for i in range(0, len(batches), 2):
-            pair = [(self._start(build, numbers), numbers) for numbers in batches[i : i + 2]]
-            try:
-                for child, numbers in pair:
-                    for index, result in self._answer(child, numbers):
-                        ledger.add(index, result)
-                        task = build.plan.tasks[index]
-                        report(Progress(task.source.name, task.source.nbytes))
-            finally:
-                for child, _ in pair:
-                    child.kill()
-                    child.__exit__(None, None, None)
-            ledger.flush()
-
-    def _start(self, build: Build, numbers: Sequence[int]) -> subprocess.Popen[bytes]:
-        child = subprocess.Popen([sys.executable, "-c", CHILD], stdin=PIPE, stdout=PIPE, cwd=ROOT)
-        assert child.stdin
-        child.stdin.write(pickle.dumps((build, tuple(numbers))))
-        child.stdin.close()
-        return child
-
-    def _answer(self, child: subprocess.Popen[bytes], numbers: Sequence[int]) -> list[tuple[int, TaskResult]]:
-        assert child.stdout
-        data = child.stdout.read()
-        if child.wait():
-            raise RuntimeError(f"the process for tasks {list(numbers)} ended with {child.returncode}")
-        found: list[tuple[int, TaskResult]] = pickle.loads(data)
-        return found
+from tests.processes import OPTIONS, ROOT, Processes
+from tests.snapshots import digests
 
 
 @pytest.fixture(autouse=True)
@@ -102,7 +46,7 @@ def whole(source: Path, tmp_path: Path) -> dict[str, str]:
 
 def test_the_same_bytes_and_events(source: Path, out: Path, whole: dict[str, str]):
     seen: list[Event] = []
-    result = quantconvert.convert(source, out, verify=True, report=seen.append, **OPTIONS)
+    result = quantconvert.convert(source, out, report=seen.append, **OPTIONS)
     assert digests(out) == whole
     assert len([event for event in seen if isinstance(event, ShardWritten)]) == 4
     progress = sum(event.nbytes for event in seen if isinstance(event, Progress))
@@ -151,7 +95,7 @@ warnings.filterwarnings("ignore", message="Failed to initialize NumPy")
 import quantconvert
 from quantconvert.events import Progress
 from quantconvert.run.executors import EXECUTORS
-from tests.test_executors import OPTIONS, Processes
+from tests.processes import OPTIONS, Processes
 EXECUTORS["processes"] = Processes
 Processes.batch = 6
 seen = []

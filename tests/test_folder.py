@@ -18,7 +18,7 @@ from quantconvert.checkpoint.contents import Download
 from quantconvert.events import Event, Note, Progress, ShardWritten
 from quantconvert.run.folder import OutputFolder, State, check_disk, read_state
 from tests.builders import write_checkpoint
-from tests.test_writer import digests
+from tests.snapshots import digests
 
 STATE = ".quantconvert"
 OPTIONS: dict[str, Any] = {"workers": 1, "max_shard_size": "60KB"}
@@ -110,6 +110,7 @@ def test_an_output_that_is_a_link_to_nothing(source: Path, out: Path, tmp_path: 
     assert (tmp_path / "gone" / "config.json").exists()
 
 
+@pytest.mark.process
 def test_a_read_only_file_system_is_named_and_nothing_else(source: Path, tmp_path: Path):
     """As root, which may write everywhere else. The disk is full too, as read-only ones are."""
     disk = tmp_path / "disk"

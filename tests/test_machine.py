@@ -13,7 +13,7 @@ import pytest
 import quantconvert
 from quantconvert import machine
 from tests.builders import write_checkpoint
-from tests.test_writer import digests
+from tests.snapshots import digests
 
 PACKAGE = Path(quantconvert.__file__).parent
 MISSING = (
@@ -48,6 +48,7 @@ assert any("has no locks" in text for text in notes), notes
 """
 
 
+@pytest.mark.process
 def test_everything_works_without_the_calls(tmp_path: Path):
     source = write_checkpoint(tmp_path / "source", shards=2)
     (source / "tokenizer.json").write_text("{}")
