@@ -153,7 +153,7 @@ def make_plan(repo: Repo, out: Path | None, overwrite: bool, build: Builder) -> 
         check_unlocked(out)
         errors += check_place(out)
         finished = not errors and read_state(out) is State.DONE
-        errors += errors or check_output(out, _path(repo), overwrite, finished)
+        errors = errors or check_output(out, _path(repo), overwrite, finished)
     usable, made = not errors, None
     try:
         with _no_garbage():
