@@ -7,30 +7,32 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
-from quantconvert.checkpoint import Checkpoint, LocalFolder, Repo, load_checkpoint
-from quantconvert.conversion import Builder, Result, Target, make_plan, reader_of, run, verify_folder
+from quantconvert.checkpoint import Checkpoint, LocalFolder, Repo, load_checkpoint, reader_of
+from quantconvert.conversion import Builder, Result, Target, make_plan, run
 from quantconvert.errors import UsageError
 from quantconvert.events import Reporter, silent
 from quantconvert.hub import open_repo
 from quantconvert.inventory import Inventory, take_inventory
 from quantconvert.job import Job
+from quantconvert.lazy import load_torch
 from quantconvert.options import (
     DEFAULT_DTYPE,
     ConvertOptions,
     DequantizeWords,
     JobOptions,
+    LimitOptions,
     PlainDType,
     PlanOptions,
     RankOptions,
     SourceOptions,
     TranscodeOptions,
+    VerifyOptions,
     check_values,
     read_group,
 )
-from quantconvert.planning import Plan, build_plan
-from quantconvert.planning.transcode import build_transcode
-from quantconvert.torch_import import load_torch
+from quantconvert.planning import Plan, build_plan, build_transcode
 from quantconvert.verification import Verification
+from quantconvert.verification.check import verify_folder
 
 __all__ = ["Result", "convert", "dequantize", "inspect", "iter_quantized", "plan", "repack", "verify"]
 
@@ -126,24 +128,31 @@ def iter_quantized(
     values = check_values(RankOptions, options)
     job, repo = _job(values | {"tensor_parallel": tp_size}), _open(source, values)
     made = make_plan(repo, None, False, _builder(repo, job))
-    root = repo.materialize(tuple(file.path for file in made.checkpoint.weight_files))
-    return iter_rank(made, root, tp_rank, tp_size)
+    repo.prepare(tuple(file.path for file in made.checkpoint.weight_files))
+    return iter_rank(made, repo, tp_rank, tp_size)
 
 
-def verify(out: Source, source: Source | None = None, **where: Unpack[SourceOptions]) -> Verification:
+def verify(
+    out: Source, source: Source | None = None, *, report: Reporter = silent, **options: Unpack[VerifyOptions]
+) -> Verification:
     """Check a converted checkpoint: structure, the checksums that its conversion left, codes, and against `source`.
 
-    With a source (a folder or a Hub repository id, as converted), every weight is decoded and must lie within half a
-    step of it, and everything else must equal it. Findings are returned, not raised; raises `CheckpointError` where
-    `out` is no folder or the source cannot be read.
+    With a source (a folder or a Hub repository id, as converted), what engines compute from every weight must lie as
+    near to it as the method promises that quantconvert.json names (`method` says it where there is no such file;
+    without either, half of a weight may be noise), and everything else must equal it. require_report: a missing
+    quantconvert.json is a finding. workers, memory_limit: as in `convert`. Findings are returned, not raised;
+    raises `CheckpointError` where `out` is no folder or the source cannot be read.
     """
+    values = check_values(VerifyOptions, options)
+    limits = Job.from_options({name: values[name] for name in read_group(LimitOptions) if name in values}).limits
     folder = Path(out)
     LocalFolder(folder)
-    if source is None:
-        return verify_folder(folder, None, None)
-    repo = _open(source, check_values(SourceOptions, where))
-    files = load_checkpoint(repo).weight_files
-    return verify_folder(folder, repo, repo.materialize(tuple(file.path for file in files)))
+    repo = None
+    if source is not None:
+        repo = _open(source, values)
+        repo.prepare(tuple(file.path for file in load_checkpoint(repo).weight_files))
+    how = {name: values[name] for name in ("method", "require_report") if name in values}
+    return verify_folder(folder, repo, limits, report=report, **how)
 
 
 def inspect(folder: Source, **where: Unpack[SourceOptions]) -> Inventory:
@@ -187,6 +196,6 @@ def _find_nonfinite(checkpoint: Checkpoint, repo: Repo, job: Job) -> Mapping[str
     load_torch()
     from quantconvert.run.scan import find_nonfinite
 
-    root = repo.materialize(tuple(file.path for file in checkpoint.weight_files))
+    repo.prepare(tuple(file.path for file in checkpoint.weight_files))
     made = build_plan(checkpoint, job, reader_of(repo))
-    return find_nonfinite([task.source for task in made.quantized], root, made.execution)
+    return find_nonfinite([task.source for task in made.quantized], repo, made.execution)

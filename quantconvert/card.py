@@ -9,9 +9,11 @@ import ast
 import re
 import shlex
 
-from quantconvert.layouts import LAYOUTS, get_layout
+from quantconvert.engines import load_lines
+from quantconvert.layouts import LAYOUTS
 from quantconvert.markdown import demoted, fenced
 from quantconvert.metadata import base_model_of, metadata_block, split_card, tags_of
+from quantconvert.methods import METHODS
 from quantconvert.options import DEFAULT_DTYPE
 from quantconvert.planning import Plan
 from quantconvert.text import printable, redacted, size
@@ -53,7 +55,7 @@ def method(plan: Plan) -> str:
     if plan.job.operation == "dequantize":
         return "(code - zero point) * scale, rounded once"
     decoded = f", from weights decoded from {plan.source_format}" if plan.source_format else ""
-    return f"round to nearest (RTN), no calibration data{decoded}"
+    return f"{METHODS.find(plan.job.method).words}{decoded}"
 
 
 def command_of(plan: Plan) -> str:
@@ -66,26 +68,9 @@ def command_of(plan: Plan) -> str:
     return shlex.join(map(str, ["quantconvert", *verb, *source, *dtype, *job.words(), *again]))
 
 
-# transformers' auto class by the end of the architecture's name.
-_AUTO = {
-    "ForCausalLM": "AutoModelForCausalLM",
-    "LMHeadModel": "AutoModelForCausalLM",
-    "ForMaskedLM": "AutoModelForMaskedLM",
-    "ForSequenceClassification": "AutoModelForSequenceClassification",
-}
-
-
 def load_hint(plan: Plan, out: str) -> list[str]:
     """Commands that load the result; only those that work for this model and layout."""
-    lines = [f"vllm serve {out}", f'AutoModelForCausalLM.from_pretrained("{out}")']
-    if plan.scheme is not None:
-        lines = get_layout(plan.format).load_hint(out, plan.scheme)
-    if not plan.transformers_loads:
-        lines = [line for line in lines if "from_pretrained" not in line]
-    names = plan.checkpoint.config.get("architectures")
-    name = names[0] if isinstance(names, list) and names and isinstance(names[0], str) else "ForCausalLM"
-    auto = next((auto for end, auto in _AUTO.items() if name.endswith(end)), "AutoModel")
-    return [line.replace("AutoModelForCausalLM", auto) for line in lines]
+    return load_lines(plan.loadable, out, plan.job.engines)
 
 
 def render_card(plan: Plan, quality: Quality | None = None) -> str:
@@ -127,7 +112,7 @@ def _rows(plan: Plan, base: str | None) -> list[tuple[str, str]]:
     saved = f"{size(plan.checkpoint.nbytes)} -> {size(plan.total_size)}"
     rows = [
         ("scheme", ", ".join(f"{s.label} ({n} weights)" for s, n in plan.schemes.items()) or "none"),
-        ("format", plan.format + (f": {get_layout(plan.format).summary}" if plan.scheme else "")),
+        ("format", plan.format + (f": {LAYOUTS.find(plan.format).summary}" if plan.scheme else "")),
         ("method", method(plan)),
         ("size", f"{saved}, {plan.bits_per_weight:.2f} bits per weight"),
         ("kept in high precision", kept_summary(plan)),

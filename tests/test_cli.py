@@ -17,20 +17,12 @@ import pytest
 
 from quantconvert import __version__
 from tests.builders import LLAMA_CONFIG, read_tensors, write_checkpoint
-from tests.test_refusals import entry, snapshot, write_raw
+from tests.command import CLI, ENV, cli
+from tests.raw_files import entry, write_raw
+from tests.snapshots import snapshot
 
-ENV = {key: value for key, value in os.environ.items() if key not in ("NO_COLOR", "FORCE_COLOR", "COLUMNS")}
-ENV |= {"HF_HUB_OFFLINE": "1", "TERM": "xterm-256color"}
-CLI = [sys.executable, "-m", "quantconvert"]
 SCHEME = ["--group-size", "64", "--format", "awq"]
 INTERRUPTED = "interrupted: the output folder is as it was before"
-
-
-def cli(*args: object, cwd: Path | None = None, **env: str) -> subprocess.CompletedProcess[str]:
-    """Run the command line to its end, with pipes for stdout and stderr."""
-    return subprocess.run(
-        [*CLI, *map(str, args)], cwd=cwd, env=ENV | env, capture_output=True, text=True, timeout=60, check=False
-    )
 
 
 def fails(code: int, *args: object, **options: Any) -> str:

@@ -14,7 +14,7 @@ import pytest
 import quantconvert
 from tests.builders import LLAMA_CONFIG, llama_tensors, write_checkpoint
 from tests.hub_server import COMMIT, REPO, serve
-from tests.test_writer import digests
+from tests.snapshots import digests
 
 
 def run(endpoint: str, cache: Path, *words: str) -> subprocess.CompletedProcess[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from pathlib import Path
 
@@ -14,21 +13,14 @@ from safetensors.torch import save_file
 import quantconvert
 from quantconvert.events import silent
 from quantconvert.planning.place import split_shards
-from quantconvert.run.output import OutputFolder
+from quantconvert.run.folder import OutputFolder
 from tests.builders import LLAMA_CONFIG, llama_tensors, read_tensors, weight, write_checkpoint
+from tests.snapshots import digests
 
 EVERY_DTYPE = (
     "bool", "uint8", "int8", "float8_e5m2", "float8_e4m3fn", "float8_e8m0fnu", "int16", "uint16", "float16",
     "bfloat16", "int32", "uint32", "float32", "complex64", "float64", "int64", "uint64",
 )  # fmt: skip
-
-
-def digests(folder: Path) -> dict[str, str]:
-    return {
-        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    }
 
 
 def kept_of_every_dtype() -> dict[str, torch.Tensor]:
@@ -101,7 +93,8 @@ def test_same_bytes_for_any_worker_count_and_cut(tmp_path: Path, options, monkey
         [(1, "2GB", 1 << 19), (2, "2GB", 1 << 19), (4, "2GB", 1 << 16), (2, "600KB", 1 << 10), (4, "1MB", 1 << 12)]
     ):
         monkeypatch.setattr("quantconvert.planning.memory.TILE_ELEMENTS", tile)
-        monkeypatch.setattr("quantconvert.planning.memory.TILE_BYTES_PER_ELEMENT", 1)
+        monkeypatch.setattr("quantconvert.planning.memory.TILE_BYTES", 1)
+        monkeypatch.setattr("quantconvert.methods.rtn.Rtn.scratch", lambda self, scheme: 0)
         quantconvert.convert(source, tmp_path / f"out{i}", workers=workers, memory_limit=limit, **options)
         seen.append(digests(tmp_path / f"out{i}"))
     assert all(other == seen[0] for other in seen[1:])
@@ -151,7 +144,7 @@ def test_an_interrupted_overwrite_is_taken_back(tmp_path: Path, monkeypatch: pyt
     class Killed(BaseException):
         pass
 
-    def takes_nothing_back() -> None:
+    def takes_nothing_back(out: Path) -> None:
         raise Killed
 
     moves = []
@@ -170,7 +163,7 @@ def test_an_interrupted_overwrite_is_taken_back(tmp_path: Path, monkeypatch: pyt
         folder.write(name, b"new")
     with monkeypatch.context() as patch:
         patch.setattr(Path, "replace", replace)
-        patch.setattr(folder, "restore", takes_nothing_back)
+        patch.setattr("quantconvert.run.folder.commit.restore", takes_nothing_back)
         with pytest.raises(Killed):
             folder.commit()
     folder.release()

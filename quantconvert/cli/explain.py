@@ -10,6 +10,7 @@ from quantconvert.cli.output import accounts, kept_rows, plain, plan_rows, print
 from quantconvert.families import REASON_TEXT
 from quantconvert.patterns import template_of
 from quantconvert.planning import Plan, Task
+from quantconvert.planning.tasks import role_of
 from quantconvert.text import size
 
 Detail = Literal["totals", "kinds", "tensors"]
@@ -63,7 +64,7 @@ def _tensors(plan: Plan) -> Table:
     for task in plan.tasks:
         decision = task.scheme.label if task.scheme else f"keep: {task.reason}"
         shape = "x".join(map(str, task.source.shape))
-        table.add_row(plain(task.source.name), shape, _dtypes(task), task.role, decision, plain(task.evidence))
+        table.add_row(plain(task.source.name), shape, _dtypes(task), role_of(task), decision, plain(task.evidence))
     for dropped in plan.dropped:
         ref = dropped.ref
         shape = "x".join(map(str, ref.shape))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +37,8 @@ from quantconvert.cli.parameters import (
 )
 from quantconvert.cli.progress import ProgressReporter
 from quantconvert.errors import UsageError, VerificationError
-from quantconvert.events import silent
-from quantconvert.options import ConvertOptions, PlanOptions, SourceOptions, TranscodeOptions
+from quantconvert.events import Reporter, silent
+from quantconvert.options import ConvertOptions, PlanOptions, SourceOptions, TranscodeOptions, VerifyOptions
 from quantconvert.options.option import nearest_word
 from quantconvert.options.table import (
     ConvertWords,
@@ -50,7 +50,7 @@ from quantconvert.options.table import (
 )
 from quantconvert.planning import Plan
 from quantconvert.recipe import merged, read_recipe, write_recipe
-from quantconvert.run.output import free_nbytes
+from quantconvert.run.folder import free_nbytes
 from quantconvert.version import __version__
 
 EPILOG = """
@@ -152,13 +152,14 @@ def plan(source: str, out: str | None, asked: dict[str, Any], words: dict[str, A
     _show_plan(lambda: api.plan(source, out, **asked), out, words)
 
 
-@command([CONVERTED], SourceOptions, VerifyWords)
+@command([CONVERTED], VerifyOptions, VerifyWords)
 def verify(folder: str, where: dict[str, Any], words: dict[str, Any]) -> None:
     """Check a result: headers, config, checksums, codes, values."""
-    found = api.verify(folder, words.get("source"), **where)
+    with _reporter(words) as report:
+        found = api.verify(folder, words.get("source"), report=report, **where)
     if words.get("json"):
         print_json(found.to_json())
-    else:
+    elif found.findings or not words.get("quiet"):
         print_verification(found, words.get("verbose", False))
     if not found.is_ok:
         raise typer.Exit(VerificationError.exit_code)
@@ -196,13 +197,16 @@ def _with_recipe(asked: dict[str, Any], words: dict[str, Any]) -> dict[str, Any]
 
 def _convert(work: Callable[..., api.Result], words: dict[str, Any]) -> None:
     """Run one conversion with progress, and print what it did."""
-    quiet = _is_quiet(words)
-    with nullcontext(silent) if quiet else ProgressReporter(verbose=words.get("verbose", False)) as report:
+    with _reporter(words) as report:
         result = work(report)
     if words.get("json"):
         print_json(result_json(result))
-    if not quiet:
+    if not words.get("quiet"):
         print_result(result)
+
+
+def _reporter(words: dict[str, Any]) -> AbstractContextManager[Reporter]:
+    return nullcontext(silent) if _is_quiet(words) else ProgressReporter(verbose=words.get("verbose", False))
 
 
 def _show_plan(planned: Callable[[], Plan], out: str | None, words: dict[str, Any]) -> None:

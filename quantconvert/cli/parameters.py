@@ -152,6 +152,7 @@ def _parameter(
         help=help,
         show_default=False,
         rich_help_panel=option.option.panel,
+        hidden=option.option.hidden,
         autocompletion=complete if words else None,
         **more,
     )

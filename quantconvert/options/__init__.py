@@ -6,6 +6,7 @@ from quantconvert.options.table import (
     ConvertOptions,
     DequantizeWords,
     JobOptions,
+    LimitOptions,
     NanPolicy,
     OnIndivisible,
     PlainDType,
@@ -14,6 +15,7 @@ from quantconvert.options.table import (
     SourceOptions,
     StreamOptions,
     TranscodeOptions,
+    VerifyOptions,
 )
 
 __all__ = [
@@ -22,6 +24,7 @@ __all__ = [
     "Declared",
     "DequantizeWords",
     "JobOptions",
+    "LimitOptions",
     "NanPolicy",
     "OnIndivisible",
     "Option",
@@ -31,6 +34,7 @@ __all__ = [
     "SourceOptions",
     "StreamOptions",
     "TranscodeOptions",
+    "VerifyOptions",
     "check_values",
     "parse_size",
     "read_group",

@@ -9,7 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated, Literal, TypedDict
 
+from quantconvert.engines import ENGINES
 from quantconvert.layouts import LAYOUTS
+from quantconvert.methods import DEFAULT_METHOD, METHODS
 from quantconvert.options.option import Option
 from quantconvert.rules import PRESETS, Rule
 from quantconvert.schemes import SCHEMES
@@ -47,7 +49,19 @@ class RunOptions(OutputOptions, total=False):
     ]
 
 
-class StreamOptions(TypedDict, total=False):
+class LimitOptions(TypedDict, total=False):
+    """What may change the speed, never a byte."""
+
+    memory_limit: Annotated[
+        int | str,
+        Option("Most memory on top of Python with torch (about 260 MB).", metavar="SIZE", default=2_000_000_000,
+               shown="2GB", panel=LIMITS),
+    ]  # fmt: skip
+    workers: Annotated[int, Option("Threads; 0 = one a core.", metavar="N", default=0, panel=LIMITS, least=0)]
+    executor: Annotated[str, Option("How tasks are carried out.", metavar="NAME", default="threads", hidden=True)]
+
+
+class StreamOptions(LimitOptions, total=False):
     """Keyword arguments of everything that writes a checkpoint."""
 
     max_shard_size: Annotated[
@@ -55,12 +69,6 @@ class StreamOptions(TypedDict, total=False):
         Option("Largest output file.", metavar="SIZE", default=5_000_000_000, shown="5GB", panel=LIMITS, changes=True,
                in_recipe=True),
     ]  # fmt: skip
-    memory_limit: Annotated[
-        int | str,
-        Option("Most memory on top of Python with torch (about 260 MB).", metavar="SIZE", default=2_000_000_000,
-               shown="2GB", panel=LIMITS),
-    ]  # fmt: skip
-    workers: Annotated[int, Option("Threads; 0 = one a core.", metavar="N", default=0, panel=LIMITS, least=0)]
     base_model: Annotated[
         str | None,
         Option("Id for the model card, where SRC is a folder.", metavar="ID", changes=True, in_recipe=True),
@@ -96,6 +104,22 @@ class JobOptions(StreamOptions, total=False):
         str,
         Option("Layout on disk.", metavar="|".join(("auto", *LAYOUTS)), default="auto", panel=SCHEME, changes=True,
                in_recipe=True, suggest=lambda: ("auto", *LAYOUTS)),
+    ]  # fmt: skip
+    engines: Annotated[
+        Sequence[str],
+        Option("An engine that has to load the result; chooses the format; repeatable.", flags=("--engine",),
+               metavar="|".join(ENGINES), default=(), shown="all", panel=SCHEME, in_card=True, in_recipe=True,
+               suggest=lambda: ENGINES, item=lambda name: ENGINES.find(name).name),
+    ]  # fmt: skip
+    method: Annotated[
+        str,
+        Option("How codes are found.", metavar="|".join(METHODS), default=DEFAULT_METHOD, panel=SCHEME, changes=True,
+               in_recipe=True, suggest=lambda: METHODS),
+    ]  # fmt: skip
+    steps: Annotated[
+        Sequence[str],
+        Option("What is done to weights before; repeatable.", flags=("--step",), metavar="NAME", default=(),
+               hidden=True, changes=True, in_recipe=True),
     ]  # fmt: skip
     ignore: Annotated[
         Sequence[str],
@@ -155,6 +179,17 @@ class TranscodeOptions(StreamOptions, SourceOptions, RunOptions, total=False):
     """Keyword arguments of `quantconvert.repack` and `quantconvert.dequantize`."""
 
 
+class VerifyOptions(SourceOptions, LimitOptions, total=False):
+    """Keyword arguments of `quantconvert.verify`."""
+
+    require_report: Annotated[bool, Option("A missing quantconvert.json is a finding.", default=False)]
+    method: Annotated[
+        str | None,
+        Option("How codes were found, where no quantconvert.json says it.", metavar="|".join(METHODS),
+               suggest=lambda: METHODS),
+    ]  # fmt: skip
+
+
 # What only the command line knows.
 
 
@@ -196,7 +231,7 @@ class PlanWords(RecipeWords, total=False):
     write_recipe: Annotated[bool, Option("Print the options as a recipe and nothing else.", default=False)]
 
 
-class VerifyWords(ShowWords, total=False):
+class VerifyWords(QuietWords, total=False):
     """Of `verify` alone."""
 
     source: Annotated[str | None, Option("What it was converted from: each value is compared.", metavar="SRC")]

@@ -12,7 +12,7 @@ from quantconvert.job import Job
 from quantconvert.patterns import compile_pattern, module_of, nearest
 from quantconvert.rules import PRESETS, Rule
 from quantconvert.schemes import Request
-from quantconvert.sources import Source, Weight
+from quantconvert.sources import Read
 
 _LAYER = re.compile(r"(?:^|\.)(?:layers|layer|h|blocks)\.(\d+)\.")
 
@@ -26,7 +26,7 @@ class Verdict:
     forced: bool = False
 
 
-def expand(job: Job, checkpoint: Checkpoint, tensors: Sequence[Source]) -> tuple[Rule, ...]:
+def expand(job: Job, checkpoint: Checkpoint, tensors: Sequence[Read]) -> tuple[Rule, ...]:
     """The preset's rules for this checkpoint, then the user's. Raises `UsageError` for an unknown preset."""
     if job.preset is None:
         return job.rules
@@ -38,7 +38,7 @@ def expand(job: Job, checkpoint: Checkpoint, tensors: Sequence[Source]) -> tuple
 
 
 def verdicts(
-    checkpoint: Checkpoint, tensors: Sequence[Source], job: Job, errors: list[QuantConvertError]
+    checkpoint: Checkpoint, tensors: Sequence[Read], job: Job, errors: list[QuantConvertError]
 ) -> dict[str, Verdict]:
     """Tensor name to what the last matching rule says; a rule without a match is a mistake worth stopping for."""
     found: dict[str, Verdict] = {}
@@ -61,7 +61,7 @@ def verdicts(
     return found
 
 
-def _hits(tensors: Sequence[Source], pattern: str, what: str, errors: list[QuantConvertError]) -> list[Source]:
+def _hits(tensors: Sequence[Read], pattern: str, what: str, errors: list[QuantConvertError]) -> list[Read]:
     """Tensors that `pattern` matches by module or name; exact names and globs also by that of the stored tensor."""
     try:
         matches = compile_pattern(pattern)
@@ -77,6 +77,6 @@ def _hits(tensors: Sequence[Source], pattern: str, what: str, errors: list[Quant
     return hits
 
 
-def _names(source: Source, own: bool = False) -> set[str]:
-    names = {source.name, source.values.name} if isinstance(source, Weight) and not own else {source.name}
+def _names(source: Read, own: bool = False) -> set[str]:
+    names = {source.name} if own else {source.name, source.values.name}
     return names | {module_of(name) for name in names}

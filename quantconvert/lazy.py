@@ -1,4 +1,4 @@
-"""Torch, imported when the first tensor is needed: it takes seconds, and must not be interrupted half way."""
+"""Imports that wait until they are needed: torch takes seconds, and must not be interrupted half way."""
 
 from __future__ import annotations
 
