@@ -20,6 +20,7 @@ from quantconvert.options import (
     ConvertOptions,
     DequantizeWords,
     JobOptions,
+    LimitOptions,
     PlainDType,
     PlanOptions,
     RankOptions,
@@ -138,20 +139,20 @@ def verify(
 
     With a source (a folder or a Hub repository id, as converted), what engines compute from every weight must lie as
     near to it as the method promises that quantconvert.json names (`method` says it where there is no such file;
-    without either, half of a weight may be noise), and everything else must equal it. report: receives events. options:
-    see `VerifyOptions`. Findings are returned, not raised; raises `CheckpointError` where `out` is no folder or the
-    source cannot be read.
+    without either, half of a weight may be noise), and everything else must equal it. require_report: a missing
+    quantconvert.json is a finding. workers, memory_limit: as in `convert`. Findings are returned, not raised;
+    raises `CheckpointError` where `out` is no folder or the source cannot be read.
     """
     values = check_values(VerifyOptions, options)
-    limits = _job({key: values[key] for key in ("workers", "memory_limit") if key in values}).limits
+    limits = Job.from_options({name: values[name] for name in read_group(LimitOptions) if name in values}).limits
     folder = Path(out)
     LocalFolder(folder)
     repo = None
     if source is not None:
         repo = _open(source, values)
         repo.prepare(tuple(file.path for file in load_checkpoint(repo).weight_files))
-    method, required = values.get("method"), values.get("require_report", False)
-    return verify_folder(folder, repo, limits, method=method, report=report, require_report=required)
+    how = {name: values[name] for name in ("method", "require_report") if name in values}
+    return verify_folder(folder, repo, limits, report=report, **how)
 
 
 def inspect(folder: Source, **where: Unpack[SourceOptions]) -> Inventory:

@@ -55,7 +55,7 @@ def method(plan: Plan) -> str:
     if plan.job.operation == "dequantize":
         return "(code - zero point) * scale, rounded once"
     decoded = f", from weights decoded from {plan.source_format}" if plan.source_format else ""
-    return METHODS[plan.job.method].words + decoded
+    return f"{METHODS.find(plan.job.method).words}{decoded}"
 
 
 def command_of(plan: Plan) -> str:

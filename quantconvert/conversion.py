@@ -67,6 +67,14 @@ class Result:
 
 
 @dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a run found out about its result."""
+
+    verification: Verification | None = None
+    quality: Quality | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Target:
     """Where a result goes, what may be discarded there, whether to verify it, and whom to tell."""
 
@@ -92,8 +100,7 @@ def run(repo: Repo, build: Builder, target: Target) -> Result:
         target.report(Note("plan", message))
     finished = read_state(target.out) is State.DONE
     complete = finished and _is_result(target.out, made)
-    folder = OutputFolder(target.out, target.report)
-    outcome: Outcome = None, None
+    folder, outcome = OutputFolder(target.out, target.report), Outcome()
     try:
         folder.acquire()
         if finished:
@@ -108,7 +115,7 @@ def run(repo: Repo, build: Builder, target: Target) -> Result:
         folder.release()
     target.report(Finished(str(target.out)))
     took = time.perf_counter() - wall, time.process_time() - cpu
-    return Result(made, target.out, *took, peak_rss_nbytes(), *outcome)
+    return Result(made, target.out, *took, peak_rss_nbytes(), outcome.verification, outcome.quality)
 
 
 def _is_result(out: Path, made: Plan) -> bool:
@@ -194,9 +201,6 @@ def _no_garbage() -> Iterator[None]:
             gc.enable()
 
 
-Outcome = tuple[Verification | None, Quality | None]
-
-
 def _fill(folder: OutputFolder, made: Plan, repo: Repo, target: Target) -> Outcome:
     """Continue what the folder holds, or begin; on an error keep what the same command can continue."""
     side = sum(file.nbytes for file in made.checkpoint.side_files)
@@ -220,7 +224,8 @@ def _may_pass(error: BaseException) -> bool:
 
 
 def _execute(made: Plan, repo: Repo, folder: OutputFolder, journal: Journal, target: Target) -> Outcome:
-    target.report(Started(len(made.tasks), made.checkpoint.nbytes, _num_layers(made)))
+    num_layers = len({layer_of(task.source.name) for task in made.tasks} - {None})
+    target.report(Started(len(made.tasks), made.checkpoint.nbytes, num_layers=num_layers))
     load_torch()
     from quantconvert.run.execute import execute
 
@@ -240,11 +245,7 @@ def _execute(made: Plan, repo: Repo, folder: OutputFolder, journal: Journal, tar
     files = hash_files(folder.state, built, made.execution.workers)
     folder.write(REPORT_NAME, report_bytes(report_of(made, errors, files)))
     folder.commit()
-    return verification, quality
-
-
-def _num_layers(made: Plan) -> int:
-    return len({layer_of(task.source.name) for task in made.tasks} - {None})
+    return Outcome(verification, quality)
 
 
 def _write_small_files(made: Plan, repo: Repo, folder: OutputFolder, quality: Quality | None) -> None:

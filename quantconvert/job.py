@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from quantconvert.errors import UsageError
-from quantconvert.options import JobOptions, NanPolicy, OnIndivisible, PlainDType, check_values, read_group
+from quantconvert.options import JobOptions, NanPolicy, OnIndivisible, Option, PlainDType, check_values, read_group
 from quantconvert.rules import Rule
 from quantconvert.schemes import DEFAULT_GROUP_SIZE, DEFAULT_REQUEST, NUM_BITS, Request, parse_scheme, width_of
 
@@ -74,7 +74,7 @@ class Job:
     def words(self) -> list[str]:
         """The command line's words for what differs from the defaults and can change bytes of the result."""
         options, asked = read_group(JobOptions), self.asked()
-        shown = (key for key, value in options.items() if value.option.changes or key in BASE_OPTIONS)
+        shown = (key for key, value in options.items() if _is_recorded(key, value.option))
         return [word for key in shown if key in asked for word in options[key].as_words(asked[key])]
 
     def request(self, name: str) -> Request | None:
@@ -98,6 +98,10 @@ class Job:
         for rule in job.rules:
             job.request(rule.scheme)
         return job
+
+
+def _is_recorded(name: str, option: Option) -> bool:
+    return option.changes or option.in_card or name in BASE_OPTIONS
 
 
 def _base(options: Mapping[str, Any]) -> Request:

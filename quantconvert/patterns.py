@@ -81,7 +81,18 @@ def nearest(pattern: str, names: Iterable[str], count: int = 3) -> list[str]:
     """The names most like `pattern`, one a template, for the message that it matched nothing."""
     unique = {template_of(name): name for name in reversed(list(names))}
     bare = template_of(pattern.removeprefix("re:").replace("\\", "").replace("*", ""))
-    return [unique[t] for t in difflib.get_close_matches(bare, list(unique), n=count, cutoff=0.1)]
+    return [unique[t] for t in difflib.get_close_matches(bare, list(unique), n=count, cutoff=0.26)]
+
+
+def wider(pattern: str, names: Sequence[str]) -> tuple[str, int] | None:
+    """The glob that an exact name was meant as, and how many of `names` it matches: `q_proj` as `*.q_proj`."""
+    if pattern.startswith("re:") or any(c in pattern for c in "*?["):
+        return None
+    for glob in (f"*.{pattern}", f"*.{pattern}.*", f"{pattern}.*", f"*{pattern}*"):
+        count = sum(map(compile_pattern(glob), names))
+        if count:
+            return glob, count
+    return None
 
 
 def cover(selected: Sequence[str], others: Sequence[str], fused: Sequence[tuple[str, tuple[str, ...]]]) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,7 @@ from quantconvert.cli.parameters import (
 )
 from quantconvert.cli.progress import ProgressReporter
 from quantconvert.errors import UsageError, VerificationError
-from quantconvert.events import silent
+from quantconvert.events import Reporter, silent
 from quantconvert.options import ConvertOptions, PlanOptions, SourceOptions, TranscodeOptions, VerifyOptions
 from quantconvert.options.option import nearest_word
 from quantconvert.options.table import (
@@ -153,14 +153,13 @@ def plan(source: str, out: str | None, asked: dict[str, Any], words: dict[str, A
 
 
 @command([CONVERTED], VerifyOptions, VerifyWords)
-def verify(folder: str, asked: dict[str, Any], words: dict[str, Any]) -> None:
+def verify(folder: str, where: dict[str, Any], words: dict[str, Any]) -> None:
     """Check a result: headers, config, checksums, codes, values."""
-    quiet = _is_quiet(words)
-    with nullcontext(silent) if quiet else ProgressReporter(verbose=words.get("verbose", False)) as report:
-        found = api.verify(folder, words.get("source"), report=report, **asked)
+    with _reporter(words) as report:
+        found = api.verify(folder, words.get("source"), report=report, **where)
     if words.get("json"):
         print_json(found.to_json())
-    elif not quiet or not found.is_ok:
+    elif found.findings or not words.get("quiet"):
         print_verification(found, words.get("verbose", False))
     if not found.is_ok:
         raise typer.Exit(VerificationError.exit_code)
@@ -198,13 +197,16 @@ def _with_recipe(asked: dict[str, Any], words: dict[str, Any]) -> dict[str, Any]
 
 def _convert(work: Callable[..., api.Result], words: dict[str, Any]) -> None:
     """Run one conversion with progress, and print what it did."""
-    quiet = _is_quiet(words)
-    with nullcontext(silent) if quiet else ProgressReporter(verbose=words.get("verbose", False)) as report:
+    with _reporter(words) as report:
         result = work(report)
     if words.get("json"):
         print_json(result_json(result))
-    if not quiet:
+    if not words.get("quiet"):
         print_result(result)
+
+
+def _reporter(words: dict[str, Any]) -> AbstractContextManager[Reporter]:
+    return nullcontext(silent) if _is_quiet(words) else ProgressReporter(verbose=words.get("verbose", False))
 
 
 def _show_plan(planned: Callable[[], Plan], out: str | None, words: dict[str, Any]) -> None:

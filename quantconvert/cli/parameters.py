@@ -153,6 +153,7 @@ def _parameter(
         show_default=False,
         hidden=option.option.hidden,
         rich_help_panel=option.option.panel,
+        hidden=option.option.hidden,
         autocompletion=complete if words else None,
         **more,
     )

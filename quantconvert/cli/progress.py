@@ -42,8 +42,10 @@ class ProgressReporter:
         match event:
             case Note(_, message):
                 self.close_line(f"[yellow]note[/yellow] {plain(message)}")
-            case Started(num_tasks, nbytes, num_layers, word):
-                self._total, self._num_layers = nbytes, num_layers
+            case Started(num_tasks, nbytes, word, num_layers):
+                self.close()
+                self._start, self._done, self._total = None, 0, nbytes
+                self._num_layers, self._layers = num_layers, set()
                 stderr.print(f"{word} {counted(num_tasks, 'tensor')}, {size(nbytes)}")
             case Progress(name, nbytes):
                 self._advance(name, nbytes)

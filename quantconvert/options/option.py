@@ -27,8 +27,8 @@ class Option:
     own help. shown: the default in words. choices: the words that are allowed, from a registry or, where nothing is
     said, from the type. suggest: words for shell completion where others are allowed too. item: makes one value of a
     list from its text. least: the smallest number. changes: whether it can change bytes of the result (then it is in a
-    job's JSON and in the command of the model card). in_recipe: whether a recipe may hold it. hidden: left out of help
-    texts.
+    job's JSON and in the command of the model card). in_card: whether it changes the card alone. hidden: whether help
+    says nothing of it, because no value but the default is registered yet. in_recipe: whether a recipe may hold it.
     """
 
     help: str
@@ -44,8 +44,9 @@ class Option:
     item: Callable[[str], Any] = str
     least: int | None = None
     changes: bool = False
-    in_recipe: bool = False
+    in_card: bool = False
     hidden: bool = False
+    in_recipe: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -50,7 +50,7 @@ class RunOptions(OutputOptions, total=False):
 
 
 class LimitOptions(TypedDict, total=False):
-    """What may change the time that work takes, never its result."""
+    """What may change the speed, never a byte."""
 
     memory_limit: Annotated[
         int | str,
@@ -58,19 +58,7 @@ class LimitOptions(TypedDict, total=False):
                shown="2GB", panel=LIMITS),
     ]  # fmt: skip
     workers: Annotated[int, Option("Threads; 0 = one a core.", metavar="N", default=0, panel=LIMITS, least=0)]
-
-
-class VerifyOptions(SourceOptions, LimitOptions, total=False):
-    """Keyword arguments of `quantconvert.verify`."""
-
-    require_report: Annotated[
-        bool, Option("A missing quantconvert.json, which has the checksums, is a finding.", default=False)
-    ]
-    method: Annotated[
-        str | None,
-        Option("Hold it to this method's promise, where no quantconvert.json names one.", metavar="|".join(METHODS),
-               suggest=lambda: METHODS),
-    ]  # fmt: skip
+    executor: Annotated[str, Option("How tasks are carried out.", metavar="NAME", default="threads", hidden=True)]
 
 
 class StreamOptions(LimitOptions, total=False):
@@ -81,9 +69,6 @@ class StreamOptions(LimitOptions, total=False):
         Option("Largest output file.", metavar="SIZE", default=5_000_000_000, shown="5GB", panel=LIMITS, changes=True,
                in_recipe=True),
     ]  # fmt: skip
-    executor: Annotated[
-        str, Option("How tasks are carried out, by its registered name.", default="threads", hidden=True)
-    ]
     base_model: Annotated[
         str | None,
         Option("Id for the model card, where SRC is a folder.", metavar="ID", changes=True, in_recipe=True),
@@ -123,8 +108,8 @@ class JobOptions(StreamOptions, total=False):
     engines: Annotated[
         Sequence[str],
         Option("An engine that has to load the result; chooses the format; repeatable.", flags=("--engine",),
-               metavar="|".join(ENGINES), default=(), shown="all", panel=SCHEME, changes=True, in_recipe=True,
-               suggest=lambda: ENGINES),
+               metavar="|".join(ENGINES), default=(), shown="all", panel=SCHEME, in_card=True, in_recipe=True,
+               suggest=lambda: ENGINES, item=lambda name: ENGINES.find(name).name),
     ]  # fmt: skip
     method: Annotated[
         str,
@@ -133,8 +118,8 @@ class JobOptions(StreamOptions, total=False):
     ]  # fmt: skip
     steps: Annotated[
         Sequence[str],
-        Option("What is done to weights before they are quantized; repeatable.", flags=("--step",), default=(),
-               changes=True, in_recipe=True, hidden=True),
+        Option("What is done to weights before; repeatable.", flags=("--step",), metavar="NAME", default=(),
+               hidden=True, changes=True, in_recipe=True),
     ]  # fmt: skip
     ignore: Annotated[
         Sequence[str],
@@ -192,6 +177,17 @@ class ConvertOptions(JobOptions, SourceOptions, RunOptions, total=False):
 
 class TranscodeOptions(StreamOptions, SourceOptions, RunOptions, total=False):
     """Keyword arguments of `quantconvert.repack` and `quantconvert.dequantize`."""
+
+
+class VerifyOptions(SourceOptions, LimitOptions, total=False):
+    """Keyword arguments of `quantconvert.verify`."""
+
+    require_report: Annotated[bool, Option("A missing quantconvert.json is a finding.", default=False)]
+    method: Annotated[
+        str | None,
+        Option("How codes were found, where no quantconvert.json says it.", metavar="|".join(METHODS),
+               suggest=lambda: METHODS),
+    ]  # fmt: skip
 
 
 # What only the command line knows.

@@ -59,7 +59,7 @@ def check_values(
     execution = execution_for(limits)
     found = Values()
     pairs = list(_pairs(tensors, source[1] if source else None, found))
-    report(Started(len(pairs), sum(tensor.nbytes for tensor, _ in pairs), word="checking"))
+    report(Started(len(pairs), sum(tensor.nbytes for tensor, _ in pairs), "checking"))
     files, theirs = Files(LocalFolder(out)), Files(source[0]) if source else None
     check = _Checker(files, theirs, execution, method, report)
     try:
