@@ -313,6 +313,6 @@ def test_the_table_names_the_families_that_auto_makes_an_exception_for(family: F
     checkpoint = quantconvert.plan(write_checkpoint(tmp_path / "model")).checkpoint
     model = Loadable("plain", (), family.name)
     decisions = [Decision(ref, None, "", request=DEFAULT_REQUEST) for ref in checkpoint.tensors if "_proj" in ref.name]
-    choice = choose_format(Job(), decisions, config, [], model)
+    choice = choose_format(Job.from_options({}), decisions, config, [], model)
     named = re.findall(r"[\w.-]+", what_auto_writes().split("without a table; ")[1].split("|")[0])
     assert (choice.format.name == "compressed-tensors") == (family.name in named)

@@ -10,26 +10,24 @@ from collections.abc import Sequence
 from quantconvert.engines.gptqmodel import GPTQMODEL
 from quantconvert.engines.row import PLAIN, Engine, Loadable, Row, Verdict, When, filled
 from quantconvert.engines.sglang import SGLANG
+from quantconvert.engines.snippets import snippet
 from quantconvert.engines.transformers import TRANSFORMERS
 from quantconvert.engines.vllm import VLLM
-from quantconvert.errors import UsageError
+from quantconvert.registry import Registry
 
 __all__ = [
     "ENGINES", "NOBODY", "PLAIN", "Engine", "Loadable", "Row", "Verdict", "When", "engine_notes", "get_engines",
-    "load_lines", "own_names", "titles",
+    "load_lines", "own_names", "snippet", "titles",
 ]  # fmt: skip
 
-ENGINES: dict[str, Engine] = {engine.name: engine for engine in (VLLM, SGLANG, TRANSFORMERS, GPTQMODEL)}
+ENGINES: Registry[Engine] = Registry("engine", VLLM, SGLANG, TRANSFORMERS, GPTQMODEL)
 
 NOBODY = "no engine loads this result as it is"
 
 
 def get_engines(names: Sequence[str]) -> tuple[Engine, ...]:
     """The engines of these names, all where there are none; raises `UsageError` for an unknown one."""
-    for name in names:
-        if name not in ENGINES:
-            raise UsageError(f"--engine: unknown engine `{name}`", hint=f"known engines: {', '.join(ENGINES)}")
-    return tuple(ENGINES[name] for name in dict.fromkeys(names)) or tuple(ENGINES.values())
+    return tuple(ENGINES.find(name) for name in dict.fromkeys(names)) or tuple(ENGINES.values())
 
 
 def titles(engines: Sequence[Engine]) -> str:

@@ -32,7 +32,7 @@ from quantconvert.schemes import Scheme
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from quantconvert.methods.base import Quantized
+    from quantconvert.quantized import Quantized
 
 ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
 
@@ -74,20 +74,20 @@ class Awq(Layout):
         )
 
     def encode(self, quantized: Quantized, scheme: Scheme, shape: tuple[int, ...]) -> dict[str, Tensor]:
-        from quantconvert.kernels.packing import pack_rows_int4
+        from quantconvert.layouts.packing import pack_rows_int4
 
         return {
             "qweight": pack_rows_int4(quantized.codes, ORDER),
-            "qzeros": pack_rows_int4(quantized.zero_points(scheme), ORDER),
+            "qzeros": pack_rows_int4(quantized.zero_points(), ORDER),
             "scales": quantized.scale,
         }
 
     def decode(self, blocks: Mapping[str, Tensor], stored: Stored, rows: int) -> Quantized:
-        from quantconvert.kernels.packing import unpack_rows_int4
-        from quantconvert.methods.base import Quantized
+        from quantconvert.layouts.packing import unpack_rows_int4
+        from quantconvert.quantized import Quantized
 
         codes, zeros = (unpack_rows_int4(blocks[name], ORDER)[:rows] for name in ("qweight", "qzeros"))
-        return Quantized.of(codes, blocks["scales"], zeros, stored.scheme)
+        return Quantized(codes, blocks["scales"], None if stored.scheme.symmetric else zeros, stored.scheme.number)
 
     def reader(self, block: Mapping[str, Any], read: Callable[[TensorRef], bytes]) -> ModuleReader:
         """AWQ always stores zero points; weights whose zeros are all 8 are symmetric."""

@@ -28,7 +28,7 @@ from quantconvert.schemes import NUM_BITS, Scheme, Strategy
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from quantconvert.methods.base import Quantized
+    from quantconvert.quantized import Quantized
 
 PACKED, INT = "pack-quantized", "int-quantized"
 
@@ -44,7 +44,7 @@ class CompressedTensors(Layout):
         return []
 
     def rank_problems(self, scheme: Scheme, shape: tuple[int, int], module: str) -> list[str]:
-        pack = 32 // scheme.num_bits
+        pack = scheme.number.per_word
         found = []
         if not scheme.activations and shape[1] % pack:
             found.append(f"{pack} codes share a word: expected in_features % {pack} == 0, got {shape[1]}")
@@ -56,11 +56,11 @@ class CompressedTensors(Layout):
         return None
 
     def row_multiple(self, scheme: Scheme) -> int:
-        return 1 if scheme.symmetric or scheme.activations else 32 // scheme.num_bits
+        return 1 if scheme.symmetric or scheme.activations else scheme.number.per_word
 
     def outputs(self, shape: tuple[int, ...], weight_dtype: str, scheme: Scheme) -> tuple[TensorSpec, ...]:
         rows, columns = shape
-        pack = 32 // scheme.num_bits
+        pack = scheme.number.per_word
         groups = scheme.num_groups(columns)
         whole = scheme.strategy == "tensor"
         per_group = ((1,), 0) if whole else ((rows, groups), 1)
@@ -81,26 +81,25 @@ class CompressedTensors(Layout):
     def encode(self, quantized: Quantized, scheme: Scheme, shape: tuple[int, ...]) -> dict[str, Tensor]:
         import torch
 
-        from quantconvert.kernels.packing import pack_columns, pack_rows
+        from quantconvert.layouts.packing import pack_columns, pack_rows
 
         whole = scheme.strategy == "tensor"
         scale = quantized.scale.reshape(1) if whole else quantized.scale
-        half = 1 << (scheme.num_bits - 1)
 
         def signed(values: Tensor) -> Tensor:
-            return (values.to(torch.int16) - half).to(torch.int8)
+            return (values.to(torch.int16) - scheme.number.midpoint).to(torch.int8)
 
         if scheme.activations:
             plain = {"weight": signed(quantized.codes), "weight_scale": scale}
-            zero_point = quantized.zero_point
-            return plain if zero_point is None else plain | {"weight_zero_point": signed(zero_point).view(scale.shape)}
+            offset = quantized.offset
+            return plain if offset is None else plain | {"weight_zero_point": signed(offset).view(scale.shape)}
         blocks = {
             "weight_packed": pack_columns(quantized.codes, scheme.num_bits),
             "weight_scale": scale,
             "weight_shape": torch.tensor(shape, dtype=torch.int64),
         }
         if not scheme.symmetric:
-            zeros = quantized.zero_points(scheme)
+            zeros = quantized.zero_points()
             blocks["weight_zero_point"] = signed(zeros).reshape(1) if whole else pack_rows(zeros, scheme.num_bits)
         return blocks
 
@@ -121,7 +120,7 @@ class CompressedTensors(Layout):
             scheme = replace(group.scheme, activations=not packed)
             if packed:
                 rows, words = refs["weight_packed"].shape
-                columns = words * (32 // scheme.num_bits)
+                columns = words * scheme.number.per_word
                 if "weight_shape" in refs:
                     rows, columns = struct.unpack("<2q", read(refs["weight_shape"]))
             else:
@@ -134,20 +133,22 @@ class CompressedTensors(Layout):
     def decode(self, blocks: Mapping[str, Tensor], stored: Stored, rows: int) -> Quantized:
         import torch
 
-        from quantconvert.kernels.packing import unpack_columns, unpack_rows
-        from quantconvert.methods.base import Quantized
+        from quantconvert.layouts.packing import unpack_columns, unpack_rows
+        from quantconvert.quantized import Quantized
 
         scheme, scale = stored.scheme, blocks["weight_scale"]
         scale = scale.reshape(1, 1) if scheme.strategy == "tensor" else scale
-        half = 1 << (scheme.num_bits - 1)
+        half = scheme.number.midpoint
         zero_point = None if scheme.symmetric else blocks["weight_zero_point"]
         if zero_point is not None and zero_point.dtype == torch.int8:
             zero_point = (zero_point.to(torch.int16) + half).to(torch.uint8).view(scale.shape)
         elif zero_point is not None:
             zero_point = unpack_rows(zero_point, scheme.num_bits, rows)
         if "weight" in blocks:
-            return Quantized((blocks["weight"].to(torch.int16) + half).to(torch.uint8), scale, zero_point)
-        return Quantized(unpack_columns(blocks["weight_packed"], scheme.num_bits, stored.shape[1]), scale, zero_point)
+            codes = (blocks["weight"].to(torch.int16) + half).to(torch.uint8)
+        else:
+            codes = unpack_columns(blocks["weight_packed"], scheme.num_bits, stored.shape[1])
+        return Quantized(codes, scale, zero_point, scheme.number)
 
     def config(self, selection: Selection) -> dict[str, Any]:
         quantized = selection.quantized

@@ -37,7 +37,7 @@ from quantconvert.version import __version__
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from quantconvert.methods.base import Quantized
+    from quantconvert.quantized import Quantized
 
 
 # Every byte of packed zero points of symmetric weights, by bits and by what a stored zero lacks (v1: one).
@@ -53,7 +53,7 @@ class Gptq(Layout):
 
     def problems(self, scheme: Scheme, shape: tuple[int, ...], module: str) -> list[str]:
         found = []
-        pack = 32 // scheme.num_bits
+        pack = scheme.number.per_word
         if scheme.activations:
             found.append("gptq is weight-only")
         if scheme.strategy == "tensor":
@@ -69,14 +69,14 @@ class Gptq(Layout):
         return None
 
     def row_multiple(self, scheme: Scheme) -> int:
-        return 32 // scheme.num_bits
+        return scheme.number.per_word
 
     def scale_dtype(self, weight_dtype: str) -> str:
         return "F16"
 
     def outputs(self, shape: tuple[int, ...], weight_dtype: str, scheme: Scheme) -> tuple[TensorSpec, ...]:
         rows, columns = shape
-        pack, groups = 32 // scheme.num_bits, scheme.num_groups(columns)
+        pack, groups = scheme.number.per_word, scheme.num_groups(columns)
         return (
             TensorSpec("qweight", "I32", (columns // pack, rows), 1, transposed=True),
             TensorSpec("qzeros", "I32", (groups, rows // pack), pack, transposed=True),
@@ -87,9 +87,9 @@ class Gptq(Layout):
     def encode(self, quantized: Quantized, scheme: Scheme, shape: tuple[int, ...]) -> dict[str, Tensor]:
         import torch
 
-        from quantconvert.kernels.packing import pack_columns, pack_rows
+        from quantconvert.layouts.packing import pack_columns, pack_rows
 
-        stored = quantized.zero_points(scheme) - (1 if scheme.symmetric else 0)
+        stored = quantized.zero_points() - (1 if scheme.symmetric else 0)
         return {
             "qweight": pack_columns(quantized.codes, scheme.num_bits),
             "qzeros": pack_rows(stored, scheme.num_bits),
@@ -98,14 +98,16 @@ class Gptq(Layout):
         }
 
     def decode(self, blocks: Mapping[str, Tensor], stored: Stored, rows: int) -> Quantized:
-        from quantconvert.kernels.packing import unpack_columns, unpack_rows
-        from quantconvert.methods.base import Quantized
+        from quantconvert.layouts.packing import unpack_columns, unpack_rows
+        from quantconvert.quantized import Quantized
 
         bits = stored.scheme.num_bits
         codes = unpack_columns(blocks["qweight"], bits, stored.shape[1])
         # v1: GPTQModel subtracts one from every value of a word at once, borrows included; so must adding it back
         words = blocks["qzeros"] + stored.zero_offset * (0x11111111 if bits == 4 else 0x01010101)
-        return Quantized.of(codes, blocks["scales"], unpack_rows(words, bits, rows), stored.scheme)
+        zeros = None if stored.scheme.symmetric else unpack_rows(words, bits, rows)
+        order = blocks["g_idx"].long() if stored.reordered else None
+        return Quantized(codes, blocks["scales"], zeros, stored.scheme.number, order=order)
 
     def reader(self, block: Mapping[str, Any], read: Callable[[TensorRef], bytes]) -> ModuleReader:
         """Bits, symmetry and order follow from the tensors, whatever the config and its `dynamic` rules say."""

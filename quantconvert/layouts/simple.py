@@ -35,7 +35,7 @@ from quantconvert.schemes import Scheme, width_of
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from quantconvert.methods.base import Quantized
+    from quantconvert.quantized import Quantized
 
 
 class Simple(Layout):
@@ -74,34 +74,34 @@ class Simple(Layout):
     def encode(self, quantized: Quantized, scheme: Scheme, shape: tuple[int, ...]) -> dict[str, Tensor]:
         import torch
 
-        from quantconvert.kernels.packing import pack_row_pairs
+        from quantconvert.layouts.packing import pack_row_pairs
 
         whole = scheme.strategy == "tensor"
         codes = quantized.codes
         if scheme.num_bits == 4:
             codes = pack_row_pairs(codes)
         elif scheme.symmetric:
-            codes = codes.bitwise_xor(128).view(torch.int8)
+            codes = codes.bitwise_xor(scheme.number.midpoint).view(torch.int8)
         blocks = {"weight": codes, "weight_scale": quantized.scale.reshape(1) if whole else quantized.scale}
-        if quantized.zero_point is not None:
-            blocks["weight_zero_point"] = quantized.zero_point.reshape(1) if whole else quantized.zero_point
+        if quantized.offset is not None:
+            blocks["weight_zero_point"] = quantized.offset.reshape(1) if whole else quantized.offset
         return blocks
 
     def decode(self, blocks: Mapping[str, Tensor], stored: Stored, rows: int) -> Quantized:
         import torch
 
-        from quantconvert.kernels.packing import unpack_row_pairs
-        from quantconvert.methods.base import Quantized
+        from quantconvert.layouts.packing import unpack_row_pairs
+        from quantconvert.quantized import Quantized
 
         scheme = stored.scheme
         codes, scale = blocks["weight"], blocks["weight_scale"]
         if scheme.num_bits == 4:
             codes = unpack_row_pairs(codes, rows)
         elif scheme.symmetric:
-            codes = codes.view(torch.uint8).bitwise_xor(128)
+            codes = codes.view(torch.uint8).bitwise_xor(scheme.number.midpoint)
         scale = scale.view(1, 1) if scheme.strategy == "tensor" else scale
         zero_point = None if scheme.symmetric else blocks["weight_zero_point"].view(scale.shape)
-        return Quantized(codes, scale, zero_point)
+        return Quantized(codes, scale, zero_point, scheme.number)
 
     def reader(self, block: Mapping[str, Any], read: Callable[[TensorRef], bytes]) -> ModuleReader:
         given = (block.get("overrides") or {}).items()

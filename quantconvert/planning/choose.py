@@ -15,7 +15,7 @@ from quantconvert.engines import ENGINES, Engine, Loadable, When, get_engines, t
 from quantconvert.errors import QuantConvertError, UnsupportedError, some
 from quantconvert.families.parallel import part_of
 from quantconvert.job import Job
-from quantconvert.layouts import LAYOUTS, Layout, get_layout
+from quantconvert.layouts import LAYOUTS, Layout
 from quantconvert.planning.decision import Decision
 from quantconvert.schemes import Request, Scheme
 
@@ -53,7 +53,7 @@ def choose_format(
     quantized = [d for d in decisions if d.request]
     requests = list(dict.fromkeys(d.request for d in quantized if d.request))
     if job.format != "auto":
-        found = _Candidate.of(get_layout(job.format), model, requests)
+        found = _Candidate.of(LAYOUTS.find(job.format), model, requests)
         choice = Choice(found.layout, "asked for by name", found.loadable)
     elif job.engines:
         choice = _first_loaded(job.engines, model, requests, quantized, errors)
@@ -107,7 +107,7 @@ def _usual(
     model: Loadable, requests: Sequence[Request], quantized: Sequence[Decision], errors: list[QuantConvertError]
 ) -> Choice:
     """The first of `USUAL`, unless an engine that reads the last one is better off with that."""
-    first, last = (_Candidate.of(get_layout(name), model, requests) for name in USUAL)
+    first, last = (_Candidate.of(LAYOUTS.find(name), model, requests) for name in USUAL)
     engines = list(ENGINES.values())
     better = [
         engine

@@ -13,7 +13,7 @@ from quantconvert.patterns import template_of
 from quantconvert.planning.choose import Choice
 from quantconvert.planning.decision import Decision
 from quantconvert.planning.origin import requantized
-from quantconvert.sources import Sources, bits_of
+from quantconvert.sources import Sources
 
 
 def notes_on(
@@ -55,12 +55,12 @@ def _on_layers(decisions: Sequence[Decision], checkpoint: Checkpoint) -> Iterato
 def _on_decisions(decisions: Sequence[Decision], sources: Sources) -> Iterator[str]:
     again = requantized(decisions)
     if again:
-        bits = max(bits_of(d.ref) or 0 for d in again)
+        bits = max(d.ref.num_bits or 0 for d in again)
         yield (
             f"--requantize: {len(again)} weights are decoded from {sources.method} ({bits} bits) and quantized again; "
             "the errors of both add up"
         )
-    elif any(d.request and bits_of(d.ref) for d in decisions):
+    elif any(d.request and d.ref.num_bits for d in decisions):
         yield f"the source is quantized ({sources.method}): more bits do not bring back what that took from its weights"
     stray = [d for d in decisions if d.is_kept_experts and d.reason == "not 2-D"]
     if stray:
