@@ -124,6 +124,7 @@ def test_gpt_oss_is_loaded_by_nobody_and_that_is_said(layout: str, tmp_path: Pat
     assert any(note.startswith(NOBODY) for note in engine_notes(loadable))
 
 
+@pytest.mark.process
 def test_a_result_that_nobody_loads_says_so_in_its_card_and_summary(tmp_path: Path):
     gpt_oss(tmp_path / "in")
     result = quantconvert.convert(tmp_path / "in", tmp_path / "out", requantize=True)
@@ -212,6 +213,22 @@ def test_an_unknown_family_is_written_where_transformers_can_load_it(tmp_path: P
     assert plan.format == "compressed-tensors"
     assert "without a table" in plan.format_reason
     assert quantconvert.plan(source, engines=["vllm"]).format == "awq"
+
+
+def test_a_preset_that_makes_no_difference_says_so(tmp_path: Path):
+    source = write_checkpoint(tmp_path / "model")
+    note = "--preset experts-4-rest-8 makes no difference here: every quantized weight is int8 g128 symmetric"
+    assert note in quantconvert.plan(source, preset="experts-4-rest-8").notes
+    assert not any("no difference" in note for note in quantconvert.plan(source, preset="down-8").notes)
+
+
+@pytest.mark.parametrize("layout", ["gptq", "rtn"])
+def test_activations_that_a_layout_drops_are_told(layout: str, tmp_path: Path):
+    quantconvert.convert(write_checkpoint(tmp_path / "model"), tmp_path / "w8a8", scheme="W8A8")
+    made = quantconvert.repack(tmp_path / "w8a8", tmp_path / "out", format=layout)
+    assert any("quantize their activations too" in note for note in made.plan.notes)
+    same = quantconvert.repack(tmp_path / "w8a8", tmp_path / "same", format="compressed-tensors")
+    assert not any("activations" in note for note in same.plan.notes)
 
 
 MOE = LLAMA_CONFIG | {"model_type": "qwen3_moe", "num_experts": 1, "moe_intermediate_size": 128}
