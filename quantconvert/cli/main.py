@@ -7,7 +7,7 @@ import shlex
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from functools import partial
 from pathlib import Path
 from types import FrameType
@@ -52,8 +52,8 @@ Examples:
 
   quantconvert inspect out                          (what a checkpoint holds)
 
-Exit codes: 0 done, 2 usage, 3 checkpoint, 4 unsupported, 5 output, 6 verification, 130 interrupted, 143 terminated,
-1 a bug of ours.
+Exit codes: 0 done, 2 usage, 3 checkpoint, 4 unsupported, 5 output, 6 verification, 129 hung up, 130 interrupted,
+143 terminated, 1 a bug of ours.
 After an interruption the same command continues; `--restart` starts over.
 """
 
@@ -316,20 +316,29 @@ def _show_plan(
 
 
 class _Terminated(BaseException):
-    """SIGTERM, raised in the main thread so that everything is cleaned up on the way out."""
+    """SIGTERM or SIGHUP, raised in the main thread so that everything is cleaned up on the way out."""
+
+    def __init__(self, signum: int) -> None:
+        self.signum = signum
+
+
+def _heard() -> tuple[signal.Signals, ...]:
+    """The signals that stop us. A hang-up is none where it is ignored, as `nohup` has it."""
+    ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    return (signal.SIGINT, signal.SIGTERM) if ignored else (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def _on_signal(signum: int, frame: FrameType | None) -> None:
     """Stop, and journal what is done; a second signal kills at once, which the next run survives as well."""
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in _heard():
         signal.signal(number, signal.SIG_DFL)
-    raise KeyboardInterrupt if signum == signal.SIGINT else _Terminated
+    raise KeyboardInterrupt if signum == signal.SIGINT else _Terminated(signum)
 
 
 @contextmanager
 def _exit_codes() -> Iterator[None]:
     """Every error that has a message becomes that message and its exit code; anything else is a bug's traceback."""
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in _heard():
         signal.signal(number, _on_signal)
     try:
         yield
@@ -342,8 +351,9 @@ def _exit_codes() -> Iterator[None]:
         raise typer.Exit(141) from None
     except (KeyboardInterrupt, _Terminated) as interruption:
         notes = getattr(interruption, "__notes__", ["the output folder is as it was before"])
-        stderr.print(f"interrupted: {plain(notes[-1])}")
-        raise typer.Exit(130 if isinstance(interruption, KeyboardInterrupt) else 143) from None
+        with suppress(OSError):  # the terminal may be gone
+            stderr.print(f"interrupted: {plain(notes[-1])}")
+        raise typer.Exit(128 + getattr(interruption, "signum", signal.SIGINT)) from None
 
 
 def _print_error(error: QuantConvertError) -> None:
