@@ -14,7 +14,7 @@ import quantconvert
 from quantconvert import UsageError
 from quantconvert.errors import OutputError
 from quantconvert.events import Event, Note, Progress, Reporter, ShardWritten
-from quantconvert.run.executors import EXECUTORS, Build, Executor, get_executor
+from quantconvert.run.executors import EXECUTORS, Build, Executor
 from quantconvert.run.executors.carry import carry_out_tasks
 from quantconvert.run.ledger import Ledger
 from tests import inputs
@@ -160,5 +160,5 @@ def test_the_executor_is_not_part_of_the_job(source: Path):
 
 @pytest.mark.parametrize("name", ["threads", "processes"])
 def test_registered_executors_know_their_name(name: str):
-    executor: Executor = get_executor(name)
+    executor: Executor = EXECUTORS.find(name)
     assert executor.name == name
