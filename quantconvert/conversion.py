@@ -25,7 +25,7 @@ from quantconvert.lazy import load_torch
 from quantconvert.machine import peak_rss_nbytes
 from quantconvert.patterns import layer_of
 from quantconvert.planning import Plan
-from quantconvert.run.executors import check_executor
+from quantconvert.run.executors import EXECUTORS
 from quantconvert.run.folder import (
     OutputFolder,
     State,
@@ -165,7 +165,7 @@ def make_plan(repo: Repo, out: Path | None, overwrite: bool, build: Builder) -> 
     try:
         with _no_garbage():
             made = build(load_checkpoint(repo))
-        check_executor(made.job.limits.executor)
+        EXECUTORS.find(made.job.limits.executor)
     except Refusal as refusal:
         errors += refusal.errors
     except QuantConvertError as error:
