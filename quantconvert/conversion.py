@@ -23,8 +23,9 @@ from quantconvert.errors import (
 from quantconvert.events import Finished, Note, Reporter, Started
 from quantconvert.lazy import load_torch
 from quantconvert.machine import peak_rss_nbytes
+from quantconvert.patterns import layer_of
 from quantconvert.planning import Plan
-from quantconvert.run.executors import check_executor
+from quantconvert.run.executors import EXECUTORS
 from quantconvert.run.folder import (
     OutputFolder,
     State,
@@ -40,7 +41,7 @@ from quantconvert.run.folder import (
 )
 from quantconvert.run.journal import Journal
 from quantconvert.verification.check import check_complete, raise_findings, verify_folder
-from quantconvert.verification.findings import Finding, TensorError, Verification
+from quantconvert.verification.findings import Finding, Quality, TensorError, Verification
 from quantconvert.verification.report import REPORT_NAME, hash_files, read_report, report_bytes, report_of
 from quantconvert.verification.structure import check_sums
 from quantconvert.version import __version__
@@ -62,18 +63,26 @@ class Result:
     cpu_seconds: float
     peak_rss_nbytes: int
     verification: Verification | None = None
+    quality: Quality | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a run found out about its result."""
+
+    verification: Verification | None = None
+    quality: Quality | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Where a result goes, what may be discarded there, whether to verify it, whom to tell, and the card's command."""
+    """Where a result goes, what may be discarded there, whether to verify it, and whom to tell."""
 
     out: Path
     overwrite: bool
     restart: bool
     verify: bool
     report: Reporter
-    command: str | None
 
 
 Builder = Callable[[Checkpoint], Plan]
@@ -91,7 +100,7 @@ def run(repo: Repo, build: Builder, target: Target) -> Result:
         target.report(Note("plan", message))
     finished = read_state(target.out) is State.DONE
     complete = finished and _is_result(target.out, plan)
-    folder, verification = OutputFolder(target.out, target.report), None
+    folder, outcome = OutputFolder(target.out, target.report), Outcome()
     try:
         folder.acquire()
         if finished:
@@ -101,13 +110,12 @@ def run(repo: Repo, build: Builder, target: Target) -> Result:
             target.report(Note("resume", f"`{target.out}` is already complete: a run of this command ended there"))
         else:
             raise_all(check_output(target.out, _path(repo), target.overwrite))
-            verification = _fill(folder, plan, repo, target)
+            outcome = _fill(folder, plan, repo, target)
     finally:
         folder.release()
     target.report(Finished(str(target.out)))
-    return Result(
-        plan, target.out, time.perf_counter() - wall, time.process_time() - cpu, peak_rss_nbytes(), verification
-    )
+    took = time.perf_counter() - wall, time.process_time() - cpu
+    return Result(plan, target.out, *took, peak_rss_nbytes(), outcome.verification, outcome.quality)
 
 
 def _is_result(out: Path, plan: Plan) -> bool:
@@ -157,7 +165,7 @@ def make_plan(repo: Repo, out: Path | None, overwrite: bool, build: Builder) -> 
     try:
         with _no_garbage():
             plan = build(load_checkpoint(repo))
-        check_executor(plan.job.limits.executor)
+        EXECUTORS.find(plan.job.limits.executor)
     except Refusal as refusal:
         errors += refusal.errors
     except QuantConvertError as error:
@@ -193,7 +201,7 @@ def _no_garbage() -> Iterator[None]:
             gc.enable()
 
 
-def _fill(folder: OutputFolder, plan: Plan, repo: Repo, target: Target) -> Verification | None:
+def _fill(folder: OutputFolder, plan: Plan, repo: Repo, target: Target) -> Outcome:
     """Continue what the folder holds, or begin; on an error keep what the same command can continue."""
     side = sum(file.nbytes for file in plan.checkpoint.side_files)
     journal = folder.resume(plan, target.restart, _small_nbytes(plan) + side)
@@ -215,15 +223,19 @@ def _may_pass(error: BaseException) -> bool:
     return not isinstance(error, QuantConvertError) or error.__cause__ is not None
 
 
-def _execute(plan: Plan, repo: Repo, folder: OutputFolder, journal: Journal, target: Target) -> Verification | None:
+def _execute(plan: Plan, repo: Repo, folder: OutputFolder, journal: Journal, target: Target) -> Outcome:
+    num_layers = len({layer_of(task.source.name) for task in plan.tasks} - {None})
+    target.report(Started(len(plan.tasks), plan.checkpoint.nbytes, num_layers=num_layers))
     load_torch()
     from quantconvert.run.execute import execute
 
     needed = _needed(plan)
     repo.prepare(needed)
-    target.report(Started(len(plan.tasks), plan.checkpoint.nbytes))
     execute(plan, repo, folder.state, journal, target.report)
-    _write_small_files(plan, repo, folder, target)
+    noises = ((plan.tasks[index].source.name, result.noise) for index, result in journal.done.items())
+    errors = {name: TensorError.of(name, "", 0.0, *noise) for name, noise in noises if noise is not None}
+    quality = Quality.of(errors.values())
+    _write_small_files(plan, repo, folder, quality)
     verification = None
     if target.verify:
         verification = verify_folder(folder.state, repo, plan.job.limits, plan, report=target.report)
@@ -231,14 +243,12 @@ def _execute(plan: Plan, repo: Repo, folder: OutputFolder, journal: Journal, tar
         raise_findings(verification)
     built = [path for path in folder.files if path != REPORT_NAME]  # there may be one of an interrupted commit
     files = hash_files(folder.state, built, plan.execution.workers)
-    noises = ((plan.tasks[index].source.name, result.noise) for index, result in journal.done.items())
-    errors = {name: TensorError.of(name, "", 0.0, *noise) for name, noise in noises if noise is not None}
     folder.write(REPORT_NAME, report_bytes(report_of(plan, errors, files)))
     folder.commit()
-    return verification
+    return Outcome(verification, quality)
 
 
-def _write_small_files(plan: Plan, repo: Repo, folder: OutputFolder, target: Target) -> None:
+def _write_small_files(plan: Plan, repo: Repo, folder: OutputFolder, quality: Quality | None) -> None:
     """Side files, card, index and config, for which room was kept."""
     from quantconvert.card import render_card
 
@@ -249,7 +259,7 @@ def _write_small_files(plan: Plan, repo: Repo, folder: OutputFolder, target: Tar
             folder.copy(files.reader(file.path), file.path)
     finally:
         files.close()
-    folder.write("README.md", render_card(plan, target.command).encode())
+    folder.write("README.md", render_card(plan, quality).encode())
     if plan.index:
         folder.write(INDEX_NAME, _json(plan.index))
     folder.write("config.json", _json(plan.config))

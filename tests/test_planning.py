@@ -33,9 +33,10 @@ def test_planning_imports_no_torch(tmp_path: Path):
 
 
 ROOMS = ["version", "text", "errors", "events", "dtypes", "patterns", "spans", "digest", "registry", "number",
-         "machine", "lazy", "buffers", "quantized", "checkpoint", "schemes", "engines", "job", "families", "methods",
-         "layouts", "sources", "kernels", "planning", "hub", "metadata", "inventory", "recipe", "run",
-         "verification", "card", "conversion", "api", "__init__", "cli", "integrations", "__main__"]  # fmt: skip
+         "machine", "lazy", "buffers", "markdown", "quantized", "checkpoint", "schemes", "rules", "engines", "families",
+         "methods", "layouts", "options", "job", "sources", "kernels", "planning", "hub", "metadata", "inventory",
+         "recipe", "run", "verification", "card", "conversion", "api", "__init__", "cli", "integrations",
+         "__main__"]  # fmt: skip
 
 
 def test_rooms_import_only_from_those_above():

@@ -76,7 +76,7 @@ def test_options_that_change_no_byte_may_change(source: Path, out: Path, whole: 
         ({"group_size": 64}, "`group_size` was 128, is 64"),
         ({"base_model": "a/b"}, '`base_model` was null, is "a/b"'),
         ({"ignore": ("lm_head", "*.down_proj")}, '`ignore` was [], is ["lm_head", "*.down_proj"]'),
-        ({"max_shard_size": "50KB"}, "`max_shard_nbytes` was 60000, is 50000"),
+        ({"max_shard_size": "50KB"}, "`max_shard_size` was 60000, is 50000"),
     ],
     ids=lambda o: " ".join(o) if isinstance(o, dict) else "",
 )

@@ -111,16 +111,18 @@ def test_side_files_travel_and_duplicates_stay(tmp_path: Path):
         (source / path).parent.mkdir(parents=True, exist_ok=True)
         (source / path).write_bytes(b"content of " + path.encode())
     (source / "README.md").write_text("---\nlicense: mit\ntags: [x]\n---\n# Old card\n\nText.\n")
-    result = quantconvert.convert(source, tmp_path / "out", command="quantconvert a b")
+    result = quantconvert.convert(source, tmp_path / "out", group_size=32)
     found = set(digests(tmp_path / "out"))
     assert found == {*keep, "README.md", "config.json", "model.safetensors", "quantconvert.json"}
     for path in keep:
         assert (tmp_path / "out" / path).read_bytes() == b"content of " + path.encode()
     assert {file.path for file in result.plan.checkpoint.dropped_files} == set(drop)
     card = (tmp_path / "out" / "README.md").read_text()
-    for expected in ("license: mit", "base_model: source", "base_model_relation: quantized", "int4 g128 asymmetric",
-                     f"quantconvert {quantconvert.__version__}", "quantconvert a b", "# Old card"):  # fmt: skip
+    for expected in ("license: mit", "int4 g32 asymmetric", "\n```bash\nquantconvert SRC OUT --group-size 32\n```\n",
+                     f"quantconvert {quantconvert.__version__}",
+                     "\n## Card of the base model\n", "\n### Old card\n"):  # fmt: skip
         assert expected in card
+    assert "base_model" not in card, "a folder's name is no repository, and may be private"
 
 
 def test_overwrite_replaces_and_removes_stale_weights(tmp_path: Path):

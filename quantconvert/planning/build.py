@@ -10,6 +10,7 @@ from quantconvert.errors import QuantConvertError, UnsupportedError, raise_all, 
 from quantconvert.families import Classifier
 from quantconvert.job import Job
 from quantconvert.methods import METHODS
+from quantconvert.options import PlainDType
 from quantconvert.planning.account import check_accounts
 from quantconvert.planning.choose import choose_format
 from quantconvert.planning.decide import decide
@@ -21,7 +22,7 @@ from quantconvert.planning.memory import check_memory, execution_for
 from quantconvert.planning.notes import notes_on
 from quantconvert.planning.place import place
 from quantconvert.planning.plan import Plan
-from quantconvert.planning.transcode import PlainDType, decide_transcode
+from quantconvert.planning.transcode import decide_transcode
 from quantconvert.sources import find_sources
 
 
@@ -49,7 +50,7 @@ def build_transcode(
 def _plan_of(decided: Decided) -> Plan:
     """Lower every decision to a task, and place what it writes."""
     job, lowering, layout = decided.job, decided.lowering, decided.layout
-    outputs, shards = place([lowering.unit(d) for d in decided.decisions], job.max_shard_nbytes)
+    outputs, shards = place([lowering.unit(d) for d in decided.decisions], job.max_shard_size)
     tasks = tuple(lowering.task(d, o) for d, o in zip(decided.decisions, outputs, strict=True))
     check_memory(tasks, lowering.execution)
     check_accounts(decided.checkpoint, tasks, decided.sources.dropped)

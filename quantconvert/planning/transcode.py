@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import Literal
 
 from quantconvert.checkpoint import Checkpoint, TensorRef
 from quantconvert.engines import engine_notes
@@ -13,6 +12,7 @@ from quantconvert.families import Classifier
 from quantconvert.job import Job
 from quantconvert.layouts import LAYOUTS, Layout
 from quantconvert.methods import METHODS
+from quantconvert.options import PlainDType
 from quantconvert.planning.decided import Decided, meets, select
 from quantconvert.planning.decision import Decision
 from quantconvert.planning.lower import Lowering
@@ -20,7 +20,6 @@ from quantconvert.planning.memory import execution_for
 from quantconvert.schemes import Scheme
 from quantconvert.sources import Read, Sources, as_stored, find_sources, known_methods
 
-PlainDType = Literal["bfloat16", "float16", "float32"]
 PLAIN_TAGS: dict[str, str] = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
 
 
