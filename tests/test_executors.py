@@ -134,15 +134,14 @@ def test_a_build_of_every_kind_of_input_can_be_pickled(tmp_path: Path, out: Path
     assert digests(tmp_path / "forth") == digests(tmp_path / "back")
 
 
-def test_an_error_of_the_executor_is_raised_as_it_is(source: Path, out: Path):
+def test_an_error_of_the_executor_is_raised_as_it_is(source: Path, out: Path, monkeypatch: pytest.MonkeyPatch):
     class Broken(Processes):
-        name = "broken"
-
         def run(self, build: Build, tasks: Sequence[int], ledger: Ledger, report: Reporter) -> None:
             raise OutputError("no machine answers")
 
-    with EXECUTORS.added(Broken()), pytest.raises(OutputError, match="no machine answers"):
-        quantconvert.convert(source, out, executor="broken")
+    monkeypatch.setattr(Processes, "run", Broken.run)
+    with pytest.raises(OutputError, match="no machine answers"):
+        quantconvert.convert(source, out, **OPTIONS)
     assert not out.exists()
 
 
