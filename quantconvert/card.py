@@ -5,11 +5,10 @@ The same for the same result: the command is written from the job, not as it was
 
 from __future__ import annotations
 
-import ast
 import re
 import shlex
 
-from quantconvert.engines import load_lines
+from quantconvert.engines import load_lines, snippets
 from quantconvert.layouts import LAYOUTS
 from quantconvert.markdown import demoted, fenced
 from quantconvert.metadata import base_model_of, metadata_block, split_card, tags_of
@@ -123,24 +122,8 @@ def _rows(plan: Plan, base: str | None) -> list[tuple[str, str]]:
 
 def _loading(plan: Plan) -> list[str]:
     """Commands for a shell, and Python that runs as it is, for what loads this result."""
-    lines = load_hint(plan, "PATH")
-    shell = [line for line in lines if "from_pretrained" not in line]
-    blocks = [fenced("bash", "\n".join(shell))] if shell else []
-    blocks += [fenced("python", snippet(line)) for line in lines if line not in shell]
+    blocks = [fenced(language, code) for language, code in snippets(plan.loadable, "PATH", plan.job.engines)]
     return ["## Load it\n\nReplace `PATH` by this repository or folder.\n\n" + "\n".join(blocks)] if blocks else []
-
-
-_FROM_TRANSFORMERS = re.compile(r"(Auto|Awq|GPTQ|CompressedTensors)\w*")
-
-
-def snippet(line: str) -> str:
-    """A line of Python that loads a model, with the imports that it needs and the model as a variable."""
-    code, _, comment = line.partition("  # ")
-    *before, call = code.split("; ")
-    names = {node.id for node in ast.walk(ast.parse(call)) if isinstance(node, ast.Name)}
-    imports = f"from transformers import {', '.join(sorted(n for n in names if _FROM_TRANSFORMERS.fullmatch(n)))}"
-    needs = [f"# needs {comment}"] if comment else []
-    return "\n".join([*needs, *before, imports, "", f"model = {call}"])
 
 
 def _quality_text(quality: Quality) -> str:

@@ -134,6 +134,21 @@ def test_several_errors_are_printed_in_order(source: Path, tmp_path: Path) -> No
     )
 
 
+def test_a_usage_error_counts_before_a_folder_that_exists(source: Path, converted: Any) -> None:
+    stderr = fails(2, source, converted[0], "--preset", "nonsense")
+    assert stderr.startswith("error: --preset: unknown preset `nonsense`\n\nhint: known presets: ")
+    assert "error: output `" in stderr
+
+
+def test_errors_stand_on_stdout_for_programs(source: Path, converted: Any) -> None:
+    done = cli(source, converted[0], "--preset", "nonsense", "--json")
+    values = json.loads(done.stdout)
+    assert (done.returncode, values["exit_code"]) == (2, 2)
+    assert [(error["kind"], error["exit_code"]) for error in values["errors"]] == [("usage", 2), ("output", 5)]
+    assert values["errors"][0]["hint"].startswith("known presets: ")
+    assert json.loads(cli("plan", source, "--json", "--workers", "x").stdout)["exit_code"] == 2
+
+
 @pytest.mark.parametrize("text", ["[red]x[/red]", "[/]", ":x:", "a\\"])
 def test_messages_are_no_markup(source: Path, tmp_path: Path, text: str) -> None:
     stderr = fails(2, source, tmp_path / "out", "--scheme", text)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import quantconvert
-from quantconvert.engines import ENGINES, Loadable, engine_notes, load_lines
+from quantconvert.engines import ENGINES, Loadable, engine_notes, load_lines, snippets
 from quantconvert.layouts import LAYOUTS
 from quantconvert.schemes import Scheme
 from tests.builders import LLAMA_CONFIG, llama_tensors, weight, write_checkpoint
@@ -187,3 +187,20 @@ def test_engines_change_no_digest_beside_the_layout(tmp_path: Path):
     source = write_checkpoint(tmp_path / "model")
     plain, asked = quantconvert.plan(source), quantconvert.plan(source, engines="vllm")
     assert plain.digest == asked.digest
+
+
+def test_snippets_import_what_they_name():
+    """Python of a card runs as it stands: each name is imported."""
+    schemes = [Scheme(bits, symmetric, "group", 128) for bits in (4, 8) for symmetric in (True, False)]
+    pairs = [(layout, scheme) for layout in LAYOUTS for scheme in schemes]
+    loadables = [Loadable(layout, (scheme,), "llama", False, "LlamaForCausalLM") for layout, scheme in pairs]
+    found = [pair for loadable in loadables for pair in snippets(loadable, "PATH", tuple(ENGINES))]
+    python = [ast.parse(code) for language, code in found if language == "python"]
+    assert len(python) > 10
+    assert ("bash", "vllm serve PATH") in found
+    for tree in python:
+        imports = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+        imported = {alias.name for node in imports for alias in node.names}
+        used = {n.id for n in ast.walk(tree) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load)}
+        assert used <= imported
+        assert used
