@@ -845,7 +845,9 @@ SIZES = "expected a size such as `5GB` or `512MiB`, got"
     [
         ({"format": "gguf"}, "--format: unknown format `gguf`", FORMAT_HINT),
         ({"scheme": "W3A16"}, "--scheme: unknown scheme `W3A16`", PRESET_HINT),
-        ({"scheme": "W4A16:g"}, "--scheme: unknown scheme `W4A16:g`", PRESET_HINT),
+        ({"scheme": "W4A16:g"}, "--scheme: unknown scheme `W4A16:g`", f"did you mean `W4A16`? {PRESET_HINT}"),
+        ({"scheme": "w4a16"}, "--scheme: unknown scheme `w4a16`", f"did you mean `W4A16`? {PRESET_HINT}"),
+        ({"scheme": "W4A16:64"}, "--scheme: unknown scheme `W4A16:64`", f"did you mean `W4A16:g64`? {PRESET_HINT}"),
         ({"scheme": "W4A16", "bits": 8}, "--scheme W4A16 contradicts --bits or --symmetric/--asymmetric",
          "give one of them"),
         ({"scheme": "W4A16_ASYM", "symmetric": True},
@@ -868,6 +870,11 @@ SIZES = "expected a size such as `5GB` or `512MiB`, got"
         ({"on_indivisible": "pad"}, "--on-indivisible: expected error, skip, channel, got `pad`", None),
         ({"nan_policy": "zero"}, "--nan-policy: expected error, keep, got `zero`", None),
         ({"colour": "red"}, "unknown option `colour`", None),
+        ({"group_sise": 64}, "unknown option `group_sise`", "did you mean `group_size`?"),
+        ({"on_indivisible": "skp"}, "--on-indivisible: expected error, skip, channel, got `skp`",
+         "did you mean `skip`?"),
+        ({"strict": "yes"}, "--strict: expected true or false, got 'yes'", None),
+        ({"ignore": [3]}, "--ignore: expected text, got 3", None),
     ],
 )  # fmt: skip
 def test_bad_options(source: Path, out: Path, options: dict[str, Any], message: str, hint: str | None) -> None:

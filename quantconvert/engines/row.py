@@ -106,8 +106,8 @@ class Engine:
     """One engine and version: what it loads.
 
     name: as `--engine` takes it. load: the line that loads a checkpoint, with `{out}`, and in Python `{before}`,
-    `{model_class}` and `{argument}`. module: where a line of Python has its names from; empty for a command. serves: whether it answers requests over a network. usual: whether its line is
-    shown to those who named no engine.
+    `{model_class}` and `{argument}`. module: where a line of Python has its names from; empty for a command. serves:
+    whether it answers requests over a network. usual: whether its line is shown to those who named no engine.
     """
 
     name: str
