@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 import shlex
 
-from quantconvert.engines import load_lines, snippets
+from quantconvert.engines import NOBODY, load_lines, snippets
 from quantconvert.layouts import LAYOUTS
 from quantconvert.markdown import demoted, fenced
 from quantconvert.metadata import base_model_of, metadata_block, split_card, tags_of
@@ -123,7 +123,9 @@ def _rows(plan: Plan, base: str | None) -> list[tuple[str, str]]:
 def _loading(plan: Plan) -> list[str]:
     """Commands for a shell, and Python that runs as it is, for what loads this result."""
     blocks = [fenced(language, code) for language, code in snippets(plan.loadable, "PATH", plan.job.engines)]
-    return ["## Load it\n\nReplace `PATH` by this repository or folder.\n\n" + "\n".join(blocks)] if blocks else []
+    if not blocks:
+        return [f"## Load it\n\nAs things stand {NOBODY}.\n"]
+    return ["## Load it\n\nReplace `PATH` by this repository or folder.\n\n" + "\n".join(blocks)]
 
 
 def _quality_text(quality: Quality) -> str:

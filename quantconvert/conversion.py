@@ -25,7 +25,7 @@ from quantconvert.lazy import load_torch
 from quantconvert.machine import peak_rss_nbytes
 from quantconvert.patterns import layer_of
 from quantconvert.planning import Plan
-from quantconvert.run.executors import check_executor
+from quantconvert.run.executors import EXECUTORS
 from quantconvert.run.folder import (
     OutputFolder,
     State,
@@ -160,12 +160,12 @@ def make_plan(repo: Repo, out: Path | None, overwrite: bool, build: Builder) -> 
         check_unlocked(out)
         errors += check_place(out)
         finished = not errors and read_state(out) is State.DONE
-        errors += errors or check_output(out, _path(repo), overwrite, finished)
+        errors = errors or check_output(out, _path(repo), overwrite, finished)
     usable, made = not errors, None
     try:
         with _no_garbage():
             made = build(load_checkpoint(repo))
-        check_executor(made.job.limits.executor)
+        EXECUTORS.find(made.job.limits.executor)
     except Refusal as refusal:
         errors += refusal.errors
     except QuantConvertError as error:

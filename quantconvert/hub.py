@@ -198,11 +198,11 @@ class HubReader:
         if not len(buffer):
             return
         try:
-            retried(lambda: self._get(buffer, offset), _may_pass)
+            retried(lambda: self._get(buffer, offset), may_pass)
         except CheckpointError:
             raise
         except Exception as error:  # whatever the layers below raise
-            hint = _LATER if _may_pass(error) else None
+            hint = _LATER if may_pass(error) else None
             raise CheckpointError(
                 f"cannot read `{self.file.path}` of `{self.repo_id}`: {_reason(error)}", hint=hint
             ) from error
@@ -272,7 +272,7 @@ def status_of(error: Exception) -> int | None:
     return status if status in _PASSING else None
 
 
-def _may_pass(error: Exception) -> bool:
+def may_pass(error: Exception) -> bool:
     """Busy, or a connection that broke: an error of the network, with no answer, of a Hub that did answer before."""
     answered = getattr(error, "response", None) is not None
     return status_of(error) is not None or not (answered or isinstance(error, CheckpointError))

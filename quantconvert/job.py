@@ -19,7 +19,7 @@ BASE_OPTIONS = ("bits", "group_size", "symmetric", "scheme")
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What may change the speed of a conversion, never its bytes. executor: a name in `run.executors`."""
+    """What may change the speed of a conversion, never its bytes."""
 
     workers: int = 0
     memory_limit: int = 2_000_000_000
@@ -36,10 +36,10 @@ class Job:
 
     base: Request
     format: str
-    engines: tuple[str, ...]
     ignore: tuple[str, ...]
     rules: tuple[Rule, ...]
     preset: str | None
+    engines: tuple[str, ...]
     method: str
     steps: tuple[str, ...]
     tensor_parallel: int

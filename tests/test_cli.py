@@ -369,7 +369,9 @@ def test_sigint_before_anything_is_done_leaves_nothing(giant: Path, tmp_path: Pa
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize(("number", "expected"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "expected"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)], ids=str
+)
 def test_an_interrupted_run_continues(large: Path, tmp_path: Path, number: signal.Signals, expected: int) -> None:
     """With an old checkpoint in the folder, which stays whole until the new one is."""
     out = write_checkpoint(tmp_path / "out", config=LLAMA_CONFIG)
@@ -387,6 +389,20 @@ def test_an_interrupted_run_continues(large: Path, tmp_path: Path, number: signa
     stderr = succeeds(*arguments).stderr
     assert f"\nnote continuing: {done[1]} of 8 tasks are done\nconverting 8 tensors, 201 MB\n" in f"\n{stderr}"
     assert not state.exists()
+
+
+def test_a_hang_up_does_nothing_under_nohup(large: Path, tmp_path: Path) -> None:
+    command = ["nohup", sys.executable, "-m", "quantconvert", str(large), str(tmp_path / "out"), "--verbose"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stderr
+    lines = [process.stderr.readline()]
+    while "layers.2" not in lines[-1]:
+        lines.append(process.stderr.readline())
+        assert lines[-1], lines
+    process.send_signal(signal.SIGHUP)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 0, stderr
+    assert (tmp_path / "out" / "config.json").exists()
 
 
 def test_a_second_signal_kills_at_once_and_the_run_continues(large: Path, tmp_path: Path) -> None:

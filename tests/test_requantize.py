@@ -149,7 +149,7 @@ def test_explain_prints_every_tensor(tmp_path: Path):
     model.tensors[dropped] = torch.tensor(1.0)
     model.config["model_type"] = "llama"
     source = model.write(tmp_path / "model")
-    command = [sys.executable, "-m", "quantconvert", "plan", str(source), "--explain", "--bits", "8"]
+    command = [sys.executable, "-m", "quantconvert", "plan", str(source), "--explain", "--verbose", "--bits", "8"]
     command += ["--group-size", "32", "--requantize", "--ignore", "*.o_proj"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     rows = {line.split()[0]: line for line in done.stdout.splitlines() if line.strip()}

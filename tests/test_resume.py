@@ -160,6 +160,40 @@ def test_a_source_that_changes_after_the_plan_is_noticed(source: Path, out: Path
     assert not out.exists()
 
 
+def in_place(path: Path) -> None:
+    with open(path, "r+b") as file:
+        file.seek(-2, os.SEEK_END)
+        file.write(b"\x00\x40")
+
+
+def by_another_file(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[-2:] = b"\x00\x40"
+    path.with_suffix(".new").write_bytes(data)
+    path.with_suffix(".new").replace(path)
+
+
+@pytest.mark.parametrize("change", [in_place, by_another_file])
+@pytest.mark.parametrize("moment", [Note, ShardWritten])
+def test_a_source_that_is_changed_with_its_time_set_back(
+    source: Path, out: Path, change: Callable[[Path], None], moment: type
+):
+    """As `rsync --inplace -t` does: size and modification time are the old ones."""
+    (source / "pytorch_model.bin").write_bytes(b"left behind, which makes a note")
+    path = source / "model-00002-of-00002.safetensors"
+    before = path.stat()
+
+    def report(event: Event) -> None:
+        if isinstance(event, moment):
+            change(path)
+            os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+    with pytest.raises(CheckpointError, match=r"of the source changed after it was planned: expected a change time of"):
+        quantconvert.convert(source, out, report=report, **OPTIONS)
+    assert path.stat().st_mtime_ns == before.st_mtime_ns
+    assert not out.exists()
+
+
 def shards_of(out: Path) -> list[Path]:
     return sorted((out / STATE).glob("*.safetensors*"))
 

@@ -112,10 +112,15 @@ def check_disk(out: Path, needed: int, download: Download | None = None) -> list
         return _too_small(out, "the result needs", needed, free, hint)
     cache, coming = download
     hint += "; HF_HOME says where downloads go"
-    if existing_parent(cache).stat().st_dev == existing_parent(out).stat().st_dev:
+    if _disk_of(cache) == _disk_of(out):
         return _too_small(out, f"the result and the download into `{cache}` need", needed + coming, free, hint)
     errors = _too_small(out, "the result needs", needed, free, hint)
     return errors + _too_small(cache, "the download of the source needs", coming, free_nbytes(cache), hint)
+
+
+def _disk_of(path: Path) -> int:
+    """The number of the file system where `path` is or will be."""
+    return existing_parent(path).stat().st_dev
 
 
 def _too_small(place: Path, what: str, needed: int, free: int, hint: str) -> list[QuantConvertError]:
