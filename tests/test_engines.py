@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import quantconvert
-from quantconvert.engines import ENGINES, NOBODY, Loadable, engine_notes, load_lines
+from quantconvert.engines import ENGINES, NOBODY, Loadable, engine_notes, load_lines, snippets
 from quantconvert.layouts import LAYOUTS
 from quantconvert.planning.decision import is_kept_linear
 from quantconvert.schemes import Scheme
@@ -120,6 +120,7 @@ def test_gpt_oss_is_loaded_by_nobody_and_that_is_said(layout: str, tmp_path: Pat
     assert any(note.startswith(NOBODY) for note in engine_notes(loadable))
 
 
+@pytest.mark.process
 def test_a_result_that_nobody_loads_says_so_in_its_card_and_summary(tmp_path: Path):
     gpt_oss(tmp_path / "in")
     result = quantconvert.convert(tmp_path / "in", tmp_path / "out", requantize=True)
@@ -275,6 +276,23 @@ def test_engines_change_no_digest_beside_the_layout(tmp_path: Path):
     source = write_checkpoint(tmp_path / "model")
     plain, asked = quantconvert.plan(source), quantconvert.plan(source, engines="vllm")
     assert plain.digest == asked.digest
+
+
+def test_snippets_import_what_they_name():
+    """Python of a card runs as it stands: each name is imported."""
+    schemes = [Scheme(bits, symmetric, "group", 128) for bits in (4, 8) for symmetric in (True, False)]
+    pairs = [(layout, scheme) for layout in LAYOUTS for scheme in schemes]
+    loadables = [Loadable(layout, (scheme,), "llama", False, "LlamaForCausalLM") for layout, scheme in pairs]
+    found = [pair for loadable in loadables for pair in snippets(loadable, "PATH", tuple(ENGINES))]
+    python = [ast.parse(code) for language, code in found if language == "python"]
+    assert len(python) > 10
+    assert ("bash", "vllm serve PATH") in found
+    for tree in python:
+        imports = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+        imported = {alias.name for node in imports for alias in node.names}
+        used = {n.id for n in ast.walk(tree) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load)}
+        assert used <= imported
+        assert used
 
 
 @pytest.mark.parametrize(
