@@ -16,7 +16,7 @@ from quantconvert.checkpoint import TensorRef
 from quantconvert.dtypes import nbytes_of
 from quantconvert.errors import UnsupportedError
 from quantconvert.families import FusedSet
-from quantconvert.patterns import check_foreign
+from quantconvert.patterns import check_foreign, compile_pattern
 from quantconvert.schemes import Scheme
 
 if TYPE_CHECKING:
@@ -81,7 +81,8 @@ ModuleReader = Callable[[str, Mapping[str, TensorRef]], Stored | None]
 class Selection:
     """What the config block has to tell an engine: which modules have which scheme, and which were left alone.
 
-    tied: heads left alone that the checkpoint may not hold, because they share the embeddings' table.
+    tied: heads left alone that the checkpoint may not hold, because they share the embeddings' table. own_names: more
+    patterns (`re:...`) of what is left alone, in the names that engines give it.
     """
 
     schemes: Mapping[Scheme, tuple[str, ...]]
@@ -89,6 +90,12 @@ class Selection:
     fused: tuple[FusedSet, ...]
     has_experts: bool
     tied: tuple[str, ...] = ()
+    own_names: tuple[str, ...] = ()
+
+    @property
+    def more_kept(self) -> list[str]:
+        """Those of `own_names` that no quantized module bears."""
+        return [p for p in self.own_names if not any(map(compile_pattern(p), self.quantized))]
 
     @property
     def fused_pairs(self) -> tuple[tuple[str, tuple[str, ...]], ...]:
