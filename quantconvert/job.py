@@ -67,7 +67,8 @@ class JobOptions(TypedDict, total=False):
     `PATTERN=SCHEME`, later ones win. preset: a named set of rules. tensor_parallel: ranks that every layer must divide
     by. on_indivisible: what to do where the group size does not divide in_features. nan_policy: `error` (default) or
     `keep`. requantize: quantize once more, to as many bits or fewer, what is quantized. strict: refuse to keep a linear
-    weight in high precision for a reason outside its family's table. max_shard_size, memory_limit: bytes or
+    weight in high precision for a reason outside its family's table. allow_incomplete: convert what is there of a
+    source that lacks layers, embeddings or a head. max_shard_size, memory_limit: bytes or
     text such as `5GB`. workers: threads, 0 = one a core. base_model: the id for the model card where the source does
     not tell it.
     """
@@ -85,6 +86,7 @@ class JobOptions(TypedDict, total=False):
     nan_policy: NanPolicy
     requantize: bool | None
     strict: bool | None
+    allow_incomplete: bool | None
     max_shard_size: int | str
     memory_limit: int | str
     workers: int
@@ -105,6 +107,7 @@ class Job:
     nan_policy: NanPolicy = "error"
     requantize: bool = False
     strict: bool = False
+    allow_incomplete: bool = False
     max_shard_nbytes: int = DEFAULT_SHARD_NBYTES
     base_model: str | None = None
     limits: Limits = field(default_factory=Limits)
@@ -112,7 +115,7 @@ class Job:
     def to_json(self) -> dict[str, Any]:
         """Everything that can change bytes, as plain JSON values."""
         values = dataclasses.asdict(self)
-        for key in ("limits", "requantize", "strict"):
+        for key in ("limits", "requantize", "strict", "allow_incomplete"):
             del values[key]
         return values
 
@@ -141,6 +144,7 @@ class Job:
             nan_policy=_choice("nan-policy", options.get("nan_policy") or "error", get_args(NanPolicy)),
             requantize=bool(options.get("requantize")),
             strict=bool(options.get("strict")),
+            allow_incomplete=bool(options.get("allow_incomplete")),
             max_shard_nbytes=parse_size(_given(options, "max_shard_size", DEFAULT_SHARD_NBYTES), "max-shard-size"),
             base_model=options.get("base_model"),
             limits=Limits(

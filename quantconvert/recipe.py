@@ -30,6 +30,7 @@ _KINDS: dict[str, tuple[type, ...]] = {
     "max_shard_size": (int, str),
     "requantize": (bool,),
     "strict": (bool,),
+    "allow_incomplete": (bool,),
 }
 _PRECISION = ("bits", "group_size", "symmetric")
 _KEYS = set(JobOptions.__annotations__) - {"rules", "workers", "memory_limit"}
@@ -89,6 +90,7 @@ def write_recipe(job: Job, layout: str) -> str:
         ("nan_policy", "error"),
         ("requantize", False),
         ("strict", False),
+        ("allow_incomplete", False),
     ):
         if getattr(job, key) != default:
             values[key] = getattr(job, key)

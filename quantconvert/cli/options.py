@@ -163,6 +163,15 @@ Strict = Annotated[
         rich_help_panel=_RULES,
     ),
 ]
+AllowIncomplete = Annotated[
+    bool | None,
+    typer.Option(
+        "--allow-incomplete",
+        help="Convert what is there of a source that lacks layers, embeddings or a head.",
+        show_default=False,
+        rich_help_panel=_RULES,
+    ),
+]
 MaxShardSize = Annotated[
     str | None,
     typer.Option(

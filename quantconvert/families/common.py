@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from quantconvert.families.row import FusedSet, Reason
+from quantconvert.families.row import FusedSet, Part, Reason
 
 # Searched in the module name, first match wins. Sources: the weight names in transformers' model files and the
 # keep lists of vLLM's and SGLang's loaders.
@@ -53,3 +53,6 @@ KEEP_VISION: tuple[tuple[str, Reason], ...] = (
     (r"(^|\.)(visual|vision_tower|vision_model|multi_modal_projector|image_newline)(\.|$)", "vision"),
 )
 KEEP_MTP: tuple[tuple[str, Reason], ...] = ((r"(^|\.)mtp\.", "mtp"),)
+
+EMBEDDINGS = Part("embeddings", ("embed_tokens",))
+DECODER_PARTS = (EMBEDDINGS, Part("final norm", ("norm",)))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from quantconvert.families.common import (
+    DECODER_PARTS,
+    EMBEDDINGS,
     FUSED_COMMON,
     FUSED_QKV,
     KEEP_HEADS,
@@ -11,7 +13,7 @@ from quantconvert.families.common import (
     REINITIALIZED,
     SCALED_ACTIVATION,
 )
-from quantconvert.families.row import Dims, Family
+from quantconvert.families.row import Dims, Family, Part
 
 _MLP_DIMS = (
     Dims(r"\.mlp\.(gate_proj|up_proj)$", "intermediate_size", "hidden_size"),
@@ -30,6 +32,7 @@ LLAMA = Family(
     keep=KEEP_HEADS,
     fused=FUSED_COMMON,
     dims=_MLP_DIMS,
+    parts=DECODER_PARTS,
 )  # fmt: skip
 
 # Stored as engines load them, already fused (transformers `modeling_phi3.py`): nothing to keep in step.
@@ -39,6 +42,7 @@ PHI3 = Family(
     linear=(r"\.self_attn\.(qkv_proj|o_proj)$", r"\.mlp\.(gate_up_proj|down_proj)$"),
     keep=KEEP_HEADS,
     dims=_MLP_DIMS,
+    parts=DECODER_PARTS,
 )
 
 # gate_up_proj is stored fused, query, key and value are not (transformers `modeling_glm.py`, `modeling_glm4.py`).
@@ -49,6 +53,7 @@ GLM = Family(
     keep=KEEP_HEADS,
     fused=FUSED_QKV,
     dims=_MLP_DIMS,
+    parts=DECODER_PARTS,
 )
 
 PHI = Family(
@@ -61,6 +66,7 @@ PHI = Family(
         Dims(r"\.mlp\.fc1$", "intermediate_size", "hidden_size"),
         Dims(r"\.mlp\.fc2$", "hidden_size", "intermediate_size"),
     ),
+    parts=(EMBEDDINGS, Part("final norm", ("final_layernorm",))),
 )
 
 STARCODER2 = Family(
@@ -74,6 +80,7 @@ STARCODER2 = Family(
         Dims(r"\.mlp\.c_proj$", "hidden_size", "intermediate_size"),
     ),
     awq_problem=SCALED_ACTIVATION,
+    parts=DECODER_PARTS,
 )
 
 # Small recurrent projections stay: they feed an exponential, and no engine reads them packed (vLLM `mamba_mixer.py`).
@@ -88,4 +95,5 @@ MAMBA = Family(
     ),
     dims=(Dims(r"\.mixer\.out_proj$", "hidden_size", "intermediate_size"),),
     awq_problem=REINITIALIZED,
+    parts=(Part("embeddings", ("embeddings", "embedding")), Part("final norm", ("norm_f",))),
 )

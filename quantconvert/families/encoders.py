@@ -6,8 +6,15 @@ them. Heads are kept: classifiers are small, and what a masked language model en
 
 from __future__ import annotations
 
-from quantconvert.families.common import FUSED_COMMON, FUSED_QKV, LINEAR_ATTENTION, LINEAR_MLP, REINITIALIZED
-from quantconvert.families.row import Dims, Family, FusedSet, Reason
+from quantconvert.families.common import (
+    DECODER_PARTS,
+    FUSED_COMMON,
+    FUSED_QKV,
+    LINEAR_ATTENTION,
+    LINEAR_MLP,
+    REINITIALIZED,
+)
+from quantconvert.families.row import Dims, Family, FusedSet, Part, Reason
 
 _HEADS: tuple[tuple[str, Reason], ...] = (
     (r"(^|\.)lm_head(\.(dense|decoder))?$", "lm_head"),
@@ -21,6 +28,10 @@ _LAYER_DIMS = (
     Dims(r"(?<!attention)\.output\.dense$", "hidden_size", "intermediate_size"),
     Dims(r"attention\.output\.dense$", "hidden_size", "hidden_size"),
 )
+
+_WORDS = Part("embeddings", ("embeddings.word_embeddings",))
+_POSITIONS = Part("position embeddings", ("embeddings.position_embeddings",))
+_NORM = Part("embeddings' norm", ("embeddings.LayerNorm",))
 
 BERT = Family(
     name="bert",
@@ -39,6 +50,7 @@ BERT = Family(
     fused=(FusedSet("qkv_proj", ("query", "key", "value")),),
     dims=(*_LAYER_DIMS, Dims(r"attention\.self\.(query|key|value)$", "hidden_size", "hidden_size")),
     tied=(_MASKED, "lm_head.decoder", "generator_lm_head"),
+    parts=(_WORDS, _POSITIONS, _NORM),
 )
 
 MPNET = Family(
@@ -48,6 +60,7 @@ MPNET = Family(
     keep=_HEADS,
     dims=(*_LAYER_DIMS, Dims(r"\.attention\.attn\.[qkvo]$", "hidden_size", "hidden_size")),
     tied=("lm_head.decoder",),
+    parts=(_WORDS, _POSITIONS, _NORM),
 )
 
 _DISTILBERT_ATTENTION = r"\.attention\.(q_lin|k_lin|v_lin|out_lin)$"
@@ -63,6 +76,7 @@ DISTILBERT = Family(
         Dims(r"\.ffn\.lin2$", "dim", "hidden_dim"),
     ),
     tied=("vocab_projector",),
+    parts=(_WORDS, _POSITIONS, _NORM),
 )
 
 # in_proj, pos_proj and pos_q_proj are DeBERTa's of the first version; both versions multiply relative positions.
@@ -84,6 +98,7 @@ DEBERTA = Family(
     ),
     dims=(*_LAYER_DIMS, Dims(_DEBERTA_ATTENTION, "hidden_size", "hidden_size")),
     tied=(_MASKED,),
+    parts=(_WORDS, _NORM),
 )
 
 # One layer serves every depth (transformers `modeling_albert.py`): its tensors are few, their error is repeated.
@@ -103,6 +118,7 @@ ALBERT = Family(
         Dims(r"\.ffn_output$", "hidden_size", "intermediate_size"),
     ),
     tied=("predictions.decoder",),
+    parts=(_WORDS, _POSITIONS, _NORM, Part("embeddings' projection", ("encoder.embedding_hidden_mapping_in",))),
 )
 
 # Wqkv and Wi (gate and up) are stored fused; the decoder of the same design stores query, key and value apart.
@@ -118,6 +134,12 @@ MODERNBERT = Family(
     ),
     tied=("decoder",),
     awq_problem=REINITIALIZED,
+    parts=(
+        Part("embeddings", ("embeddings.tok_embeddings",)),
+        Part("embeddings' norm", ("embeddings.norm",)),
+        Part("final norm", ("final_norm",)),
+    ),
+    uneven=(r"^attn_norm\.",),  # the embeddings' norm stands before the first layer
 )
 
 # vLLM joins fc12 and fc11 as gate_up_proj (`bert_with_rope.py`). Remote code's config has GPT-2's keys.
@@ -135,6 +157,7 @@ NOMIC_BERT = Family(
     ),
     tied=(_MASKED,),
     awq_problem="transformers cuts the stored Wqkv into three layers while it loads, and packed words cannot be cut so",
+    parts=(_WORDS, Part("embeddings' norm", ("emb_ln", "embeddings.LayerNorm"))),
 )
 
 EUROBERT = Family(
@@ -147,4 +170,5 @@ EUROBERT = Family(
         Dims(r"\.mlp\.(gate_proj|up_proj)$", "intermediate_size", "hidden_size"),
         Dims(r"\.mlp\.down_proj$", "hidden_size", "intermediate_size"),
     ),
+    parts=DECODER_PARTS,
 )

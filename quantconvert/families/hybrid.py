@@ -7,6 +7,7 @@ small and feeds exponentials: it stays, as does the convolution, which no engine
 from __future__ import annotations
 
 from quantconvert.families.common import (
+    DECODER_PARTS,
     EXPERT_NAMES,
     FUSED_COMMON,
     KEEP_HEADS,
@@ -42,6 +43,7 @@ QWEN3_NEXT = Family(
     fused=FUSED_COMMON,
     experts=EXPERT_NAMES,
     dims=QWEN_DIMS,
+    parts=DECODER_PARTS,
 )
 
 _QWEN35_LINEAR = r"\.linear_attn\.(in_proj_qkv|in_proj_z|out_proj)$"
@@ -58,6 +60,7 @@ QWEN35 = Family(
     keep=(*KEEP_MTP, *KEEP_VISION, *_DELTA_STATE, *KEEP_HEADS),
     fused=_QWEN35_FUSED,
     dims=gated_dims("mlp", "intermediate_size"),
+    parts=DECODER_PARTS,
 )
 
 # transformers saves one tensor an expert, the Hub's checkpoints hold all of a layer in one: both are read.
@@ -70,6 +73,7 @@ QWEN35_MOE = Family(
     experts=EXPERT_NAMES,
     fused_experts=fused_gated("num_experts", "moe_intermediate_size"),
     dims=QWEN_DIMS,
+    parts=DECODER_PARTS,
 )
 
 GRANITE_HYBRID = Family(
@@ -86,4 +90,5 @@ GRANITE_HYBRID = Family(
     experts=EXPERT_NAMES,
     fused_experts=GRANITE_EXPERTS,
     dims=GRANITE_DIMS,
+    parts=DECODER_PARTS,
 )

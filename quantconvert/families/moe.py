@@ -9,6 +9,7 @@ otherwise.
 from __future__ import annotations
 
 from quantconvert.families.common import (
+    DECODER_PARTS,
     EXPERT_NAMES,
     FUSED_COMMON,
     KEEP_HEADS,
@@ -51,6 +52,7 @@ MIXTRAL = Family(
         Dims(r"\.experts\.N\.(w1|w3)$", "intermediate_size", "hidden_size"),
         Dims(r"\.experts\.N\.w2$", "hidden_size", "intermediate_size"),
     ),
+    parts=DECODER_PARTS,
 )
 
 QWEN_LINEAR = (LINEAR_ATTENTION, LINEAR_MLP, rf"\.mlp\.(experts\.N|shared_expert)\.{GATED}")
@@ -68,6 +70,7 @@ QWEN_MOE = Family(
     fused=FUSED_COMMON,
     experts=EXPERT_NAMES,
     dims=QWEN_DIMS,
+    parts=DECODER_PARTS,
 )
 
 OLMOE = Family(
@@ -78,6 +81,7 @@ OLMOE = Family(
     fused=FUSED_COMMON,
     experts=EXPERT_NAMES,
     dims=gated_dims(r"experts\.N", "intermediate_size"),
+    parts=DECODER_PARTS,
 )
 
 # The extra layer that predicts a second token is known by its number; these are the parts only it has.
@@ -105,6 +109,7 @@ DEEPSEEK = Family(
     fused=(*FUSED_COMMON, FusedSet("fused_qkv_a_proj", ("q_a_proj", "kv_a_proj_with_mqa"))),
     experts=EXPERT_NAMES,
     dims=_DENSE_THEN_EXPERTS,
+    parts=DECODER_PARTS,
 )
 
 GLM_MOE = Family(
@@ -115,6 +120,7 @@ GLM_MOE = Family(
     fused=FUSED_COMMON,
     experts=EXPERT_NAMES,
     dims=_DENSE_THEN_EXPERTS,
+    parts=DECODER_PARTS,
 )
 
 # The rows of gate and up take turns (`modeling_gpt_oss.py`: `gate_up[..., ::2]` is the gate), their biases likewise.
@@ -132,6 +138,7 @@ GPT_OSS = Family(
     ),
     transformers=False,
     dims=gated_dims(r"experts\.N", "intermediate_size"),
+    parts=DECODER_PARTS,
 )
 
 LLAMA4 = Family(
@@ -146,6 +153,7 @@ LLAMA4 = Family(
         *gated_dims("feed_forward", "intermediate_size_mlp"),
         *gated_dims(r"(experts\.N|shared_expert)", "intermediate_size"),
     ),
+    parts=DECODER_PARTS,
 )
 
 # What Granite's three kinds of mixtures share. The 3-D tensors do end in `.weight`; the 2-D `shared_mlp.input_linear`
@@ -182,4 +190,5 @@ GRANITE_MOE = Family(
     experts=EXPERT_NAMES,
     fused_experts=GRANITE_EXPERTS,
     dims=GRANITE_DIMS,
+    parts=DECODER_PARTS,
 )

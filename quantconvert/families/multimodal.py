@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from quantconvert.families.common import (
+    DECODER_PARTS,
     EXPERT_NAMES,
     FUSED_COMMON,
     KEEP_HEADS,
@@ -12,6 +15,9 @@ from quantconvert.families.common import (
 )
 from quantconvert.families.moe import QWEN_DIMS, QWEN_LINEAR, ROUTER, fused_gated, gated_dims
 from quantconvert.families.row import Family
+
+# A checkpoint of Pixtral's tower alone bears this model_type.
+_PARTS = tuple(replace(part, unless=("model_type", ("pixtral",))) for part in DECODER_PARTS)
 
 # Around a language model of Llama's layout, whichever `text_config` names (Llama, Mistral, Qwen2, Gemma 3).
 VISION_LANGUAGE = Family(
@@ -24,6 +30,7 @@ VISION_LANGUAGE = Family(
     keep=(*KEEP_VISION, *KEEP_HEADS),
     fused=FUSED_COMMON,
     dims=gated_dims(r"layers\.N\.mlp", "intermediate_size"),
+    parts=_PARTS,
 )  # fmt: skip
 
 # The Hub holds experts [in, out] beside a config with `num_experts`. transformers 5 transposes while it loads, where
@@ -41,4 +48,5 @@ QWEN3_VL_MOE = Family(
         *fused_gated("num_local_experts", "moe_intermediate_size"),
     ),
     dims=QWEN_DIMS,
+    parts=DECODER_PARTS,
 )

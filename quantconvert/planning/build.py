@@ -20,6 +20,7 @@ from quantconvert.planning.memory import COPY_CHUNK_NBYTES, check_memory, cut, e
 from quantconvert.planning.notes import notes_on
 from quantconvert.planning.place import Promise, named, place, unchanged, unnamed
 from quantconvert.planning.plan import Execution, Operation, Output, Plan, Task
+from quantconvert.planning.presence import check_presence
 from quantconvert.schemes import Scheme
 from quantconvert.sources import Weight, find_sources
 
@@ -40,6 +41,7 @@ def build_plan(
     sources = find_sources(checkpoint, classifier.family, read, errors)
     if not errors:
         check_dims(sources, classifier, checkpoint.text_config, errors)
+    lacks = check_presence(checkpoint, sources, classifier, job, errors) if not errors else ()
     decisions = decide(checkpoint, sources, job, classifier, nonfinite or {}, errors)
     if job.strict:
         _check_strict(decisions, classifier, errors)
@@ -68,7 +70,7 @@ def build_plan(
         shards=shards,
         source_format=sources.method,
         quantization_config=choice.format.config(selection),
-        notes=notes_on(checkpoint, sources, decisions, choice, selection, classifier),
+        notes=(*lacks, *notes_on(checkpoint, sources, decisions, choice, selection, classifier)),
         execution=execution,
         dropped=sources.dropped,
         transformers_loads=loads_in_transformers(classifier.family, choice.format, selection),

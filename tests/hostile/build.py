@@ -22,6 +22,8 @@ def entry(begin: int, end: int, shape: Any = None, dtype: Any = "BF16") -> dict[
 
 
 GOOD = {LAYER: entry(0, NBYTES, [128, 128])}
+EMBEDDINGS = {"model.embed_tokens.weight": entry(NBYTES, NBYTES + 8 * 256, [8, 128])}
+WHOLE_NBYTES = NBYTES + 8 * 256
 
 
 def shard(path: Path, header: bytes | dict[str, Any], data: int = 0, length: int | None = None) -> None:
@@ -33,11 +35,11 @@ def shard(path: Path, header: bytes | dict[str, Any], data: int = 0, length: int
 
 
 def good(folder: Path) -> Path:
-    """A checkpoint that converts: one weight, a config, a tokenizer."""
+    """A checkpoint that converts: embeddings, one weight, a config, a tokenizer."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / CONFIG).write_text('{"model_type": "llama"}')
     (folder / "tokenizer.json").write_text("{}")
-    shard(folder / SINGLE, GOOD, NBYTES)
+    shard(folder / SINGLE, GOOD | EMBEDDINGS, WHOLE_NBYTES)
     return folder
 
 
