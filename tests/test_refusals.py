@@ -182,7 +182,42 @@ def test_header_too_large(tmp_path: Path, out: Path) -> None:
     assert refusals(folder, out) == [(CheckpointError, message, None)]
 
 
-@pytest.mark.parametrize("size", [0, 7])
+AGAIN_SIGNED = "download this file again, signed in if the repository asks for it (`hf auth login`)"
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 4995264\n"
+LFS = "`git lfs pull` in a git clone, or `hf download` of the repository, fetches the weights themselves"
+NO_WEIGHTS: dict[str, tuple[bytes, str, str]] = {
+    "git-lfs": (POINTER, "is a git-lfs pointer, not the weights", LFS),
+    "html": (b"<!DOCTYPE html><html><head>", "is a web page, not the weights", AGAIN_SIGNED),
+    "html after lines": (b"\n\n<html>", "is a web page, not the weights", AGAIN_SIGNED),
+    "gguf": (b"GGUF\3\0\0\0\1\0\0\0", "is a GGUF file, llama.cpp's own format",
+             "give the checkpoint that it was made from, in safetensors"),
+    "gzip": (b"\x1f\x8b\x08\0\0\0\0\0\0\3", "is compressed by gzip", "unpack it with `gunzip`"),
+    "empty": (b"", "is empty: expected weights, got 0 bytes", AGAIN_SIGNED),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "pytorch_model.bin"])
+@pytest.mark.parametrize(("content", "what", "hint"), NO_WEIGHTS.values(), ids=NO_WEIGHTS)
+def test_other_files_under_a_weight_file_s_name(
+    tmp_path: Path, out: Path, file: str, content: bytes, what: str, hint: str
+) -> None:
+    folder = write_raw(tmp_path / "source", b"{}")
+    (folder / SINGLE_NAME).unlink()
+    (folder / file).write_bytes(content)
+    assert refusals(folder, out) == [(CheckpointError, f"`{file}` {what}", hint)]
+
+
+def test_text_and_archives_are_no_safetensors(tmp_path: Path, out: Path) -> None:
+    folder = write_raw(tmp_path / "source", b"{}")
+    (folder / SINGLE_NAME).write_bytes(b"Access to model acme/tiny is restricted.\nPlease log in")
+    message = "`model.safetensors` is text, not the weights: it begins with `Access to model acme/tiny is restricted.`"
+    assert refusals(folder, out) == [(CheckpointError, message, AGAIN_SIGNED)]
+    (folder / SINGLE_NAME).write_bytes(b"PK\3\4" + bytes(20))
+    ((_, message, _),) = refusals(folder, out)
+    assert message == "`model.safetensors` is a zip archive"
+
+
+@pytest.mark.parametrize("size", [1, 7])
 def test_no_header(tmp_path: Path, out: Path, size: int) -> None:
     folder = write_raw(tmp_path / "source", b"{}")
     (folder / SINGLE_NAME).write_bytes(b"\0" * size)
@@ -210,8 +245,7 @@ def test_all_missing_and_broken_shards_at_once(tmp_path: Path, out: Path) -> Non
         (CheckpointError, f"no config.json in `{folder}`", None),
         *((CheckpointError, f"`model-0000{i}-of-00003.safetensors` is missing: `{INDEX_NAME}` says that it holds 7 "
                             "tensors", DOWNLOAD) for i in (1, 2)),
-        (CheckpointError, "`model-00003-of-00003.safetensors` is no safetensors file: expected at least 8 bytes, "
-                          "got 0", None),
+        (CheckpointError, "`model-00003-of-00003.safetensors` is empty: expected weights, got 0 bytes", AGAIN_SIGNED),
     ]  # fmt: skip
 
 
