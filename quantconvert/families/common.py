@@ -46,7 +46,8 @@ REINITIALIZED = "transformers stops at packed layers of this family, but for com
 
 LINEAR_ATTENTION = r"\.(self_attn|attention|attn)\.(q_proj|k_proj|v_proj|o_proj)$"
 LINEAR_MLP = r"\.mlp\.(gate_proj|up_proj|down_proj)$"
-EXPERT_NAMES = r"\.experts\.N\."
+# NLLB-MoE and Switch Transformers say `experts.expert_0`.
+EXPERT_NAMES = r"\.experts\.(N|expert_\d+)\."
 
 # The other half of what looks at pictures, under the names that Hub checkpoints of all vision-language models share.
 KEEP_VISION: tuple[tuple[str, Reason], ...] = (

@@ -35,7 +35,7 @@ _NORM = Part("embeddings' norm", ("embeddings.LayerNorm",))
 
 BERT = Family(
     name="bert",
-    model_types=("bert", "roberta", "xlm-roberta", "camembert", "electra"),
+    model_types=("bert", "roberta", "xlm-roberta", "camembert", "electra", "rembert"),
     linear=(
         r"\.(attention|crossattention)\.(self\.(query|key|value)|output\.dense)$",
         r"\.layer\.N\.(intermediate|output)\.dense$",
@@ -44,6 +44,8 @@ BERT = Family(
         *_HEADS,
         # Electra: its embeddings are narrower than its layers, and it has heads of its own
         (r"(^|\.)embeddings_project$", "head"),
+        # RemBERT: the same under other names
+        (r"(^|\.)embedding_hidden_mapping_in$|^cls\.predictions\.dense$", "head"),
         (r"^(discriminator_predictions|generator_predictions)\.(dense|dense_prediction)$", "head"),
         (r"^(generator_lm_head|sequence_summary\.summary)$", "head"),
     ),
@@ -171,4 +173,17 @@ EUROBERT = Family(
         Dims(r"\.mlp\.down_proj$", "hidden_size", "intermediate_size"),
     ),
     parts=DECODER_PARTS,
+)
+
+# Its layers are QuantLinear, which quantize themselves and are no `Linear` (transformers `quant_modules.py`): no engine
+# reads anything else in their place.
+IBERT = Family(
+    name="ibert",
+    model_types=("ibert",),
+    linear=(),
+    keep=(
+        (r"\.layer\.N\.(attention\.(self\.(query|key|value)|output\.dense)|(intermediate|output)\.dense)$", "family"),
+        *_HEADS,
+    ),
+    parts=(_WORDS, _POSITIONS, _NORM),
 )

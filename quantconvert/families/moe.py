@@ -92,12 +92,14 @@ _DENSE_THEN_EXPERTS = (
     *gated_dims(r"experts\.N", "moe_intermediate_size"),
 )
 
+FUSED_QKV_A = FusedSet("fused_qkv_a_proj", ("q_a_proj", "kv_a_proj_with_mqa"))
+
 # kv_b_proj stays dense: SGLang reads it only as a plain or AWQ weight; q_a/kv_a are fused by every engine, and
 # SGLang joins packed ones along the wrong axis (`deepseek_weight_loader.py`). The indexer's projections are fused or
 # kept in their own precision (vLLM `deepseek_v2.py`, `Indexer`).
 DEEPSEEK = Family(
     name="deepseek",
-    model_types=("deepseek_v2", "deepseek_v3", "deepseek_v32", "kimi_k2"),
+    model_types=("deepseek_v2", "deepseek_v3", "deepseek_v32", "kimi_k2", "glm_moe_dsa", "glm4_moe_lite"),
     linear=(r"\.self_attn\.(q_proj|q_b_proj|o_proj)$", LINEAR_MLP, _SHARED_EXPERTS),
     keep=(
         *ROUTER,
@@ -106,10 +108,11 @@ DEEPSEEK = Family(
         *_KEEP_MTP_PARTS,
         *KEEP_HEADS,
     ),
-    fused=(*FUSED_COMMON, FusedSet("fused_qkv_a_proj", ("q_a_proj", "kv_a_proj_with_mqa"))),
+    fused=(*FUSED_COMMON, FUSED_QKV_A),
     experts=EXPERT_NAMES,
     dims=_DENSE_THEN_EXPERTS,
     parts=DECODER_PARTS,
+    uneven=(r"^self_attn\.indexer\.",),  # GLM's layers share the indexer of another
 )
 
 GLM_MOE = Family(

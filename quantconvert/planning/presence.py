@@ -32,7 +32,7 @@ _TOWERS: frozenset[Reason] = frozenset({"vision", "audio"})
 _OTHER_MODELS: frozenset[Reason] = _TOWERS | {"mtp"}
 # Architectures that end in a head over the vocabulary.
 _GENERATORS = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
-_HEADS = ("lm_head", "embed_out", "output_layer", "proj_out")
+_HEADS = ("lm_head", "embed_out", "output_layer", "proj_out", "head", "decoder")
 # What hierarchical towers call the layers of a stage, of which each stage has another number.
 _STAGE = re.compile(r"(blocks|layers)\.\d+\.")
 # Keys of lists that say of each layer what it is (`layer_types`, `attention_layers`, `hybrid_override_pattern`).
@@ -144,7 +144,7 @@ def _missing_in_layers(stack: str, layers: Layers, config: Mapping[str, Any], fa
     if any(config.get(key) for key in _IRREGULAR) or any(map(_STAGE.match, set().union(*layers.values()))):
         return
     uneven = family.uneven if family else ()
-    kind = _kinds(config)
+    kind = _kinds(config, max(layers) + 1)
     by_kind: dict[tuple[object, ...], dict[frozenset[str], list[int]]] = {}
     for number, names in sorted(layers.items()):
         whole = frozenset(n for n in names if not any(re.search(pattern, n) for pattern in uneven))
@@ -161,16 +161,16 @@ def _missing_in_layers(stack: str, layers: Layers, config: Mapping[str, Any], fa
     yield from _folded(stack, lacking)
 
 
-def _kinds(config: Mapping[str, Any]) -> Callable[[int], tuple[object, ...]]:
+def _kinds(config: Mapping[str, Any], count: int) -> Callable[[int], tuple[object, ...]]:
     """What the config's lists (one value a layer, or one letter) say of a layer: layers of one kind have the same."""
-    count = next((config[k] for k in _LAYER_COUNTS if type(config.get(k)) is int), 0)
+    lengths = {count, *(config[key] for key in _LAYER_COUNTS if type(config.get(key)) is int)}
     rows = [
         value
         for key, value in config.items()
-        if isinstance(value, (list, str)) and len(value) == count and _KIND_KEY.search(key)
-        if all(type(item) in (str, int, bool) for item in value)
+        if (isinstance(value, list) and _KIND_KEY.search(key)) or (isinstance(value, str) and "pattern" in key)
+        if count <= len(value) in lengths and all(type(item) in (str, int, bool) for item in value)
     ]
-    return lambda number: tuple(row[number] for row in rows) if number < count else ()
+    return lambda number: tuple(row[number] for row in rows)
 
 
 def _missing_experts(names: set[str], config: Mapping[str, Any]) -> Iterator[str]:
@@ -185,7 +185,7 @@ def _missing_experts(names: set[str], config: Mapping[str, Any]) -> Iterator[str
         return
     last = max(max(found) for found in parts.values())
     for (before, after), found in parts.items():
-        yield from (f"{before}{i}{after}" for i in range(min(max(count, last + 1), MAX_LAYERS)) if i not in found)
+        yield from (f"{before}{i}{after}" for i in range(min(count or last + 1, MAX_LAYERS)) if i not in found)
 
 
 def _folded(stack: str, lacking: Iterable[tuple[int, str]]) -> Iterator[str]:

@@ -13,7 +13,7 @@ from quantconvert.patterns import compile_pattern, module_of, nearest
 from quantconvert.schemes import Request
 from quantconvert.sources import Source, Weight
 
-_NOT_EXPERTS = r"re:(?!.*\.experts\.\d+\.)"
+_NOT_EXPERTS = r"re:(?!.*\.experts\.(expert_)?\d+\.)"
 PRESETS: dict[str, tuple[str, Callable[[int], tuple[Rule, ...]]]] = {
     "first-last-8": (
         "first and last decoder layer at 8 bits",
