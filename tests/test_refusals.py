@@ -1059,3 +1059,45 @@ def test_overwrite_replaces_the_old_result(source: Path, out: Path, tmp_path: Pa
     quantconvert.convert(source, out, overwrite=True)
     quantconvert.convert(source, tmp_path / "fresh")
     assert snapshot(out) == snapshot(tmp_path / "fresh")
+
+
+@pytest.mark.parametrize("name", ["nvfp4-pack-quantized", "mxfp4-pack-quantized", "marlin-24"])
+def test_a_compression_that_is_not_read_is_refused_once_by_name(tmp_path: Path, out: Path, name: str) -> None:
+    tensors = llama_tensors()
+    for module in [key.removesuffix(".weight") for key in tensors if "_proj" in key]:
+        rows, columns = tensors.pop(f"{module}.weight").shape
+        tensors |= {
+            f"{module}.weight_packed": torch.zeros(rows, columns // 2, dtype=torch.uint8),
+            f"{module}.weight_scale": torch.ones(rows, columns // 16).to(torch.float8_e4m3fn),
+            f"{module}.weight_global_scale": torch.ones(1),
+        }
+    weights = {"num_bits": 4, "type": "float", "strategy": "tensor_group", "group_size": 16}
+    block = {"quant_method": "compressed-tensors", "format": name,
+             "config_groups": {"group_0": {"targets": ["Linear"], "weights": weights}}}  # fmt: skip
+    source = write_checkpoint(tmp_path / "source", tensors, LLAMA_CONFIG | {"quantization_config": block})
+    message = f"the source is quantized as `{name}` (compressed-tensors), which is not read"
+    assert refusals(source, out) == [(UnsupportedError, message, ORIGINAL)]
+    with pytest.raises(UnsupportedError, match=message.replace("(", r"\(").replace(")", r"\)")):
+        quantconvert.dequantize(source, out)
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ("NaN", "`config.json` holds NaN, which is no number of JSON: expected a value or null"),
+        ("[1, [NaN]]", "`config.json` holds NaN, which is no number of JSON: expected a value or null"),
+        ("9" * 4000, "`config.json` holds a whole number of more than 1024 bits"),
+    ],
+    ids=["NaN", "NaN inside", "4,000 digits"],
+)
+def test_numbers_that_other_readers_of_config_json_stop_at(source: Path, out: Path, value: str, message: str) -> None:
+    config = (source / "config.json").read_text()
+    (source / "config.json").write_text(config.replace("{", f'{{"odd": {value}, ', 1))
+    assert refusals(source, out) == [(CheckpointError, message, None)]
+
+
+def test_infinity_is_kept_as_transformers_writes_it(source: Path, out: Path) -> None:
+    config = (source / "config.json").read_text()
+    (source / "config.json").write_text(config.replace("{", '{"time_step_limit": [0.0, Infinity], ', 1))
+    quantconvert.convert(source, out)
+    assert json.loads((out / "config.json").read_text())["time_step_limit"] == [0.0, float("inf")]

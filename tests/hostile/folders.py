@@ -118,7 +118,7 @@ CONFIGS = [
     config("layers 1e999", '{"num_hidden_layers": 1e999}', f"`{CONFIG}`: {COUNT}, got `inf`", preset="first-last-8"),
     config("layers negative", {"num_hidden_layers": -1}, f"`{CONFIG}`: {COUNT}, got `-1`", preset="first-last-8"),
     config("layers true", {"num_hidden_layers": True}, f"`{CONFIG}`: {COUNT}, got `True`"),
-    config("layers of 4,000 digits", '{"num_hidden_layers": ' + "9" * 4000 + "}", f"`{CONFIG}`: {COUNT}, got"),
+    config("layers of 4,000 digits", '{"num_hidden_layers": ' + "9" * 4000 + "}", f"`{CONFIG}` holds a whole number of more than 1024 bits"),
     config("layers a list", {"text_config": {"num_hidden_layers": [1]}},
            f"text_config of `{CONFIG}`: {COUNT}, got `[1]`"),
     config("text_config a list", {"text_config": [{}]}, f"`{CONFIG}`: {OBJECT} `text_config`, got `a list of 1`"),
