@@ -119,7 +119,7 @@ def _short(stacks: Mapping[str, Layers], config: Mapping[str, Any]) -> Iterator[
     """Whole layers at the end that the config counts; where several stacks may be meant, one as long is enough."""
     by_key: dict[str, list[str]] = {}
     for stack in stacks:
-        key = next((k for k in _count_keys(stack) if type(config.get(k)) is int), None)
+        key = count_key(stack, config)
         if key:
             by_key.setdefault(key, []).append(stack)
     for key, names in by_key.items():
@@ -129,14 +129,17 @@ def _short(stacks: Mapping[str, Layers], config: Mapping[str, Any]) -> Iterator[
             yield f"`{stack}.{_numbers(missing)}` (config.json: {key} {config[key]})"
 
 
-def _count_keys(stack: str) -> tuple[str, ...]:
-    """Config keys that may say how many layers a stack has, the first that is there decides."""
+def count_key(stack: str, config: Mapping[str, Any]) -> str | None:
+    """The config's key that says how many layers a stack such as `model.layers` has, if one does."""
     parts = stack.split(".")
+    keys: tuple[str, ...] = _LAYER_COUNTS
     if parts[-1] == "albert_layer_groups":
-        return ("num_hidden_groups",)
-    if "decoder" in parts:
-        return ("decoder_layers", "num_decoder_layers", *_LAYER_COUNTS)
-    return ("encoder_layers", *_LAYER_COUNTS) if "encoder" in parts else _LAYER_COUNTS
+        keys = ("num_hidden_groups",)
+    elif "decoder" in parts:
+        keys = ("decoder_layers", "num_decoder_layers", *_LAYER_COUNTS)
+    elif "encoder" in parts:
+        keys = ("encoder_layers", *_LAYER_COUNTS)
+    return next((key for key in keys if type(config.get(key)) is int), None)
 
 
 def _missing_in_layers(stack: str, layers: Layers, config: Mapping[str, Any], family: Family | None) -> Iterator[str]:
