@@ -18,9 +18,11 @@ from torch import Tensor
 
 import quantconvert
 import quantconvert.families
+from quantconvert.buffers import Workspace
+from quantconvert.checkpoint import LocalFolder
+from quantconvert.checkpoint.ranges import Files
 from quantconvert.families import Dims, Family, FusedExperts, FusedSet, Reason
-from quantconvert.run.io import Files, Workspace
-from quantconvert.run.readers import open_reader
+from quantconvert.sources import open_rows
 from tests.builders import weight
 
 E, H, I = 3, 64, 96  # noqa: E741 (the axis, as in quantconvert)
@@ -93,10 +95,10 @@ class Model:
 def decoded(source: Path, **options: Any) -> dict[str, Tensor]:
     """Every quantized weight of a plan as float32, by the reader that conversion uses."""
     plan = quantconvert.plan(source, requantize=True, **options)
-    files = Files(source)
+    files = Files(LocalFolder(source))
     try:
         return {
-            task.source.name: open_reader(task.source, files, Workspace(), plan.execution)
+            task.source.name: open_rows(task.source, files, Workspace(), plan.execution.slab_nbytes)
             .rows(0, task.source.shape[0])
             .clone()
             for task in plan.quantized
@@ -185,6 +187,51 @@ def fp8_model(
         model.tensors |= {name: codes, name + suffix: stored}
         model.expected[name] = codes.double() * spread(value, shape, whole)
     return model
+
+
+E4M3, E5M2 = torch.float8_e4m3fn, torch.float8_e5m2
+
+
+def float_quantized(strategy: str, **more: Any) -> dict[str, Any]:
+    weights = {"num_bits": 8, "type": "float", "symmetric": True, "dynamic": False, "strategy": strategy, **more}
+    group = {"targets": ["Linear"], "weights": weights, "input_activations": None, "format": "float-quantized"}
+    return {
+        "quant_method": "compressed-tensors",
+        "format": "float-quantized",
+        "config_groups": {"group_0": group},
+        "ignore": ["lm_head"],
+    }
+
+
+FP8: dict[str, dict[str, Any]] = {
+    "block": {},
+    "block 64x32": {"block": (64, 32)},
+    "block 48x80": {"block": (48, 80)},
+    "block 1x128": {"block": (1, 128)},
+    "block 128x1": {"block": (128, 1)},
+    "block BF16": {"scale": "BF16"},
+    "block F16": {"scale": "F16"},
+    "block U8": {"scale": "U8"},
+    "block E8M0": {"scale": "F8_E8M0", "suffix": "_scale"},
+    "block E5M2": {"code": E5M2},
+    "tensor []": {"kind": "[]", "suffix": "_scale"},
+    "tensor [1]": {"kind": "[1]", "suffix": "_scale"},
+    "tensor [1,1]": {"kind": "[1,1]", "scale": "BF16"},
+    "channel [O]": {"kind": "[O]", "code": E5M2},
+    "channel [O,1]": {"kind": "[O,1]", "scale": "F16", "suffix": "_scale"},
+    "fbgemm": {
+        "kind": "[O,1]",
+        "suffix": "_scale",
+        "quantization": {"quant_method": "fbgemm_fp8", "activation_scale_ub": 1200.0, "modules_to_not_convert": []},
+    },
+    "ct channel": {"kind": "[O,1]", "suffix": "_scale", "quantization": float_quantized("channel"), "scale": "BF16"},
+    "ct tensor": {"kind": "[1]", "suffix": "_scale", "quantization": float_quantized("tensor")},
+    "ct block": {
+        "block": (64, 96),
+        "suffix": "_scale",
+        "quantization": float_quantized("block", block_structure=[64, 96]),
+    },
+}
 
 
 # MXFP4

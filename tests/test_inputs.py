@@ -14,6 +14,8 @@ import quantconvert
 from quantconvert.planning import memory
 from tests.builders import decode_compressed_tensors, read_tensors, weight
 from tests.inputs import (
+    E4M3,
+    FP8,
     LAYER,
     H,
     I,
@@ -29,50 +31,7 @@ from tests.inputs import (
 )
 
 pytestmark = pytest.mark.usefixtures("toy_families")
-E4M3, E5M2 = torch.float8_e4m3fn, torch.float8_e5m2
 PARTNERS = ("_scale_inv", "_scale", "_scales")
-
-
-def float_quantized(strategy: str, **more: Any) -> dict[str, Any]:
-    weights = {"num_bits": 8, "type": "float", "symmetric": True, "dynamic": False, "strategy": strategy, **more}
-    group = {"targets": ["Linear"], "weights": weights, "input_activations": None, "format": "float-quantized"}
-    return {
-        "quant_method": "compressed-tensors",
-        "format": "float-quantized",
-        "config_groups": {"group_0": group},
-        "ignore": ["lm_head"],
-    }
-
-
-FP8: dict[str, dict[str, Any]] = {
-    "block": {},
-    "block 64x32": {"block": (64, 32)},
-    "block 48x80": {"block": (48, 80)},
-    "block 1x128": {"block": (1, 128)},
-    "block 128x1": {"block": (128, 1)},
-    "block BF16": {"scale": "BF16"},
-    "block F16": {"scale": "F16"},
-    "block U8": {"scale": "U8"},
-    "block E8M0": {"scale": "F8_E8M0", "suffix": "_scale"},
-    "block E5M2": {"code": E5M2},
-    "tensor []": {"kind": "[]", "suffix": "_scale"},
-    "tensor [1]": {"kind": "[1]", "suffix": "_scale"},
-    "tensor [1,1]": {"kind": "[1,1]", "scale": "BF16"},
-    "channel [O]": {"kind": "[O]", "code": E5M2},
-    "channel [O,1]": {"kind": "[O,1]", "scale": "F16", "suffix": "_scale"},
-    "fbgemm": {
-        "kind": "[O,1]",
-        "suffix": "_scale",
-        "quantization": {"quant_method": "fbgemm_fp8", "activation_scale_ub": 1200.0, "modules_to_not_convert": []},
-    },
-    "ct channel": {"kind": "[O,1]", "suffix": "_scale", "quantization": float_quantized("channel"), "scale": "BF16"},
-    "ct tensor": {"kind": "[1]", "suffix": "_scale", "quantization": float_quantized("tensor")},
-    "ct block": {
-        "block": (64, 96),
-        "suffix": "_scale",
-        "quantization": float_quantized("block", block_structure=[64, 96]),
-    },
-}
 
 
 def check_dequantized(model: Model, source: Path, out: Path) -> None:
@@ -93,21 +52,6 @@ def check_dequantized(model: Model, source: Path, out: Path) -> None:
 def test_fp8_is_the_product_of_code_and_scale(tmp_path: Path, case: str):
     model = fp8_model(**FP8[case])
     check_dequantized(model, model.write(tmp_path / "model"), tmp_path / "out")
-
-
-@pytest.mark.parametrize("case", ["ct channel", "ct tensor", "ct block"])
-def test_fp8_is_what_compressed_tensors_makes_of_it(tmp_path: Path, case: str):
-    from compressed_tensors.compressors.naive_quantized.base import FloatQuantizationCompressor
-    from compressed_tensors.quantization import QuantizationScheme
-
-    model = fp8_model(**FP8[case])
-    group = model.config["quantization_config"]["config_groups"]["group_0"]
-    scheme = QuantizationScheme.model_validate(group)
-    found = decoded(model.write(tmp_path / "model"), group_size=32)
-    assert set(found) == set(model.expected)
-    for name, w in found.items():
-        state = {"weight": model.tensors[name], "weight_scale": model.tensors[f"{name}_scale"].float()}
-        assert torch.equal(FloatQuantizationCompressor.decompress(state, scheme)["weight"].float(), w), name
 
 
 def test_exponents_at_their_limits(tmp_path: Path):
@@ -183,23 +127,6 @@ def test_mxfp4_experts_are_the_formula_s(tmp_path: Path):
     assert set(found) == set(model.expected)
     for name, w in found.items():
         assert torch.equal(w, model.expected[name].float()), name
-
-
-def test_mxfp4_is_what_transformers_makes_of_it(tmp_path: Path):
-    from transformers.integrations.mxfp4 import _convert_moe_packed_tensors
-
-    model = mxfp4_model()
-    found = decoded(model.write(tmp_path / "model"), group_size=32)
-    stem = f"{LAYER}.mlp.experts"
-    for name in ("gate_up_proj", "down_proj"):
-        blocks, scales = (model.tensors[f"{stem}.{name}_{part}"] for part in ("blocks", "scales"))
-        turned = _convert_moe_packed_tensors(blocks, scales, dtype=torch.float32)  # [E, in, out]
-        for e, w in enumerate(turned):
-            if name == "down_proj":
-                assert torch.equal(found[f"{stem}.{e}.down_proj.weight"], w.t())
-            else:
-                assert torch.equal(found[f"{stem}.{e}.gate_proj.weight"], w[:, 0::2].t())
-                assert torch.equal(found[f"{stem}.{e}.up_proj.weight"], w[:, 1::2].t())
 
 
 def test_every_nibble_and_the_smallest_scales(tmp_path: Path):

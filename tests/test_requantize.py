@@ -13,9 +13,10 @@ import pytest
 import torch
 
 import quantconvert
+from quantconvert.planning.tasks import role_of
 from tests.builders import LLAMA_CONFIG, llama_tensors, read_tensors, write_checkpoint
+from tests.coded import awq_model, gptq_model, kimi_model
 from tests.inputs import LAYER, Model, attention, config, fp8_model, fused_model, mxfp4_model, plain_rest, turned_model
-from tests.test_inputs_codes import awq_model, gptq_model, kimi_model
 
 pytestmark = pytest.mark.usefixtures("toy_families")
 
@@ -77,7 +78,7 @@ def test_what_the_source_left_alone_stays(tmp_path: Path):
     assert {task.evidence for task in kept.values()} == {
         "source is quantized by compressed-tensors, and left this one alone"
     }
-    assert {task.role for task in kept.values()} == {"linear"}
+    assert {role_of(task) for task in kept.values()} == {"linear"}
     assert "self_attn" in json.dumps((made.quantization_config or {})["ignore"])
 
 
@@ -141,6 +142,7 @@ def test_accounts_of_decoded_and_dropped(tmp_path: Path):
 # Explained
 
 
+@pytest.mark.process
 def test_explain_prints_every_tensor(tmp_path: Path):
     model = fp8_model()
     dropped = f"{LAYER}.self_attn.k_scale"

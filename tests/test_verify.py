@@ -16,8 +16,8 @@ import quantconvert
 from quantconvert.verification import Verification
 from tests import inputs
 from tests.builders import LLAMA_CONFIG, llama_tensors, read_tensors, weight, write_checkpoint
-from tests.test_fused_experts import LAYOUTS, Layout, every_layout, fused_tensors
-from tests.test_inputs_codes import awq_model, gptq_model, kimi_model
+from tests.coded import awq_model, gptq_model, kimi_model
+from tests.fused import LAYOUTS, Layout, every_layout, fused_tensors
 
 DTYPES = [torch.bfloat16, torch.float16, torch.float32]
 CONFIG = LLAMA_CONFIG | {"num_hidden_layers": 1}

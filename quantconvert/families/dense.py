@@ -10,8 +10,6 @@ from quantconvert.families.common import (
     KEEP_HEADS,
     LINEAR_ATTENTION,
     LINEAR_MLP,
-    REINITIALIZED,
-    SCALED_ACTIVATION,
 )
 from quantconvert.families.row import Dims, Family, Part
 
@@ -79,7 +77,6 @@ STARCODER2 = Family(
         Dims(r"\.mlp\.c_fc$", "intermediate_size", "hidden_size"),
         Dims(r"\.mlp\.c_proj$", "hidden_size", "intermediate_size"),
     ),
-    awq_problem=SCALED_ACTIVATION,
     parts=DECODER_PARTS,
 )
 
@@ -94,6 +91,5 @@ MAMBA = Family(
         *KEEP_HEADS,
     ),
     dims=(Dims(r"\.mixer\.out_proj$", "hidden_size", "intermediate_size"),),
-    awq_problem=REINITIALIZED,
     parts=(Part("embeddings", ("embeddings", "embedding")), Part("final norm", ("norm_f",))),
 )

@@ -12,7 +12,6 @@ from quantconvert.families.common import (
     FUSED_QKV,
     LINEAR_ATTENTION,
     LINEAR_MLP,
-    REINITIALIZED,
 )
 from quantconvert.families.row import Dims, Family, FusedSet, Part, Reason
 
@@ -135,7 +134,6 @@ MODERNBERT = Family(
         Dims(r"\.mlp\.Wo$", "hidden_size", "intermediate_size"),
     ),
     tied=("decoder",),
-    awq_problem=REINITIALIZED,
     parts=(
         Part("embeddings", ("embeddings.tok_embeddings",)),
         Part("embeddings' norm", ("embeddings.norm",)),
@@ -158,7 +156,6 @@ NOMIC_BERT = Family(
         Dims(r"\.mlp\.fc2$", "n_embd", "n_inner"),
     ),
     tied=(_MASKED,),
-    awq_problem="transformers cuts the stored Wqkv into three layers while it loads, and packed words cannot be cut so",
     parts=(_WORDS, Part("embeddings' norm", ("emb_ln", "embeddings.LayerNorm"))),
 )
 

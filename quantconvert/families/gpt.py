@@ -5,7 +5,7 @@ Names and shapes: transformers' model files; fused sets: vLLM's packed_modules_m
 
 from __future__ import annotations
 
-from quantconvert.families.common import EMBEDDINGS, FUSED_QKV, KEEP_HEADS, REINITIALIZED, SCALED_ACTIVATION
+from quantconvert.families.common import EMBEDDINGS, FUSED_QKV, KEEP_HEADS
 from quantconvert.families.row import Dims, Family, Part
 
 _GPT2_LINEAR = (r"\.(attn|crossattention)\.(c_attn|q_attn|c_proj)$", r"\.mlp\.(c_fc|c_proj)$")
@@ -29,11 +29,6 @@ GPT2 = Family(
     keep=_GPT2_KEEP,
     transposed=_GPT2_LINEAR,
     dims=_GPT2_DIMS,
-    caveat=(
-        "transformers 5 loads GPT-2's layers (Conv1D) in no quantized layout: it stops at AWQ and GPTQ, and takes "
-        "random weights for compressed-tensors; vLLM reads it"
-    ),
-    transformers=False,
     parts=_GPT2_PARTS,
 )
 
@@ -44,7 +39,6 @@ GPT_BIGCODE = Family(
     linear=_GPT2_LINEAR,
     keep=_GPT2_KEEP,
     dims=_GPT2_DIMS,
-    awq_problem=REINITIALIZED,
     parts=_GPT2_PARTS,
 )
 
@@ -73,7 +67,6 @@ GPT_J = Family(
         Dims(r"\.mlp\.fc_in$", "n_inner", "n_embd"),
         Dims(r"\.mlp\.fc_out$", "n_embd", "n_inner"),
     ),
-    awq_problem=SCALED_ACTIVATION,
     parts=(_TABLE, _LN_F),
 )
 
@@ -99,7 +92,6 @@ GPT_NEOX = Family(
         Dims(r"\.mlp\.dense_h_to_4h$", "intermediate_size", "hidden_size"),
         Dims(r"\.mlp\.dense_4h_to_h$", "hidden_size", "intermediate_size"),
     ),
-    awq_problem=SCALED_ACTIVATION,
     parts=(Part("embeddings", ("embed_in",)), Part("final norm", ("final_layer_norm",))),
 )
 
@@ -122,7 +114,6 @@ FALCON = Family(
         Dims(r"\.mlp\.dense_h_to_4h$", "ffn_hidden_size", "hidden_size"),
         Dims(r"\.mlp\.dense_4h_to_h$", "hidden_size", "ffn_hidden_size"),
     ),
-    awq_problem=SCALED_ACTIVATION,
     parts=(_WORDS, _LN_F),
 )
 
@@ -132,7 +123,6 @@ BLOOM = Family(
     linear=(r"\.self_attention\.(query_key_value|dense)$", _MLP_4H),
     keep=KEEP_HEADS,
     dims=(Dims(r"\.self_attention\.dense$", "hidden_size", "hidden_size"),),
-    awq_problem=SCALED_ACTIVATION,
     parts=(_WORDS, Part("embeddings' norm", ("word_embeddings_layernorm",)), _LN_F),
 )
 
@@ -142,7 +132,6 @@ MPT = Family(
     linear=(r"\.attn\.(Wqkv|out_proj)$", r"\.ffn\.(up_proj|down_proj)$"),
     keep=KEEP_HEADS,
     dims=(Dims(r"\.attn\.out_proj$", "d_model", "d_model"),),
-    awq_problem=SCALED_ACTIVATION,
     parts=(_TABLE, Part("final norm", ("norm_f",))),
 )
 

@@ -103,9 +103,7 @@ class Family:
     `fused_experts`: 3-D tensors of experts. `dims`: shapes that the config must agree with. `tied`: output heads
     other than `lm_head` that share the embeddings' table, so that checkpoints do not hold them and engines have to be
     told by name that they are not quantized. `parts`: what a whole checkpoint has outside its layers. `uneven`: tensors
-    that one layer has and its neighbours have not. `awq_problem`: why AWQ is not chosen for the family, if so.
-    `caveat`: what the plan has to say of engines, whatever the format. `transformers`: whether transformers 5 loads the
-    family quantized at all.
+    that one layer has and its neighbours have not.
     """
 
     name: str
@@ -120,9 +118,6 @@ class Family:
     tied: tuple[str, ...] = ()
     parts: tuple[Part, ...] = ()
     uneven: tuple[str, ...] = ()
-    awq_problem: str | None = None
-    caveat: str | None = None
-    transformers: bool = True
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ from quantconvert.errors import CheckpointError, QuantConvertError, UnsupportedE
 from quantconvert.families import Classifier, Family, Reason
 from quantconvert.job import Job
 from quantconvert.patterns import template_of
-from quantconvert.sources import Source, Sources
+from quantconvert.sources import Read, Sources
 
 MAX_LISTED = 8
 MAX_LAYERS = 10_000
@@ -49,7 +49,7 @@ def check_presence(
     checkpoint: Checkpoint, sources: Sources, classifier: Classifier, job: Job, errors: list[QuantConvertError]
 ) -> tuple[str, ...]:
     """Append a refusal that lists what is missing to `errors`; returns what is only suspected, or allowed, as notes."""
-    sure, doubtful = absent(checkpoint, sources.tensors, classifier)
+    sure, doubtful = absent(checkpoint, sources.reads, classifier)
     notes = []
     if sure and job.allow_incomplete:
         notes.append(f"--allow-incomplete: the source lacks {_listed(sure)}")
@@ -63,7 +63,7 @@ def check_presence(
     return tuple(notes)
 
 
-def absent(checkpoint: Checkpoint, tensors: Sequence[Source], classifier: Classifier) -> tuple[list[str], list[str]]:
+def absent(checkpoint: Checkpoint, tensors: Sequence[Read], classifier: Classifier) -> tuple[list[str], list[str]]:
     """What the checkpoint lacks, in words: what is certain, and what is only likely (families without a table)."""
     config, family = checkpoint.text_config, classifier.family
     stacks, towers = find_stacks(tensors, classifier)
@@ -78,7 +78,7 @@ def absent(checkpoint: Checkpoint, tensors: Sequence[Source], classifier: Classi
     return ([*gaps, *likely], []) if family else (gaps, likely)
 
 
-def find_stacks(tensors: Iterable[Source], classifier: Classifier) -> tuple[dict[str, Layers], dict[str, Layers]]:
+def find_stacks(tensors: Iterable[Read], classifier: Classifier) -> tuple[dict[str, Layers], dict[str, Layers]]:
     """The numbered layers of the language model, and of towers: for each stack (`model.layers`) and number the names.
 
     A stack counts that has a linear weight by the family's table or, without one, bears a name that layers bear; of a
@@ -204,7 +204,7 @@ def _folded(stack: str, lacking: Iterable[tuple[int, str]]) -> Iterator[str]:
 
 def _missing_around(
     checkpoint: Checkpoint,
-    tensors: Sequence[Source],
+    tensors: Sequence[Read],
     classifier: Classifier,
     family: Family,
     stacks: Mapping[str, Layers],

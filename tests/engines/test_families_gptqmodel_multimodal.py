@@ -13,16 +13,15 @@ pytest.importorskip("gptqmodel")
 from transformers import GPTQConfig
 
 from tests.builders import decode_awq, read_tensors
-from tests.engines import moe_families, test_families_multimodal
+from tests.engines import moe_families, multimodal_families
 from tests.engines.decoding import decode_all
 from tests.engines.families import convert, save
-from tests.engines.test_families_gptqmodel import AWQ_TOLERANCE, GPTQ_TOLERANCE, assert_same, awq
-from tests.engines.test_families_gptqmodel import plain_dequantization as plain_dequantization
+from tests.engines.gptqmodel_families import AWQ_TOLERANCE, GPTQ_TOLERANCE, assert_same, awq
 
-pytestmark = pytest.mark.filterwarnings("ignore")
+pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.usefixtures("plain_dequantization")]
 
 HYBRID = {name: moe_families.CASES[name] for name in ("qwen3_5", "qwen3_5_text")}
-CASES = test_families_multimodal.CASES | HYBRID
+CASES = multimodal_families.CASES | HYBRID
 
 
 @pytest.mark.parametrize("name", CASES)

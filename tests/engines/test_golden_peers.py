@@ -5,15 +5,12 @@ compressed-tensors is part of the ordinary test environment; GPTQModel has its o
 
 from __future__ import annotations
 
-import os
-
 import pytest
 import torch
 
 from tests import golden
 from tests.golden import make
 
-os.environ.setdefault("GPTQMODEL_CPU_WORKERS", "2")
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 

@@ -12,8 +12,7 @@ The first run may compile that kernel, later ones take it from GPTQModel's cache
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,6 @@ import pytest
 import torch
 from torch import Tensor
 
-os.environ.setdefault("GPTQMODEL_CPU_WORKERS", "2")
 pytest.importorskip("gptqmodel")
 
 from gptqmodel import BACKEND, GPTQModel
@@ -35,7 +33,7 @@ from tests.engines.common import TINY_LLAMA, heldout_windows, load, logits, writ
 from tests.engines.decoding import decode_all, quantization_config
 
 # these libraries warn of much that is not ours to mend: enum registrations, temporary folders, configs passed along
-pytestmark = pytest.mark.filterwarnings("ignore")
+pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.usefixtures("plain_dequantization")]
 
 PLAIN_KERNEL, ANY_KERNEL, EXACT = 0.1, 0.5, 1e-4
 GROUPED: dict[str, dict[str, Any]] = {
@@ -67,13 +65,6 @@ def convert_gptq(original: Path, work: Path, **options: Any) -> Converted:
     convert(original, folder, format="gptq", **options)
     decoded = decode_all(folder)
     return Converted(folder, decoded, load(write_reference(original, folder, work / "reference", decoded)))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def plain_dequantization() -> Iterator[None]:
-    torch.compiler.set_stance("force_eager")
-    yield
-    torch.compiler.set_stance("default")
 
 
 @pytest.fixture(scope="module")

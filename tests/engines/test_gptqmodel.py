@@ -12,7 +12,6 @@ cores), later ones take it from GPTQModel's cache.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +21,6 @@ import pytest
 import torch
 from torch import Tensor
 
-os.environ.setdefault("GPTQMODEL_CPU_WORKERS", "2")
 pytest.importorskip("gptqmodel")
 
 from gptqmodel import BACKEND, GPTQModel
@@ -30,8 +28,8 @@ from gptqmodel.quantization.awq.utils.packing_utils import dequantize_gemm, pack
 from transformers import AwqConfig
 
 from quantconvert.api import convert
-from quantconvert.kernels.packing import pack_rows_int4
 from quantconvert.layouts.awq import ORDER
+from quantconvert.layouts.packing import pack_rows_int4
 from tests.builders import decode_awq, read_tensors
 from tests.engines import moe
 from tests.engines.common import TINY_LLAMA, decode, heldout_loss, heldout_windows, load, logits, write_reference

@@ -8,8 +8,6 @@ GPTQModel is (`install_gptqmodel.sh`).
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +16,6 @@ import pytest
 import torch
 from torch import Tensor
 
-os.environ.setdefault("GPTQMODEL_CPU_WORKERS", "2")
 pytest.importorskip("transformers")
 
 import quantconvert
@@ -27,7 +24,7 @@ from tests.builders import read_tensors
 from tests.engines import peers
 from tests.engines.decoding import decode_all, quantization_config
 
-pytestmark = pytest.mark.filterwarnings("ignore")
+pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.usefixtures("plain_dequantization")]
 
 GROUP = {"strategy": "group", "group_size": peers.GROUP}
 TOKEN = {"num_bits": 8, "dynamic": True, "strategy": "token"}
@@ -83,13 +80,6 @@ def make_gptqmodel(work: Path, name: str, options: dict[str, Any], one_sided: bo
     source = peers.llama(work / "in", one_sided)
     weights = peers.by_gptqmodel(source, work / "out", **{"group_size": peers.GROUP, **options})
     return Made(name, work / "out", weights)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def nothing_is_compiled() -> Iterator[None]:
-    torch.compiler.set_stance("force_eager")
-    yield
-    torch.compiler.set_stance("default")
 
 
 @pytest.fixture(scope="module", params=[*COMPRESSED, *BY_GPTQMODEL])

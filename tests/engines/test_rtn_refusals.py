@@ -127,7 +127,6 @@ def python(code: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
 
 
-@pytest.mark.slow
 def test_import_again_and_only_when_asked():
     code = """if True:
         import sys, importlib
@@ -144,7 +143,6 @@ def test_import_again_and_only_when_asked():
     assert "ImportError: transformers has a quantization method `rtn` already" in done.stderr, done.stderr
 
 
-@pytest.mark.slow
 def test_old_transformers():
     code = """if True:
         import transformers.quantizers.base

@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +14,9 @@ import pytest
 
 import quantconvert
 from tests.builders import write_checkpoint
-from tests.test_writer import digests
-
-Ask = Callable[..., Any]
-# Several output shards, one worker: the order of calls is the same in every run.
-OPTIONS = {"workers": 1, "max_shard_size": "60KB"}
+from tests.faults.server import Ask
+from tests.interrupted import OPTIONS
+from tests.snapshots import digests
 
 
 @pytest.fixture(scope="session")

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-import struct
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from tests.raw_files import entry, shard
 
 CONFIG = "config.json"
 SINGLE = "model.safetensors"
@@ -16,22 +17,9 @@ LAYER = "model.layers.0.mlp.down_proj.weight"
 NBYTES = 128 * 128 * 2
 
 
-def entry(begin: int, end: int, shape: Any = None, dtype: Any = "BF16") -> dict[str, Any]:
-    """One tensor of a header; by default a one-dimensional one that fills its bytes."""
-    return {"dtype": dtype, "shape": [(end - begin) // 2] if shape is None else shape, "data_offsets": [begin, end]}
-
-
 GOOD = {LAYER: entry(0, NBYTES, [128, 128])}
 EMBEDDINGS = {"model.embed_tokens.weight": entry(NBYTES, NBYTES + 8 * 256, [8, 128])}
 WHOLE_NBYTES = NBYTES + 8 * 256
-
-
-def shard(path: Path, header: bytes | dict[str, Any], data: int = 0, length: int | None = None) -> None:
-    """A file with exactly this header (and saying this length) and that many zero bytes, sparse."""
-    raw = header if isinstance(header, bytes) else json.dumps(header, separators=(",", ":")).encode()
-    with open(path, "wb") as file:
-        file.write(struct.pack("<Q", len(raw) if length is None else length) + raw)
-        file.truncate(8 + len(raw) + data)
 
 
 def good(folder: Path) -> Path:

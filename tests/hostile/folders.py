@@ -10,7 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tests.hostile.build import CONFIG, GOOD, INDEX, LAYER, NBYTES, SINGLE, Case, indexed, link, shard
+from tests.hostile.build import CONFIG, GOOD, INDEX, LAYER, NBYTES, SINGLE, Case, indexed, link
+from tests.raw_files import shard
 
 
 def index(name: str, weight_map: object, says: str) -> Case:

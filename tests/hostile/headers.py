@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from tests.hostile.build import GOOD, LAYER, NBYTES, SINGLE, Case, empty_tensors, entry, shard
+from tests.hostile.build import GOOD, LAYER, NBYTES, SINGLE, Case, empty_tensors
+from tests.raw_files import entry, shard
 
 
 def header(name: str, content: bytes | dict[str, Any], says: str, data: int = 16, length: int | None = None) -> Case:

@@ -13,16 +13,17 @@ import re
 import struct
 import time
 from collections import Counter
-from pathlib import Path
 from typing import Any
 
 import pytest
 from safetensors import SafetensorError, deserialize
 
-from quantconvert.checkpoint import RepoFile, TensorRef, load_checkpoint
+from quantconvert.checkpoint import TensorRef, load_checkpoint
 from quantconvert.checkpoint.header import read_header
 from quantconvert.errors import QuantConvertError
-from tests.hostile.build import INDEX, entry
+from tests.hostile.build import INDEX
+from tests.hostile.memory_repo import MemoryRepo
+from tests.raw_files import entry
 
 SECONDS = float(os.environ.get("QUANTCONVERT_FUZZ_SECONDS", "5"))
 SEED = int(os.environ.get("QUANTCONVERT_FUZZ_SEED", "0")) or time.time_ns()
@@ -149,24 +150,6 @@ def check_accepted(
         position += ref.nbytes
     assert position == len(data)
     assert {r.name: (r.dtype, r.shape, r.nbytes) for r in refs} == other
-
-
-class MemoryRepo:
-    """A repository that is a dictionary."""
-
-    location, revision = "memory", None
-
-    def __init__(self, contents: dict[str, bytes], lie: int = 0) -> None:
-        self.contents, self.lie = contents, lie
-
-    def files(self) -> tuple[RepoFile, ...]:
-        return tuple(RepoFile(path, len(data) + self.lie) for path, data in sorted(self.contents.items()))
-
-    def read(self, path: str, offset: int, nbytes: int) -> bytes:
-        return self.contents[path][offset : offset + nbytes]
-
-    def materialize(self, paths: tuple[str, ...]) -> Path:
-        raise AssertionError("nothing here converts")
 
 
 def hostile_repo(rng: random.Random) -> MemoryRepo:
