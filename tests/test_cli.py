@@ -345,8 +345,8 @@ def test_no_color_while_converting(source: Path, tmp_path: Path) -> None:
 
 
 def zeros(folder: Path, header: dict[str, Any], nbytes: int) -> Path:
-    """Weights of shapes that no config.json speaks of."""
-    write_raw(folder, header, nbytes)
+    """Weights of shapes that no config.json speaks of, and embeddings."""
+    write_raw(folder, header | {"model.embed_tokens.weight": entry(nbytes, nbytes + 8, [1, 4])}, nbytes + 8)
     (folder / "config.json").write_text('{"model_type": "llama"}')
     return folder
 
@@ -393,7 +393,7 @@ def test_sigint_before_anything_is_done_leaves_nothing(giant: Path, tmp_path: Pa
     out = tmp_path / "new" / "out"
     code, stdout, lines = interrupted([signal.SIGINT], giant, out, until="converting")
     assert (code, stdout) == (130, "")
-    assert lines == ["converting 1 tensor, 2.15 GB", INTERRUPTED]
+    assert lines == ["converting 2 tensors, 2.15 GB", INTERRUPTED]
     assert list(tmp_path.iterdir()) == []
 
 
@@ -408,14 +408,14 @@ def test_an_interrupted_run_continues(large: Path, tmp_path: Path, number: signa
     code, stdout, lines = interrupted([number], *arguments, until="layers.2")
     assert (code, stdout) == (expected, "")
     done = re.fullmatch(
-        r"interrupted: (\d) of 8 tasks are done and kept: the same command continues, --restart starts over", lines[-1]
+        r"interrupted: (\d) of 9 tasks are done and kept: the same command continues, --restart starts over", lines[-1]
     )
     assert done
     assert int(done[1]) >= 2
     state = out / ".quantconvert"
     assert {name: value for name, value in (snapshot(out) or {}).items() if not name.startswith(state.name)} == before
     stderr = succeeds(*arguments).stderr
-    assert f"\nnote continuing: {done[1]} of 8 tasks are done\nconverting 8 tensors, 201 MB\n" in f"\n{stderr}"
+    assert f"\nnote continuing: {done[1]} of 9 tasks are done\nconverting 9 tensors, 201 MB\n" in f"\n{stderr}"
     assert not state.exists()
 
 

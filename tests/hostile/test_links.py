@@ -134,7 +134,7 @@ def test_tensor_names_are_no_paths(tmp_path: Path) -> None:
     header |= {name: entry(NBYTES + 2 * i, NBYTES + 2 * i + 2) for i, name in enumerate(names)}
     shard(source / SINGLE, header, NBYTES + 2 * len(names))
     before = sorted(tmp_path.rglob("*"))
-    quantconvert.convert(source, tmp_path / "area" / "out", workers=2, max_shard_size="4KB")
+    quantconvert.convert(source, tmp_path / "area" / "out", workers=2, max_shard_size="4KB", allow_incomplete=True)
     made = [path for path in sorted(tmp_path.rglob("*")) if path not in before]
     assert all(path.is_relative_to(tmp_path / "area" / "out") for path in made)
     index = json.loads((tmp_path / "area" / "out" / "model.safetensors.index.json").read_text())
