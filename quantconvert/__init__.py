@@ -5,24 +5,32 @@ import quantconvert
 plan = quantconvert.plan("path/to/model", bits=4)            # from headers, without torch
 result = quantconvert.convert("path/to/model", "out", bits=4)
 found = quantconvert.verify("out", "path/to/model")           # found.is_ok, found.findings, found.errors
+
+Names are imported when they are first used: the command line has to mind signals before anything takes time.
 """
 
-from quantconvert.api import Result, convert, dequantize, inspect, iter_quantized, plan, repack, verify
-from quantconvert.errors import (
-    CheckpointError,
-    OutputError,
-    QuantConvertError,
-    Refusal,
-    UnsupportedError,
-    UsageError,
-    VerificationError,
-)
-from quantconvert.inventory import Inventory
-from quantconvert.job import Job, JobOptions
-from quantconvert.planning import Plan
-from quantconvert.schemes import Scheme
-from quantconvert.verification import Verification
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from quantconvert.version import __version__
+
+if TYPE_CHECKING:
+    from quantconvert.api import Result, convert, dequantize, inspect, iter_quantized, plan, repack, verify
+    from quantconvert.errors import (
+        CheckpointError,
+        OutputError,
+        QuantConvertError,
+        Refusal,
+        UnsupportedError,
+        UsageError,
+        VerificationError,
+    )
+    from quantconvert.inventory import Inventory
+    from quantconvert.job import Job
+    from quantconvert.options import JobOptions
+    from quantconvert.planning import Plan
+    from quantconvert.schemes import Scheme
+    from quantconvert.verification import Verification
 
 __all__ = [
     "CheckpointError",
@@ -48,3 +56,22 @@ __all__ = [
     "repack",
     "verify",
 ]
+
+_MODULES = {
+    "Inventory": "inventory",
+    "Job": "job",
+    "JobOptions": "options",
+    "Plan": "planning",
+    "Refusal": "errors",
+    "Scheme": "schemes",
+    "Verification": "verification",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module `quantconvert` has no attribute `{name}`")
+    home = "errors" if name.endswith("Error") else _MODULES.get(name, "api")
+    value = getattr(import_module(f"quantconvert.{home}"), name)
+    globals()[name] = value
+    return value

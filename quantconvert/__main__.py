@@ -1,6 +1,6 @@
 """`python -m quantconvert`."""
 
-from quantconvert.cli.main import run
+from quantconvert.cli.entry import run
 
 if __name__ == "__main__":
     run()

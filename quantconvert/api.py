@@ -5,18 +5,34 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Unpack
+from typing import TYPE_CHECKING, Any, Unpack
 
-from quantconvert.checkpoint import Checkpoint, LocalFolder, Repo, load_checkpoint
-from quantconvert.conversion import Builder, Result, Target, load_torch, make_plan, reader_of, run, verify_folder
+from quantconvert.checkpoint import Checkpoint, LocalFolder, Repo, load_checkpoint, reader_of
+from quantconvert.conversion import Builder, Result, Target, make_plan, run
 from quantconvert.errors import UsageError
 from quantconvert.events import Reporter, silent
 from quantconvert.hub import open_repo
 from quantconvert.inventory import Inventory, take_inventory
-from quantconvert.job import Job, JobOptions, StreamOptions
-from quantconvert.planning import Plan, build_plan
-from quantconvert.planning.transcode import PLAIN_TAGS, PlainDType, build_transcode
+from quantconvert.job import Job
+from quantconvert.lazy import load_torch
+from quantconvert.options import (
+    DEFAULT_DTYPE,
+    ConvertOptions,
+    DequantizeWords,
+    JobOptions,
+    LimitOptions,
+    PlainDType,
+    PlanOptions,
+    RankOptions,
+    SourceOptions,
+    TranscodeOptions,
+    VerifyOptions,
+    check_values,
+    read_group,
+)
+from quantconvert.planning import Plan, build_plan, build_transcode
 from quantconvert.verification import Verification
+from quantconvert.verification.check import verify_folder
 
 __all__ = ["Result", "convert", "dequantize", "inspect", "iter_quantized", "plan", "repack", "verify"]
 
@@ -26,112 +42,75 @@ if TYPE_CHECKING:
 Source = str | os.PathLike[str]
 
 
-def plan(
-    source: Source,
-    out: Source | None = None,
-    *,
-    revision: str | None = None,
-    subfolder: str | None = None,
-    overwrite: bool = False,
-    **options: Unpack[JobOptions],
-) -> Plan:
+def plan(source: Source, out: Source | None = None, **options: Unpack[PlanOptions]) -> Plan:
     """Everything a conversion would do, from headers alone; nothing is written.
 
     source: a local folder or a Hub repository id (only headers are fetched). out: where the result would go; when
-    given, it is checked too. subfolder: the folder of the source that holds the model. options: see `JobOptions`.
-    Raises `UsageError`, `CheckpointError`, `UnsupportedError`, `OutputError`, or one `Refusal` with all of them.
+    given, it is checked too. options: see `quantconvert.options`. Raises `UsageError`, `CheckpointError`,
+    `UnsupportedError`, `OutputError`, or one `Refusal` with all of them.
     """
-    job = Job.from_options(options)
-    repo = open_repo(source, revision, subfolder)
-    return make_plan(repo, None if out is None else Path(out), overwrite, _builder(repo, job))
+    values = check_values(PlanOptions, options)
+    job, repo = _job(values), _open(source, values)
+    folder = None if out is None else _folder(out)
+    return make_plan(repo, folder, values.get("overwrite", False), _builder(repo, job))
 
 
-def convert(
-    source: Source,
-    out: Source,
-    *,
-    revision: str | None = None,
-    subfolder: str | None = None,
-    overwrite: bool = False,
-    restart: bool = False,
-    verify: bool = False,
-    report: Reporter = silent,
-    command: str | None = None,
-    **options: Unpack[JobOptions],
-) -> Result:
+def convert(source: Source, out: Source, *, report: Reporter = silent, **options: Unpack[ConvertOptions]) -> Result:
     """Convert `source` (a local folder or a Hub repository id) into the folder `out`.
 
-    report: receives events (`quantconvert.events`). command: recorded in the model card. options: see `JobOptions`.
-    verify: check the result against the source before it appears; raises `VerificationError` where it is wrong.
+    report: receives events (`quantconvert.events`). options: see `quantconvert.options`; with `verify` the result is
+    checked against the source before it appears; raises `VerificationError` where it is wrong.
     When it is interrupted, `out` looks as before, and the same call continues with the tasks that are not done, unless
     `restart` discards them; a note on the exception says so. Raises what `plan` raises, and the same classes for what
     shows only in the data (NaN, a file that ends early, a full disk).
     """
-    job = Job.from_options(options)
-    repo = open_repo(source, revision, subfolder)
-    return run(repo, _builder(repo, job), Target(Path(out), overwrite, restart, verify, report, command))
+    values = check_values(ConvertOptions, options)
+    job, repo = _job(values), _open(source, values)
+    return run(repo, _builder(repo, job), _target(out, values, report))
 
 
 def repack(
-    source: Source,
-    out: Source,
-    format: str,
-    *,
-    overwrite: bool = False,
-    restart: bool = False,
-    verify: bool = False,
-    report: Reporter = silent,
-    command: str | None = None,
-    **options: Unpack[StreamOptions],
+    source: Source, out: Source, format: str, *, report: Reporter = silent, **options: Unpack[TranscodeOptions]
 ) -> Result:
     """Write a quantized checkpoint in another layout, without touching a code, a scale or a zero point.
 
     Reads what we write, and integer AWQ, GPTQ and compressed-tensors checkpoints made by others. Raises
     `UnsupportedError` where the layout cannot hold them; otherwise as `convert`.
     """
-    job = Job.from_options({**options, "format": format})
-    return _transcode(source, job, None, Target(Path(out), overwrite, restart, verify, report, command))
+    values = check_values(TranscodeOptions, options)
+    job = Job.from_options({**_of_job(values), "format": format}, "repack")
+    return _transcode(source, out, job, values, report)
 
 
 def dequantize(
     source: Source,
     out: Source,
-    dtype: PlainDType = "bfloat16",
+    dtype: PlainDType = DEFAULT_DTYPE,
     *,
-    overwrite: bool = False,
-    restart: bool = False,
-    verify: bool = False,
     report: Reporter = silent,
-    command: str | None = None,
-    **options: Unpack[StreamOptions],
+    **options: Unpack[TranscodeOptions],
 ) -> Result:
     """Turn a quantized checkpoint back into a plain one: `(code - zero_point) * scale`, rounded once to `dtype`.
 
     Reads the same checkpoints as `repack`, GPTQ with `desc_act` too. Raises as `convert`.
     """
-    if dtype not in PLAIN_TAGS:
-        raise UsageError(f"--dtype: expected {', '.join(PLAIN_TAGS)}, got `{dtype}`")
-    target = Target(Path(out), overwrite, restart, verify, report, command)
-    return _transcode(source, Job.from_options(options), dtype, target)
+    checked = read_group(DequantizeWords)["dtype"].checked(dtype)
+    values = check_values(TranscodeOptions, options)
+    job = Job.from_options(_of_job(values), "dequantize", checked)
+    return _transcode(source, out, job, values, report)
 
 
-def _transcode(source: Source, job: Job, dtype: PlainDType | None, target: Target) -> Result:
-    repo = open_repo(source, None)
+def _transcode(source: Source, out: Source, job: Job, values: Mapping[str, Any], report: Reporter) -> Result:
+    repo = _open(source, values)
 
     def build(checkpoint: Checkpoint) -> Plan:
-        return build_transcode(checkpoint, job, reader_of(repo), dtype)
+        return build_transcode(checkpoint, job, reader_of(repo), job.dtype)
 
-    return run(repo, build, target)
+    return run(repo, build, _target(out, values, report))
 
 
 def iter_quantized(
-    source: Source,
-    *,
-    tp_rank: int = 0,
-    tp_size: int = 1,
-    revision: str | None = None,
-    subfolder: str | None = None,
-    **options: Unpack[JobOptions],
+    source: Source, *, tp_rank: int = 0, tp_size: int = 1, **options: Unpack[RankOptions]
 ) -> Iterator[tuple[str, Tensor]]:
     """(name, tensor) of one tensor-parallel rank, for engines that quantize while they load; nothing is written.
 
@@ -146,33 +125,64 @@ def iter_quantized(
     load_torch()
     from quantconvert.run.ranked import iter_rank
 
-    repo = open_repo(source, revision, subfolder)
-    made = make_plan(repo, None, False, _builder(repo, Job.from_options({**options, "tensor_parallel": tp_size})))
-    root = repo.materialize(tuple(file.path for file in made.checkpoint.weight_files))
-    return iter_rank(made, root, tp_rank, tp_size)
+    values = check_values(RankOptions, options)
+    job, repo = _job(values | {"tensor_parallel": tp_size}), _open(source, values)
+    made = make_plan(repo, None, False, _builder(repo, job))
+    repo.prepare(tuple(file.path for file in made.checkpoint.weight_files))
+    return iter_rank(made, repo, tp_rank, tp_size)
 
 
 def verify(
-    out: Source, source: Source | None = None, *, revision: str | None = None, subfolder: str | None = None
+    out: Source, source: Source | None = None, *, report: Reporter = silent, **options: Unpack[VerifyOptions]
 ) -> Verification:
     """Check a converted checkpoint: structure, the checksums that its conversion left, codes, and against `source`.
 
-    With a source (a folder or a Hub repository id, as converted), every weight is decoded and must lie within half a
-    step of it, and everything else must equal it. Findings are returned, not raised; raises `CheckpointError` where
-    `out` is no folder or the source cannot be read.
+    With a source (a folder or a Hub repository id, as converted), what engines compute from every weight must lie as
+    near to it as the method promises that quantconvert.json names (`method` says it where there is no such file;
+    without either, half of a weight may be noise), and everything else must equal it. require_report: a missing
+    quantconvert.json is a finding. workers, memory_limit: as in `convert`. Findings are returned, not raised;
+    raises `CheckpointError` where `out` is no folder or the source cannot be read.
     """
+    values = check_values(VerifyOptions, options)
+    limits = Job.from_options({name: values[name] for name in read_group(LimitOptions) if name in values}).limits
     folder = Path(out)
     LocalFolder(folder)
-    if source is None:
-        return verify_folder(folder, None, None)
-    repo = open_repo(source, revision, subfolder)
-    files = load_checkpoint(repo).weight_files
-    return verify_folder(folder, repo, repo.materialize(tuple(file.path for file in files)))
+    repo = None
+    if source is not None:
+        repo = _open(source, values)
+        repo.prepare(tuple(file.path for file in load_checkpoint(repo).weight_files))
+    how = {name: values[name] for name in ("method", "require_report") if name in values}
+    return verify_folder(folder, repo, limits, report=report, **how)
 
 
-def inspect(folder: Source, *, revision: str | None = None, subfolder: str | None = None) -> Inventory:
+def inspect(folder: Source, **where: Unpack[SourceOptions]) -> Inventory:
     """What a checkpoint holds, quantized or not: dtypes, sizes, schemes. Reads headers only."""
-    return take_inventory(load_checkpoint(open_repo(folder, revision, subfolder)))
+    return take_inventory(load_checkpoint(_open(folder, check_values(SourceOptions, where))))
+
+
+def _of_job(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of the values that say what to write."""
+    return {name: value for name, value in values.items() if name in read_group(JobOptions)}
+
+
+def _job(values: Mapping[str, Any]) -> Job:
+    return Job.from_options(_of_job(values))
+
+
+def _open(source: Source, values: Mapping[str, Any]) -> Repo:
+    return open_repo(source, values.get("revision"), values.get("subfolder"))
+
+
+def _folder(out: Source) -> Path:
+    """A folder to write to; an empty name, of a shell variable that is not set, would mean the current one."""
+    if not os.fspath(out):
+        raise UsageError("OUT is empty: expected a folder")
+    return Path(out)
+
+
+def _target(out: Source, values: Mapping[str, Any], report: Reporter) -> Target:
+    flags = {name: values.get(name, False) for name in ("overwrite", "restart", "verify")}
+    return Target(_folder(out), report=report, **flags)
 
 
 def _builder(repo: Repo, job: Job) -> Builder:
@@ -186,6 +196,6 @@ def _find_nonfinite(checkpoint: Checkpoint, repo: Repo, job: Job) -> Mapping[str
     load_torch()
     from quantconvert.run.scan import find_nonfinite
 
-    root = repo.materialize(tuple(file.path for file in checkpoint.weight_files))
+    repo.prepare(tuple(file.path for file in checkpoint.weight_files))
     made = build_plan(checkpoint, job, reader_of(repo))
-    return find_nonfinite([task.source for task in made.quantized], root, made.execution)
+    return find_nonfinite([task.source for task in made.quantized], repo, made.execution)

@@ -1,26 +1,40 @@
-"""The model card of the result: where it comes from, how it was made, how to load it."""
+"""The model card of the result: where it comes from, how it was made, how good it is, how to load it.
+
+The same for the same result: the command is written from the job, not as it was typed, and no folder is named.
+"""
 
 from __future__ import annotations
 
+import ast
 import re
-from pathlib import PurePath
+import shlex
 
-from quantconvert.layouts import LAYOUTS, get_layout
+from quantconvert.engines import load_lines
+from quantconvert.layouts import LAYOUTS
+from quantconvert.markdown import demoted, fenced
 from quantconvert.metadata import base_model_of, metadata_block, split_card, tags_of
+from quantconvert.methods import METHODS
+from quantconvert.options import DEFAULT_DTYPE
 from quantconvert.planning import Plan
-from quantconvert.text import printable, redacted
+from quantconvert.text import printable, redacted, size
+from quantconvert.verification.findings import Quality
 from quantconvert.version import __version__
 
-BASE_CARD = "# Card of the base model"
+BASE_CARD = "Card of the base model"
+BASE_NOTE = "What follows was written for the base model: its commands load that one, and its results are that one's."
 # Tags that say how a quantized source was stored.
 _OURS = re.compile(rf"{'|'.join(LAYOUTS)}|fp8|mxfp4|\d-bit|quantconvert")
 _CACHE = re.compile(r"models--([^/]+?)--([^/]+)/snapshots/")
+_REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[\w.-]{1,96}")
 
 
-def base_model(plan: Plan) -> str:
-    """The id of the model that was quantized: asked for, a Hub id, or what the folder's name and config suggest."""
+def base_model(plan: Plan) -> str | None:
+    """The repository id of the model that was quantized: asked for, a Hub id, or what cache or config say.
+
+    None where only a folder is known: its name may be private, and would be taken for a repository of that name.
+    """
     if plan.job.base_model:
-        return plan.job.base_model
+        return printable(plan.job.base_model, newlines=False)
     location = plan.checkpoint.location
     if plan.checkpoint.revision:
         return location
@@ -31,78 +45,112 @@ def base_model(plan: Plan) -> str:
     if plan.source_format and old:
         return old
     named = plan.checkpoint.config.get("_name_or_path")
-    if isinstance(named, str) and re.fullmatch(r"[\w.-]{1,96}/[\w.-]{1,96}", named):
-        return named
-    return printable(PurePath(location).name, newlines=False) or "unknown"
+    return named if isinstance(named, str) and _REPOSITORY.fullmatch(named) else None
 
 
 def method(plan: Plan) -> str:
     """How the weights were made, in a few words."""
-    operations = {task.operation for task in plan.quantized}
-    if "repack" in operations:
+    if plan.job.operation == "repack":
         return "codes, scales and zero points of the source in another layout"
-    if "dequantize" in operations:
+    if plan.job.operation == "dequantize":
         return "(code - zero point) * scale, rounded once"
     decoded = f", from weights decoded from {plan.source_format}" if plan.source_format else ""
-    return f"round to nearest (RTN), no calibration data{decoded}"
+    return f"{METHODS.find(plan.job.method).words}{decoded}"
 
 
-# transformers' auto class by the end of the architecture's name.
-_AUTO = {
-    "ForCausalLM": "AutoModelForCausalLM",
-    "LMHeadModel": "AutoModelForCausalLM",
-    "ForMaskedLM": "AutoModelForMaskedLM",
-    "ForSequenceClassification": "AutoModelForSequenceClassification",
-}
+def command_of(plan: Plan) -> str:
+    """The command that makes the same result: only what differs from the defaults, and no folder's name."""
+    job, checkpoint = plan.job, plan.checkpoint
+    verb = [] if job.operation == "convert" else [job.operation]
+    source = [checkpoint.location, "OUT", "--revision", checkpoint.revision] if checkpoint.revision else ["SRC", "OUT"]
+    dtype = ["--dtype", job.dtype] if job.dtype not in (None, DEFAULT_DTYPE) else []
+    again = ["--requantize"] if job.requantize and plan.source_format else []
+    return shlex.join(map(str, ["quantconvert", *verb, *source, *dtype, *job.words(), *again]))
 
 
 def load_hint(plan: Plan, out: str) -> list[str]:
     """Commands that load the result; only those that work for this model and layout."""
-    lines = [f"vllm serve {out}", f'AutoModelForCausalLM.from_pretrained("{out}")']
-    if plan.scheme is not None:
-        lines = get_layout(plan.format).load_hint(out, plan.scheme)
-    if not plan.transformers_loads:
-        lines = [line for line in lines if "from_pretrained" not in line]
-    names = plan.checkpoint.config.get("architectures")
-    name = names[0] if isinstance(names, list) and names and isinstance(names[0], str) else "ForCausalLM"
-    auto = next((auto for end, auto in _AUTO.items() if name.endswith(end)), "AutoModel")
-    return [line.replace("AutoModelForCausalLM", auto) for line in lines]
+    return load_lines(plan.loadable, out, plan.job.engines)
 
 
-def render_card(plan: Plan, command: str | None) -> str:
-    """README.md of the result, without tokens; the source card's own text follows under a heading of its own."""
+def render_card(plan: Plan, quality: Quality | None = None) -> str:
+    """README.md of the result, without tokens; the source card's own text follows under a heading of its own.
+
+    quality: how far the weights are from their source, where they were quantized.
+    """
     old_metadata, old_text = split_card(plan.checkpoint.card)
     base = base_model(plan)
-    relation = "quantized" if plan.scheme else None  # the Hub has no word for going back
+    name = (base or plan.checkpoint.model_type or "model").rpartition("/")[2]
+    title = f"# {printable(name, newlines=False)}, {'quantized' if plan.scheme else 'dequantized'}"
+    parts = [
+        f"---\n{metadata_block(_metadata(plan, old_metadata, base))}---\n\n{title}\n",
+        "| | |\n|---|---|\n" + "".join(f"| {key} | {value} |\n" for key, value in _rows(plan, base)),
+        *_loading(plan),
+        "## How it was made\n\n" + fenced("bash", printable(command_of(plan))),
+        *([_quality_text(quality)] if quality else []),
+    ]
+    old_text = re.split(rf"(?m)^#+ {BASE_CARD}$", old_text)[-1].replace(BASE_NOTE, "").strip()
+    if old_text:
+        parts.append(f"## {BASE_CARD}\n\n{BASE_NOTE}\n\n{demoted(old_text, 3)}\n")
+    return redacted("\n".join(parts))
+
+
+def _metadata(plan: Plan, old: dict[str, object], base: str | None) -> dict[str, object]:
+    """The source card's metadata with our tags and, where it is known, whose quantization this is."""
     kind = [plan.format, f"{plan.scheme.num_bits}-bit"] if plan.scheme else []
-    old_tags = [tag for tag in tags_of(old_metadata) if not (plan.source_format and _OURS.fullmatch(tag))]
-    old_text = old_text.rpartition(f"{BASE_CARD}\n")[2] if BASE_CARD in old_text else old_text
-    tags = [*old_tags, *kind, "quantconvert"]
-    metadata = {k: v for k, v in old_metadata.items() if k not in ("model-index", "base_model_relation")}
-    metadata |= {"base_model": base, "tags": list(dict.fromkeys(tags))}
-    metadata |= {"base_model_relation": relation} if relation else {}
-    name = base.rpartition("/")[2]
+    tags = [tag for tag in tags_of(old) if not (plan.source_format and _OURS.fullmatch(tag))]
+    metadata = {k: v for k, v in old.items() if k not in ("model-index", "base_model", "base_model_relation")}
+    metadata |= {"base_model": base} if base else {}
+    metadata |= {"tags": list(dict.fromkeys([*tags, *kind, "quantconvert"]))}
+    if base and plan.scheme:  # the Hub has no word for going back
+        metadata["base_model_relation"] = "quantized"
+    return metadata
+
+
+def _rows(plan: Plan, base: str | None) -> list[tuple[str, str]]:
+    revision = plan.checkpoint.revision
+    saved = f"{size(plan.checkpoint.nbytes)} -> {size(plan.total_size)}"
     rows = [
-        ("base model", base + (f" at revision `{plan.checkpoint.revision}`" if plan.checkpoint.revision else "")),
         ("scheme", ", ".join(f"{s.label} ({n} weights)" for s, n in plan.schemes.items()) or "none"),
-        ("format", plan.format + (f": {get_layout(plan.format).summary}" if plan.scheme else "")),
+        ("format", plan.format + (f": {LAYOUTS.find(plan.format).summary}" if plan.scheme else "")),
         ("method", method(plan)),
-        ("size", f"{plan.checkpoint.nbytes} -> {plan.total_size} bytes, {plan.bits_per_weight:.2f} bits per weight"),
+        ("size", f"{saved}, {plan.bits_per_weight:.2f} bits per weight"),
         ("kept in high precision", kept_summary(plan)),
         ("made with", f"quantconvert {__version__}"),
     ]
-    parts = [
-        f"---\n{metadata_block(metadata)}---\n\n# {name}, {relation or 'dequantized'}\n",
-        "| | |\n|---|---|\n" + "\n".join(f"| {key} | {value} |" for key, value in rows) + "\n",
-        "Load it (replace `PATH` by this repository):\n\n```\n" + "\n".join(load_hint(plan, "PATH")) + "\n```\n",
-    ]
-    if command:
-        command = printable(command)
-        fence = "`" * max(3, 1 + max((len(run) for run in re.findall("`+", command)), default=0))
-        parts.append(f"Command:\n\n{fence}\n{command}\n{fence}\n")
-    if old_text.strip():
-        parts.append(f"{BASE_CARD}\n\n{old_text.strip()}\n")
-    return redacted("\n".join(parts))
+    return [("base model", base + (f" at revision `{revision}`" if revision else "")), *rows] if base else rows
+
+
+def _loading(plan: Plan) -> list[str]:
+    """Commands for a shell, and Python that runs as it is, for what loads this result."""
+    lines = load_hint(plan, "PATH")
+    shell = [line for line in lines if "from_pretrained" not in line]
+    blocks = [fenced("bash", "\n".join(shell))] if shell else []
+    blocks += [fenced("python", snippet(line)) for line in lines if line not in shell]
+    return ["## Load it\n\nReplace `PATH` by this repository or folder.\n\n" + "\n".join(blocks)] if blocks else []
+
+
+_FROM_TRANSFORMERS = re.compile(r"(Auto|Awq|GPTQ|CompressedTensors)\w*")
+
+
+def snippet(line: str) -> str:
+    """A line of Python that loads a model, with the imports that it needs and the model as a variable."""
+    code, _, comment = line.partition("  # ")
+    *before, call = code.split("; ")
+    names = {node.id for node in ast.walk(ast.parse(call)) if isinstance(node, ast.Name)}
+    imports = f"from transformers import {', '.join(sorted(n for n in names if _FROM_TRANSFORMERS.fullmatch(n)))}"
+    needs = [f"# needs {comment}"] if comment else []
+    return "\n".join([*needs, *before, imports, "", f"model = {call}"])
+
+
+def _quality_text(quality: Quality) -> str:
+    return (
+        "## Quality\n\n"
+        "Signal to quantization noise (SQNR) of the stored weights against the source; quantconvert.json has that of "
+        "each weight.\n\n| | SQNR |\n|---|---|\n"
+        f"| mean of {quality.num_weights} weights | {quality.mean_sqnr:.1f} dB |\n"
+        f"| worst, `{printable(quality.worst_name, newlines=False)}` | {quality.worst_sqnr:.1f} dB |\n"
+    )
 
 
 def kept_summary(plan: Plan) -> str:

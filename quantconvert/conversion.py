@@ -5,35 +5,48 @@ from __future__ import annotations
 import gc
 import json
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from quantconvert.checkpoint import Checkpoint, LocalFolder, Repo, TensorRef, load_checkpoint
+from quantconvert.checkpoint import Checkpoint, LocalFolder, Repo, load_checkpoint
 from quantconvert.checkpoint.files import INDEX_NAME
+from quantconvert.checkpoint.ranges import Files
 from quantconvert.errors import (
-    CheckpointError,
     OutputError,
     QuantConvertError,
     Refusal,
-    VerificationError,
     raise_all,
     some,
 )
 from quantconvert.events import Finished, Note, Reporter, Started
-from quantconvert.families import find_family
-from quantconvert.job import Limits
+from quantconvert.lazy import load_torch
+from quantconvert.machine import peak_rss_nbytes
+from quantconvert.patterns import layer_of
 from quantconvert.planning import Plan
+from quantconvert.run.executors import check_executor
+from quantconvert.run.folder import (
+    OutputFolder,
+    State,
+    check_disk,
+    check_output,
+    check_place,
+    check_unlocked,
+    differences,
+    exists_error,
+    identity,
+    read_proof,
+    read_state,
+)
 from quantconvert.run.journal import Journal
-from quantconvert.run.output import OutputFolder, check_disk, check_output, check_unlocked
-from quantconvert.sources import find_sources
-from quantconvert.verification.findings import Finding, TensorError, Verification
-from quantconvert.verification.report import REPORT_NAME, hash_files, report_bytes, report_of
-from quantconvert.verification.structure import check_structure, check_sums
+from quantconvert.verification.check import check_complete, raise_findings, verify_folder
+from quantconvert.verification.findings import Finding, Quality, TensorError, Verification
+from quantconvert.verification.report import REPORT_NAME, hash_files, read_report, report_bytes, report_of
+from quantconvert.verification.structure import check_sums
+from quantconvert.version import __version__
 
-# What a conversion writes beside shards and side files (index, config, card): an allowance for the disk check.
+# What a conversion writes beside shards and side files, however few tensors there are.
 SMALL_FILES_NBYTES = 1_000_000
 
 
@@ -50,37 +63,29 @@ class Result:
     cpu_seconds: float
     peak_rss_nbytes: int
     verification: Verification | None = None
+    quality: Quality | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a run found out about its result."""
+
+    verification: Verification | None = None
+    quality: Quality | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Where a result goes, what may be discarded there, whether to verify it, whom to tell, and the card's command."""
+    """Where a result goes, what may be discarded there, whether to verify it, and whom to tell."""
 
     out: Path
     overwrite: bool
     restart: bool
     verify: bool
     report: Reporter
-    command: str | None
 
 
 Builder = Callable[[Checkpoint], Plan]
-
-
-MAX_SMALL_NBYTES = 64_000_000
-
-
-def reader_of(repo: Repo) -> Callable[[TensorRef], bytes]:
-    """Reads the bytes of a small tensor of `repo`; raises `CheckpointError` for one that is not."""
-
-    def read(ref: TensorRef) -> bytes:
-        if ref.nbytes > MAX_SMALL_NBYTES:
-            raise CheckpointError(
-                f"tensor `{ref.name}` in `{ref.file}` has {ref.nbytes} bytes: expected at most {MAX_SMALL_NBYTES}"
-            )
-        return repo.read(ref.file, ref.offset, ref.nbytes)
-
-    return read
 
 
 def run(repo: Repo, build: Builder, target: Target) -> Result:
@@ -93,18 +98,45 @@ def run(repo: Repo, build: Builder, target: Target) -> Result:
     made = make_plan(repo, target.out, target.overwrite, build)
     for message in made.notes:
         target.report(Note("plan", message))
-    folder, verification = OutputFolder(target.out, target.report), None
+    finished = read_state(target.out) is State.DONE
+    complete = finished and _is_result(target.out, made)
+    folder, outcome = OutputFolder(target.out, target.report), Outcome()
     try:
         folder.acquire()
-        if folder.is_done(made):
+        if finished:
+            folder.tidy()
+        if complete:
             _check_done(target.out)
+            target.report(Note("resume", f"`{target.out}` is already complete: a run of this command ended there"))
         else:
             raise_all(check_output(target.out, _path(repo), target.overwrite))
-            verification = _fill(folder, made, repo, target)
+            outcome = _fill(folder, made, repo, target)
     finally:
         folder.release()
     target.report(Finished(str(target.out)))
-    return Result(made, target.out, time.perf_counter() - wall, time.process_time() - cpu, _peak_rss(), verification)
+    took = time.perf_counter() - wall, time.process_time() - cpu
+    return Result(made, target.out, *took, peak_rss_nbytes(), outcome.verification, outcome.quality)
+
+
+def _is_result(out: Path, made: Plan) -> bool:
+    """Whether the finished conversion in `out`, of which the hidden folder is left, is the one that `made` plans.
+
+    Its proof says so; a kill may have left none, and then its report does, if no file of the source is younger.
+    """
+    proof = read_proof(out)
+    if proof is not None:
+        return not differences(proof, identity(made))
+    try:
+        report, written = read_report(out), (out / REPORT_NAME).stat().st_mtime_ns
+    except (OSError, ValueError):
+        return False
+    if report is None or report.get("quantconvert_version") != __version__:
+        return False
+    versions = [file.version for file in (*made.checkpoint.weight_files, *made.checkpoint.side_files)]
+    older = all(version is None or (version.mtime_ns or 0) < written for version in versions)
+    source = report.get("source")
+    same = isinstance(source, dict) and source.get("revision") == made.checkpoint.revision
+    return older and same and report.get("plan_sha256") == made.digest
 
 
 def _check_done(out: Path) -> None:
@@ -123,22 +155,38 @@ def _path(repo: Repo) -> Path | None:
 def make_plan(repo: Repo, out: Path | None, overwrite: bool, build: Builder) -> Plan:
     """The plan by `build`, and every refusal about it and about the folder `out` at once."""
     errors: list[QuantConvertError] = []
+    finished = False
     if out is not None:
         check_unlocked(out)
-        errors += check_output(out, _path(repo), overwrite)
-    made = None
+        errors += check_place(out)
+        finished = not errors and read_state(out) is State.DONE
+        errors = errors or check_output(out, _path(repo), overwrite, finished)
+    usable, made = not errors, None
     try:
         with _no_garbage():
             made = build(load_checkpoint(repo))
+        check_executor(made.job.limits.executor)
     except Refusal as refusal:
         errors += refusal.errors
     except QuantConvertError as error:
         errors.append(error)
-    if made is not None and out is not None:
-        errors += check_disk(out, made.output_nbytes + SMALL_FILES_NBYTES + 100 * len(made.tasks))
+    if made is not None and out is not None and usable and not (finished and _is_result(out, made)):
+        errors += [exists_error(out)] if finished and not overwrite else []
+        errors += check_disk(out, made.output_nbytes + _small_nbytes(made), repo.download(_needed(made)))
     raise_all(errors)
     assert made is not None
     return made
+
+
+def _small_nbytes(made: Plan) -> int:
+    """Room for what a conversion writes beside shards and side files: index, config, card, report, journal."""
+    return SMALL_FILES_NBYTES + 100 * len(made.tasks)
+
+
+def _needed(made: Plan) -> tuple[str, ...]:
+    """Every file of the source that is read whole."""
+    files = made.checkpoint
+    return tuple(file.path for file in (*files.weight_files, *files.side_files, *files.rewritten_files))
 
 
 @contextmanager
@@ -153,13 +201,14 @@ def _no_garbage() -> Iterator[None]:
             gc.enable()
 
 
-def _fill(folder: OutputFolder, made: Plan, repo: Repo, target: Target) -> Verification | None:
+def _fill(folder: OutputFolder, made: Plan, repo: Repo, target: Target) -> Outcome:
     """Continue what the folder holds, or begin; on an error keep what the same command can continue."""
-    journal = folder.resume(made, target.restart)
+    side = sum(file.nbytes for file in made.checkpoint.side_files)
+    journal = folder.resume(made, target.restart, _small_nbytes(made) + side)
     try:
         return _execute(made, repo, folder, journal, target)
     except BaseException as error:
-        if journal.done and _may_pass(error):
+        if journal.done and _may_pass(error) and folder.is_there:
             done = f"{len(journal.done)} of {len(made.tasks)} tasks are done and kept"
             error.add_note(f"{done}: the same command continues, --restart starts over")
         else:
@@ -174,102 +223,47 @@ def _may_pass(error: BaseException) -> bool:
     return not isinstance(error, QuantConvertError) or error.__cause__ is not None
 
 
-def _execute(made: Plan, repo: Repo, folder: OutputFolder, journal: Journal, target: Target) -> Verification | None:
+def _execute(made: Plan, repo: Repo, folder: OutputFolder, journal: Journal, target: Target) -> Outcome:
+    num_layers = len({layer_of(task.source.name) for task in made.tasks} - {None})
+    target.report(Started(len(made.tasks), made.checkpoint.nbytes, num_layers=num_layers))
     load_torch()
-    from quantconvert.card import render_card
-    from quantconvert.run.executors import ThreadExecutor
+    from quantconvert.run.execute import execute
 
-    checkpoint = made.checkpoint
-    side = tuple(file.path for file in checkpoint.side_files)
-    needed = (*checkpoint.weight_files, *checkpoint.side_files, *checkpoint.rewritten_files)
-    root = repo.materialize(tuple(file.path for file in needed))
-    target.report(Started(len(made.tasks), checkpoint.nbytes))
-    ThreadExecutor(made, root, folder.state, journal, target.report).run()
-    for path in side:
-        folder.copy(root, path)
-    folder.write("README.md", render_card(made, target.command).encode())
-    if made.index:
-        folder.write(INDEX_NAME, _json(made.index))
-    folder.write("config.json", _json(made.config))
-    errors = {name: TensorError.of(name, "", 0.0, *sums) for name, sums in journal.noise.items()}
+    needed = _needed(made)
+    repo.prepare(needed)
+    execute(made, repo, folder.state, journal, target.report)
+    noises = ((made.tasks[index].source.name, result.noise) for index, result in journal.done.items())
+    errors = {name: TensorError.of(name, "", 0.0, *noise) for name, noise in noises if noise is not None}
+    quality = Quality.of(errors.values())
+    _write_small_files(made, repo, folder, quality)
     verification = None
     if target.verify:
-        verification = verify_folder(folder.state, repo, root, made.job.limits)
-        _check_complete(verification, made)
+        verification = verify_folder(folder.state, repo, made.job.limits, made, report=target.report)
+        check_complete(verification, made)
         raise_findings(verification)
     built = [path for path in folder.files if path != REPORT_NAME]  # there may be one of an interrupted commit
     files = hash_files(folder.state, built, made.execution.workers)
     folder.write(REPORT_NAME, report_bytes(report_of(made, errors, files)))
     folder.commit()
-    return verification
+    return Outcome(verification, quality)
 
 
-def verify_folder(folder: Path, repo: Repo | None, root: Path | None, limits: Limits = Limits()) -> Verification:  # noqa: B008
-    """Structure, codes and, with a source (`repo`, its weights in `root`), values of the checkpoint in `folder`.
+def _write_small_files(made: Plan, repo: Repo, folder: OutputFolder, quality: Quality | None) -> None:
+    """Side files, card, index and config, for which room was kept."""
+    from quantconvert.card import render_card
 
-    Checksums too, where the folder has a report. limits: what it may take in memory. Raises `CheckpointError` where
-    there is no such folder, or no source.
-    """
-    load_torch()
-    from quantconvert.verification.values import check_values
-
-    findings: list[Finding] = []
-    sources = None
-    if repo is not None and root is not None:
-        checkpoint = load_checkpoint(repo)
-        refusals: list[QuantConvertError] = []
-        sources = root, find_sources(checkpoint, find_family(checkpoint), reader_of(repo), refusals)
-        raise_all(refusals)
-    local = LocalFolder(folder)
-    found = check_structure(local, findings)
-    num_checksums = check_sums(folder, findings)
-    checked = check_values(folder, found[1], sources, limits) if found else None
-    findings += checked.findings if checked else []
-    return Verification(
-        location=local.location,
-        source=repo.location if repo else None,
-        num_files=len(found[0].weight_files) if found else 0,
-        num_tensors=len(found[0].tensors) if found else 0,
-        num_checksums=num_checksums,
-        num_equal=checked.num_equal if checked else 0,
-        errors=tuple(checked.errors) if checked else (),
-        findings=tuple(findings),
-    )
-
-
-def _check_complete(verification: Verification, made: Plan) -> None:
-    """Every weight that the plan quantizes must have been found quantized."""
-    expected = {task.source.name for task in made.quantized if task.scheme}
-    missing = expected - {error.name for error in verification.errors}
-    if missing and verification.is_ok:
-        raise VerificationError(f"{len(missing)} weights are not quantized in the result: {some(sorted(missing))}")
-
-
-def raise_findings(verification: Verification) -> None:
-    """All findings as one error, sorted by check."""
-    if verification.is_ok:
-        return
-    count = len(verification.findings)
-    lines = "".join(f"\n  {f.check}: `{f.where}` {f.message}" for f in verification.findings)
-    raise VerificationError(
-        f"verification of `{verification.location}` failed at {verification.failed}, {count} findings:{lines}"
-    )
-
-
-def load_torch() -> None:
-    """Import torch without its complaint that NumPy is missing: neither of us needs it."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Failed to initialize NumPy")
-        import torch  # noqa: F401
+    folder.use_reserve()
+    files = Files(repo)
+    try:
+        for file in made.checkpoint.side_files:
+            folder.copy(files.reader(file.path), file.path)
+    finally:
+        files.close()
+    folder.write("README.md", render_card(made, quality).encode())
+    if made.index:
+        folder.write(INDEX_NAME, _json(made.index))
+    folder.write("config.json", _json(made.config))
 
 
 def _json(value: object) -> bytes:
     return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()
-
-
-def _peak_rss() -> int:
-    import resource
-    import sys
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024

@@ -8,10 +8,15 @@ from typing import Protocol
 
 @dataclass(frozen=True, slots=True)
 class Started:
-    """A conversion begins: how many tasks, and how many bytes of the source they read."""
+    """Work begins: how many tasks (or tensors to check), how many bytes they read, and the word for what is done.
+
+    num_layers: how many numbered layers they are of. Torch is imported, and what lies on the Hub downloaded, after it.
+    """
 
     num_tasks: int
     source_nbytes: int
+    word: str = "converting"
+    num_layers: int = 0
 
 
 @dataclass(frozen=True, slots=True)

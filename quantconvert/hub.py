@@ -6,15 +6,19 @@ import difflib
 import glob
 import os
 import re
+import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from quantconvert.checkpoint import LocalFolder, Repo, RepoFile, open_subfolder
+from quantconvert.checkpoint.contents import Download
 from quantconvert.checkpoint.local import exists
+from quantconvert.checkpoint.ranges import LocalReader, RangeReader, Version
 from quantconvert.errors import CheckpointError, UsageError
 
 if TYPE_CHECKING:
-    from huggingface_hub import HfFileSystem
+    from huggingface_hub.hf_api import RepoSibling
 
 _REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _BLOCK = 1 << 19
@@ -83,19 +87,21 @@ class HubRepo:
 
         self.location = repo_id
         try:
-            info = HfApi().model_info(repo_id, revision=revision, files_metadata=True)
+            info = retried(lambda: HfApi().model_info(repo_id, revision=revision, files_metadata=True), status_of)
         except Exception as error:  # whatever the layers below raise: no name, no network, no such repository
+            if status_of(error):
+                raise CheckpointError(
+                    f"the Hub does not give `{repo_id}` now: {_reason(error)}", hint=_LATER
+                ) from error
             raise CheckpointError(
                 f"`{repo_id}` is no local folder, and the Hub does not give it: {_reason(error)}",
                 hint=_near(repo_id) or "check the spelling; for a private or gated model run `hf auth login` first",
             ) from error
         self._asked = revision
         self._sha = info.sha or "main"
-        self._files = tuple(
-            sorted((RepoFile(s.rfilename, s.size or 0) for s in info.siblings or ()), key=lambda file: file.path)
-        )
+        self._files = tuple(sorted(map(_file, info.siblings or ()), key=lambda file: file.path))
         self._heads: dict[str, bytes] = {}
-        self._fs: HfFileSystem | None = None
+        self._local: Path | None = None
 
     @property
     def revision(self) -> str | None:
@@ -103,6 +109,14 @@ class HubRepo:
 
     def files(self) -> tuple[RepoFile, ...]:
         return self._files
+
+    def open(self, path: str) -> RangeReader:
+        if self._local is not None and (self._local / path).is_file():
+            return LocalReader(self._local / path, path)
+        file = next((file for file in self._files if file.path == path), None)
+        if file is None:
+            raise CheckpointError(f"`{self.location}` has no file `{path}`")
+        return HubReader(self.location, self._sha, file)
 
     def read(self, path: str, offset: int, nbytes: int) -> bytes:
         """A byte range; the first half megabyte of each file is fetched once and serves most headers whole."""
@@ -116,23 +130,28 @@ class HubRepo:
         return head[offset : offset + nbytes]
 
     def _fetch(self, path: str, offset: int, nbytes: int) -> bytes:
-        from huggingface_hub import HfFileSystem
-
-        if self._fs is None:
-            self._fs = HfFileSystem()
-        size = next(file.nbytes for file in self._files if file.path == path)
-        end = min(offset + nbytes, size)
-        if end <= offset:
-            return b""
+        reader = self.open(path)
         try:
-            with self._fs.open(
-                f"{self.location}@{self._sha}/{path}", "rb", block_size=end - offset, cache_type="none"
-            ) as file:
-                file.seek(offset)
-                data: bytes = file.read(end - offset)
-        except Exception as error:  # whatever the layers below raise, as above
-            raise CheckpointError(f"cannot read `{path}` of `{self.location}`: {_reason(error)}") from error
-        return data
+            data = bytearray(max(0, min(offset + nbytes, reader.version().nbytes) - offset))
+            reader.read_into(memoryview(data), offset)
+        finally:
+            reader.close()
+        return bytes(data)
+
+    def prepare(self, paths: tuple[str, ...]) -> None:
+        self._local = self.materialize(paths)
+
+    def download(self, paths: tuple[str, ...]) -> Download | None:
+        """What of `paths` is not in huggingface_hub's cache yet."""
+        from huggingface_hub import constants, try_to_load_from_cache
+
+        absent = [
+            file.nbytes
+            for file in self._files
+            if file.path in paths
+            and not isinstance(try_to_load_from_cache(self.location, file.path, revision=self._sha), str)
+        ]
+        return Download(Path(constants.HF_HUB_CACHE), sum(absent))
 
     def materialize(self, paths: tuple[str, ...]) -> Path:
         """Download exactly `paths` into huggingface_hub's cache (what is there is not fetched again)."""
@@ -147,3 +166,106 @@ class HubRepo:
             return path
         except Exception as error:  # whatever the layers below raise, as above
             raise CheckpointError(f"cannot download `{self.location}`: {_reason(error)}") from error
+
+
+def _file(sibling: RepoSibling) -> RepoFile:
+    """A file as the Hub lists it; large ones have a sha256, others git's name for their content."""
+    nbytes = sibling.size or 0
+    return RepoFile(
+        sibling.rfilename, nbytes, Version(nbytes, etag=sibling.lfs.sha256 if sibling.lfs else sibling.blob_id)
+    )
+
+
+class HubReader:
+    """One file of a repository at one commit, by HTTP ranges; an answer that is not the range asked for is refused."""
+
+    def __init__(self, repo_id: str, commit: str, file: RepoFile) -> None:
+        self.repo_id, self.commit, self.file = repo_id, commit, file
+
+    def read_into(self, buffer: memoryview, offset: int) -> None:
+        if not len(buffer):
+            return
+        try:
+            retried(lambda: self._get(buffer, offset), may_pass)
+        except CheckpointError:
+            raise
+        except Exception as error:  # whatever the layers below raise
+            hint = _LATER if may_pass(error) else None
+            raise CheckpointError(
+                f"cannot read `{self.file.path}` of `{self.repo_id}`: {_reason(error)}", hint=hint
+            ) from error
+
+    def _get(self, buffer: memoryview, offset: int) -> None:
+        from huggingface_hub import constants, hf_hub_url
+        from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status  # type: ignore[attr-defined]
+
+        last = offset + len(buffer) - 1
+        url = hf_hub_url(self.repo_id, self.file.path, revision=self.commit)
+        headers = build_hf_headers() | {"Range": f"bytes={offset}-{last}", "Accept-Encoding": "identity"}
+        timeout = constants.HF_HUB_DOWNLOAD_TIMEOUT
+        with get_session().stream("GET", url, headers=headers, timeout=timeout, follow_redirects=True) as answer:
+            hf_raise_for_status(answer)
+            whole = answer.status_code == 200 and (offset, len(buffer)) == (0, self.file.nbytes)
+            said = answer.headers.get("Content-Range", "the whole file")
+            if not whole and not (answer.status_code == 206 and said.startswith(f"bytes {offset}-{last}/")):
+                raise self._refusal(offset, last, f"`{said}`")
+            done = 0
+            for part in answer.iter_raw():
+                if done + len(part) > len(buffer):
+                    raise self._refusal(offset, last, "more")
+                buffer[done : done + len(part)] = part
+                done += len(part)
+        if done < len(buffer):
+            raise self._refusal(offset, last, f"{done} bytes")
+
+    def _refusal(self, offset: int, last: int, found: str) -> CheckpointError:
+        where = f"`{self.file.path}` of `{self.repo_id}`"
+        return CheckpointError(
+            f"cannot read {where}: asked for bytes {offset}-{last}, the Hub or a proxy before it sent {found}"
+        )
+
+    def version(self) -> Version:
+        return self.file.version or Version(self.file.nbytes)
+
+    def fileno(self) -> int | None:
+        return None
+
+    def close(self) -> None:
+        return None
+
+
+_T = TypeVar("_T")
+_LATER = "the Hub or the way to it is in trouble: give the same command again later"
+# Seconds before each further attempt; a server's Retry-After counts instead, up to MAX_WAIT_SECONDS.
+WAITS = (1.0, 2.0, 4.0, 8.0)
+MAX_WAIT_SECONDS = 60.0
+_PASSING = {408, 429, 500, 502, 503, 504}
+
+
+def retried(call: Callable[[], _T], passes: Callable[[Exception], object]) -> _T:
+    """What `call` returns; called again, after a while, when it fails and `passes` says that this may pass."""
+    for wait in WAITS:
+        try:
+            return call()
+        except Exception as error:  # whatever the layers below raise
+            if not passes(error):
+                raise
+            time.sleep(_asked_to_wait(error) or wait)
+    return call()
+
+
+def status_of(error: Exception) -> int | None:
+    """The status of an answer that says that the Hub is busy or in trouble; None for every other error."""
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    return status if status in _PASSING else None
+
+
+def may_pass(error: Exception) -> bool:
+    """Busy, or a connection that broke: an error of the network, with no answer, of a Hub that did answer before."""
+    answered = getattr(error, "response", None) is not None
+    return status_of(error) is not None or not (answered or isinstance(error, CheckpointError))
+
+
+def _asked_to_wait(error: Exception) -> float | None:
+    text = getattr(getattr(error, "response", None), "headers", {}).get("Retry-After", "")
+    return min(float(text), MAX_WAIT_SECONDS) if text.isdecimal() else None

@@ -34,6 +34,15 @@ def template_of(name: str) -> str:
     return _NUMBER.sub("N", name)
 
 
+_LAYER = re.compile(r"(?:^|\.)(?:layers|layer|h|blocks|block)\.\d+\.")
+
+
+def layer_of(name: str) -> str | None:
+    """The numbered layer that a tensor is in, `model.layers.3.`; None outside of layers."""
+    match = _LAYER.search(name)
+    return name[: match.end()] if match else None
+
+
 def compile_pattern(pattern: str) -> Callable[[str], bool]:
     """A predicate on names for one user pattern; raises `UsageError` for a regular expression that does not parse."""
     if pattern.startswith("re:"):
@@ -72,7 +81,18 @@ def nearest(pattern: str, names: Iterable[str], count: int = 3) -> list[str]:
     """The names most like `pattern`, one a template, for the message that it matched nothing."""
     unique = {template_of(name): name for name in reversed(list(names))}
     bare = template_of(pattern.removeprefix("re:").replace("\\", "").replace("*", ""))
-    return [unique[t] for t in difflib.get_close_matches(bare, list(unique), n=count, cutoff=0.1)]
+    return [unique[t] for t in difflib.get_close_matches(bare, list(unique), n=count, cutoff=0.26)]
+
+
+def wider(pattern: str, names: Sequence[str]) -> tuple[str, int] | None:
+    """The glob that an exact name was meant as, and how many of `names` it matches: `q_proj` as `*.q_proj`."""
+    if pattern.startswith("re:") or any(c in pattern for c in "*?["):
+        return None
+    for glob in (f"*.{pattern}", f"*.{pattern}.*", f"{pattern}.*", f"*{pattern}*"):
+        count = sum(map(compile_pattern(glob), names))
+        if count:
+            return glob, count
+    return None
 
 
 def cover(selected: Sequence[str], others: Sequence[str], fused: Sequence[tuple[str, tuple[str, ...]]]) -> list[str]:

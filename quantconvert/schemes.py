@@ -8,6 +8,7 @@ from functools import lru_cache
 from typing import Literal
 
 from quantconvert.errors import UsageError
+from quantconvert.number import CodeType, Kind, code_type
 
 Strategy = Literal["tensor", "channel", "group"]
 
@@ -17,7 +18,7 @@ DEFAULT_GROUP_SIZE = 128
 
 @dataclass(frozen=True, slots=True)
 class Scheme:
-    """How one weight is quantized, in compressed-tensors' words.
+    """How one weight is quantized, in compressed-tensors' words: `num_bits`, `type` and `symmetric` name its `number`.
 
     `group_size` counts consecutive input columns that share a scale; None unless `strategy` is `group`.
     `activations`: inputs are quantized too, to int8, per token, while the model runs (W8A8); nothing is stored for it.
@@ -28,13 +29,19 @@ class Scheme:
     strategy: Strategy
     group_size: int | None = None
     activations: bool = False
+    type: Kind = "int"
+
+    @property
+    def number(self) -> CodeType:
+        """What a code is."""
+        return code_type(self.type, self.num_bits, self.symmetric)
 
     @property
     def label(self) -> str:
         """For people: `int4 g128 asymmetric`."""
         width = f"g{self.group_size}" if self.strategy == "group" else f"per {self.strategy}"
         acts = ", int8 activations" if self.activations else ""
-        return f"int{self.num_bits} {width} {'symmetric' if self.symmetric else 'asymmetric'}{acts}"
+        return f"{self.type}{self.num_bits} {width} {'symmetric' if self.symmetric else 'asymmetric'}{acts}"
 
     def num_groups(self, in_features: int) -> int:
         """Scales a row: 1 per channel and per tensor."""

@@ -70,3 +70,24 @@ def _short(value: object, limit: int) -> str:
     if isinstance(value, int) and value.bit_length() > 4 * limit:
         return "a whole number of many digits"
     return str(value)
+
+
+def size(nbytes: float) -> str:
+    """Decimal, three figures: `1.55 GB`."""
+    for unit, factor in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if nbytes >= factor:
+            return f"{nbytes / factor:.3g} {unit}" if nbytes < 999.5 * factor else f"{nbytes / factor:.0f} {unit}"
+    return f"{nbytes:.0f} B"
+
+
+def counted(count: int, noun: str) -> str:
+    """`1 tensor`, `2 tensors`."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
+def duration(seconds: float) -> str:
+    """`0.84 s`, `12.3 s`, `4 min 05 s`."""
+    if seconds < 60:
+        return f"{seconds:.3g} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02d} s"

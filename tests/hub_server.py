@@ -5,21 +5,28 @@ from __future__ import annotations
 import hashlib
 import json
 import threading
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 REPO = "acme/tiny"
 
 
 class HubHandler(BaseHTTPRequestHandler):
-    """model_info, tree, HEAD and ranged GET of files, all of one repository at one commit."""
+    """model_info, tree, HEAD and ranged GET of files, all of one repository at one commit.
+
+    trouble: `whole` ignores Range, `other` answers another range, `short` leaves bytes out, `busy` answers the first
+    two requests of each path with 503.
+    """
 
     root: Path
     requests: list[tuple[str, str, int]]
+    trouble: str | None
+    asked: Counter[str]
 
     def log_message(self, format: str, *args: object) -> None:
         pass
@@ -49,16 +56,26 @@ class HubHandler(BaseHTTPRequestHandler):
         self.do_GET()
 
     def do_POST(self) -> None:
+        """paths-info: the client sends a form, `paths=a&paths=b&expand=False`."""
         length = int(self.headers.get("Content-Length") or 0)
-        asked = json.loads(self.rfile.read(length) or b"{}")
-        self._json([entry for entry in self._tree("") if entry["path"] in asked.get("paths", [])])
+        asked = parse_qs(self.rfile.read(length).decode(), strict_parsing=True)
+        self._json([entry for entry in self._tree("") if entry["path"] in asked["paths"]])
 
     def do_GET(self) -> None:
         path = unquote(urlsplit(self.path).path)
+        self.asked[path] += 1
+        if self.trouble == "busy" and self.asked[path] <= 2:
+            self.send_response(503)
+            self.send_header("Retry-After", "0")
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+            return
         if path.startswith(f"/api/models/{REPO}/tree/"):
             self._json(self._tree(path.removeprefix(f"/api/models/{REPO}/tree/").partition("/")[2]))
         elif path == f"/api/models/{REPO}" or path.startswith(f"/api/models/{REPO}/revision/"):
-            files = [{"rfilename": entry["path"], "size": entry["size"]} for entry in self._tree("")]
+            files = [
+                {"rfilename": entry["path"], "size": entry["size"], "blobId": entry["oid"]} for entry in self._tree("")
+            ]
             self._json({"id": REPO, "modelId": REPO, "sha": COMMIT, "siblings": files, "private": False})
         elif path.startswith(f"/{REPO}/resolve/"):
             self._file(self.root / path.removeprefix(f"/{REPO}/resolve/").partition("/")[2])
@@ -69,9 +86,13 @@ class HubHandler(BaseHTTPRequestHandler):
         data = file.read_bytes()
         begin, end, status = 0, len(data), 200
         asked = self.headers.get("Range")
-        if asked and self.command == "GET":
+        if asked and self.command == "GET" and self.trouble != "whole":
             first, _, last = asked.removeprefix("bytes=").partition("-")
             begin, end, status = int(first), min(int(last) + 1 if last else len(data), len(data)), 206
+            if self.trouble == "other":
+                begin, end = begin + 1, end + 1
+            elif self.trouble == "short":
+                end -= 1
         self.send_response(status)
         self.send_header("Content-Length", str(end - begin))
         self.send_header("Accept-Ranges", "bytes")
@@ -86,10 +107,11 @@ class HubHandler(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def serve(root: Path) -> Iterator[tuple[str, list[tuple[str, str, int]]]]:
+def serve(root: Path, trouble: str | None = None) -> Iterator[tuple[str, list[tuple[str, str, int]]]]:
     """The endpoint, and the list of (file, method, bytes) that were fetched from it."""
     requests: list[tuple[str, str, int]] = []
-    handler = type("Handler", (HubHandler,), {"root": root, "requests": requests})
+    state = {"root": root, "requests": requests, "trouble": trouble, "asked": Counter()}
+    handler = type("Handler", (HubHandler,), state)
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()

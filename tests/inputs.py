@@ -18,9 +18,11 @@ from torch import Tensor
 
 import quantconvert
 import quantconvert.families
+from quantconvert.buffers import Workspace
+from quantconvert.checkpoint import LocalFolder
+from quantconvert.checkpoint.ranges import Files
 from quantconvert.families import Dims, Family, FusedExperts, FusedSet, Reason
-from quantconvert.run.io import Files, Workspace
-from quantconvert.run.readers import open_reader
+from quantconvert.sources import open_rows
 from tests.builders import weight
 
 E, H, I = 3, 64, 96  # noqa: E741 (the axis, as in quantconvert)
@@ -93,10 +95,10 @@ class Model:
 def decoded(source: Path, **options: Any) -> dict[str, Tensor]:
     """Every quantized weight of a plan as float32, by the reader that conversion uses."""
     plan = quantconvert.plan(source, requantize=True, **options)
-    files = Files(source)
+    files = Files(LocalFolder(source))
     try:
         return {
-            task.source.name: open_reader(task.source, files, Workspace(), plan.execution)
+            task.source.name: open_rows(task.source, files, Workspace(), plan.execution.slab_nbytes)
             .rows(0, task.source.shape[0])
             .clone()
             for task in plan.quantized

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from quantconvert.layouts import get_layout
+from quantconvert.layouts import LAYOUTS
 from quantconvert.layouts.base import Stored
-from quantconvert.methods.base import Quantized
+from quantconvert.quantized import Quantized
 from quantconvert.schemes import Scheme
 from tests import golden
 
@@ -20,8 +20,8 @@ every_case = pytest.mark.parametrize(("name", "case"), CASES.values(), ids=CASES
 
 def encoded(name: str, case: dict[str, Any]) -> dict[str, Tensor]:
     """The tensors as they stand in a file: `encode` puts rows first, `outputs` says which are turned."""
-    fmt, scheme, shape = get_layout(name.replace("_", "-")), Scheme(**case["scheme"]), tuple(case["codes"].shape)
-    blocks = fmt.encode(Quantized(case["codes"], case["scale"], case["zero_point"]), scheme, shape)
+    fmt, scheme, shape = LAYOUTS.find(name.replace("_", "-")), Scheme(**case["scheme"]), tuple(case["codes"].shape)
+    blocks = fmt.encode(Quantized(*parts(case), scheme.number), scheme, shape)
     specs = fmt.outputs(shape, "BF16", scheme)
     assert set(blocks) == {spec.suffix for spec in specs}
     return {spec.suffix: blocks[spec.suffix].t() if spec.transposed else blocks[spec.suffix] for spec in specs}
@@ -38,14 +38,14 @@ def test_encode_gives_the_peers_bytes(name: str, case: dict[str, Any]):
 
 @every_case
 def test_decode_finds_the_codes_in_the_peers_bytes(name: str, case: dict[str, Any]):
-    fmt, scheme, shape = get_layout(name.replace("_", "-")), Scheme(**case["scheme"]), tuple(case["codes"].shape)
+    fmt, scheme, shape = LAYOUTS.find(name.replace("_", "-")), Scheme(**case["scheme"]), tuple(case["codes"].shape)
     turned = {spec.suffix for spec in fmt.outputs(shape, "BF16", scheme) if spec.transposed}
     blocks = {s: t.t().contiguous() if s in turned else t for s, t in case["tensors"].items()}
     v1 = name == "gptq" and scheme.symmetric
-    found = fmt.decode(blocks, Stored("M", scheme, shape, {}, zero_offset=1 if v1 else 0), shape[0])
+    found = fmt.decode(blocks, Stored("M", scheme, shape, {}, zero_offset=1 if v1 else 0, layout=fmt.name), shape[0])
     assert torch.equal(found.codes, case["codes"])
     assert torch.equal(found.scale, case["scale"])
-    assert torch.equal(found.zero_points(scheme), Quantized(*parts(case)).zero_points(scheme))
+    assert torch.equal(found.zero_points(), Quantized(*parts(case), scheme.number).zero_points())
 
 
 def parts(case: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor | None]:

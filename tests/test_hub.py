@@ -4,20 +4,29 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 import quantconvert
+from quantconvert.checkpoint import RepoFile
+from quantconvert.hub import WAITS, HubReader, may_pass, retried, status_of
 from tests.builders import LLAMA_CONFIG, llama_tensors, write_checkpoint
 from tests.hub_server import COMMIT, REPO, serve
 from tests.snapshots import digests
 
 
 def run(endpoint: str, cache: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    return run_python(endpoint, cache, "-m", "quantconvert", *words)
+
+
+def run_python(endpoint: str, cache: Path, *words: str) -> subprocess.CompletedProcess[str]:
     env = os.environ | {
         "HF_ENDPOINT": endpoint,
         "HF_HOME": str(cache),
@@ -25,7 +34,7 @@ def run(endpoint: str, cache: Path, *words: str) -> subprocess.CompletedProcess[
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "HF_TOKEN": "hf_secret_token_for_the_test",
     }
-    command = [sys.executable, "-m", "quantconvert", *words]
+    command = [sys.executable, *words]
     return subprocess.run(command, capture_output=True, text=True, env=env, timeout=120)
 
 
@@ -104,3 +113,115 @@ def test_offline_uses_what_is_in_the_cache(repo: Path, tmp_path: Path, monkeypat
     assert f"`{COMMIT}`" in (tmp_path / "again" / "README.md").read_text()
     assert unknown.returncode == 3
     assert "Traceback" not in unknown.stderr
+
+
+@pytest.mark.parametrize(
+    ("trouble", "sent"),
+    [("whole", "`the whole file`"), ("other", r"`bytes 1-\d+/\d+`"), ("short", r"`bytes 0-\d+/\d+`")],
+)
+def test_an_answer_that_is_not_the_range_asked_for_is_refused(repo: Path, tmp_path: Path, trouble: str, sent: str):
+    """Headers would be read from other bytes than theirs; config.json, which is asked for whole, may come whole."""
+    with serve(repo, trouble) as (endpoint, _):
+        done = run(endpoint, tmp_path / "cache", "plan", REPO)
+    assert done.returncode == 3
+    said = " ".join(done.stderr.split())
+    where = r"cannot read `\S+` of `acme/tiny`: asked for bytes 0-\d+, the Hub or a proxy before it sent "
+    assert re.search(where + sent, said), said
+    assert ("config.json" in said) == (trouble != "whole")
+
+
+def test_a_body_that_is_shorter_than_its_range_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """As a proxy sends it that does not correct the length."""
+    file = RepoFile("model.safetensors", 100)
+    reader = HubReader(REPO, COMMIT, file)
+
+    class Answer:
+        status_code, headers = 206, {"Content-Range": "bytes 10-29/100"}
+
+        def __init__(self, *parts: bytes) -> None:
+            self.parts = parts
+
+        def __enter__(self) -> Answer:
+            return self
+
+        def __exit__(self, *args: object) -> None:
+            pass
+
+        def iter_raw(self) -> Iterator[bytes]:
+            yield from self.parts
+
+    class Session:
+        def __init__(self, answer: Answer) -> None:
+            self.answer = answer
+
+        def stream(self, *args: object, **options: object) -> Answer:
+            return self.answer
+
+    monkeypatch.setattr("huggingface_hub.utils.hf_raise_for_status", lambda answer: None)
+    for parts, sent in (((b"x" * 19,), "19 bytes"), ((b"x" * 20, b"y"), "more")):
+        monkeypatch.setattr("huggingface_hub.utils.get_session", lambda parts=parts: Session(Answer(*parts)))
+        with pytest.raises(quantconvert.CheckpointError) as caught:
+            reader.read_into(memoryview(bytearray(20)), 10)
+        assert caught.value.message.endswith(f"asked for bytes 10-29, the Hub or a proxy before it sent {sent}")
+    monkeypatch.setattr("huggingface_hub.utils.get_session", lambda: Session(Answer(b"x" * 12, b"y" * 8)))
+    buffer = bytearray(20)
+    reader.read_into(memoryview(buffer), 10)
+    assert buffer == b"x" * 12 + b"y" * 8
+
+
+def test_a_hub_that_is_busy_is_asked_again(repo: Path, tmp_path: Path):
+    """503 twice for the repository's list and for each file: the plan is the same, and nobody speaks of spelling."""
+    with serve(repo, "busy") as (endpoint, _):
+        done = run(endpoint, tmp_path / "cache", "plan", REPO, "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["num_quantized"] == 14
+
+
+def test_waiting_for_the_hub(monkeypatch: pytest.MonkeyPatch):
+    """Longer from time to time, as long as a busy server asks for, and at once no more for what will not pass."""
+    waited: list[float] = []
+    monkeypatch.setattr("time.sleep", waited.append)
+
+    class Busy(Exception):
+        def __init__(self, status: int, **headers: str) -> None:
+            self.response = SimpleNamespace(status_code=status, headers=headers)
+
+    def fails(error: Exception) -> Callable[[], None]:
+        def call() -> None:
+            raise error
+
+        return call
+
+    for error, passes, expected in (
+        (Busy(503), status_of, list(WAITS)),
+        (Busy(429, **{"Retry-After": "7"}), status_of, [7.0] * len(WAITS)),
+        (Busy(503, **{"Retry-After": "9999"}), status_of, [60.0] * len(WAITS)),
+        (Busy(404), status_of, []),
+        (ConnectionError("reset"), status_of, []),
+        (ConnectionError("reset"), may_pass, list(WAITS)),
+        (quantconvert.CheckpointError("another range"), may_pass, []),
+    ):
+        waited.clear()
+        with pytest.raises(type(error)):
+            retried(fails(error), passes)
+        assert waited == expected
+
+
+def test_what_the_download_will_take(repo: Path, tmp_path: Path):
+    """All of it before, none of it after."""
+    script = """
+import sys
+from quantconvert.hub import HubRepo
+repo = HubRepo("acme/tiny")
+paths = tuple(sys.argv[1:])
+before = repo.download(paths)
+repo.prepare(paths)
+print(before.nbytes, repo.download(paths).nbytes, before.folder, repo.files()[0].version.etag)
+assert repo.open(paths[0]).fileno() is not None
+"""
+    names = sorted(path.name for path in repo.glob("model-*.safetensors"))
+    with serve(repo) as (endpoint, _):
+        done = run_python(endpoint, tmp_path / "cache", "-c", script, *names)
+    assert done.returncode == 0, done.stderr
+    total = sum((repo / name).stat().st_size for name in names)
+    assert done.stdout.split() == [str(total), "0", str(tmp_path / "cache" / "hub"), "0" * 40]

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from quantconvert.kernels.packing import pack_columns, pack_rows, pack_rows_int4
+from quantconvert.buffers import torch_dtype
 from quantconvert.layouts import LAYOUTS, Layout, Stored
-from quantconvert.methods.base import Quantized
-from quantconvert.run.io import torch_dtype
+from quantconvert.layouts.packing import pack_columns, pack_rows, pack_rows_int4
+from quantconvert.quantized import Quantized
 from quantconvert.schemes import Scheme
 from tests.builders import decode
 
@@ -28,7 +28,7 @@ def random_quantized(shape: tuple[int, int], scheme: Scheme, dtype: torch.dtype)
     codes = torch.randint(0, top, shape, generator=generator).to(torch.uint8)
     scale = (torch.rand(groups, generator=generator) + 0.1).to(dtype)
     zero_point = torch.randint(0, top, groups, generator=generator).to(torch.uint8)
-    return Quantized(codes, scale, None if scheme.symmetric else zero_point)
+    return Quantized(codes, scale, None if scheme.symmetric else zero_point, scheme.number)
 
 
 def cases() -> list[tuple[Layout, Scheme, tuple[int, int]]]:
@@ -52,7 +52,7 @@ def test_encode_keeps_the_promise_and_decodes(fmt: Layout, scheme: Scheme, shape
         assert block.numel() * block.element_size() == spec.nbytes
         stored[f"M.{spec.suffix}"] = block
     assert not blocks, "encode made a tensor that outputs does not promise"
-    zero_point = q.zero_points(scheme).int()
+    zero_point = q.zero_points().int()
     width = shape[1] // q.scale.shape[1]
     expected = (q.codes.int() - zero_point.repeat_interleave(width, 1)).to(dtype) * q.scale.repeat_interleave(width, 1)
     assert torch.equal(decode(stored, "M", fmt.name, scheme.num_bits, scheme.symmetric), expected)
@@ -60,9 +60,9 @@ def test_encode_keeps_the_promise_and_decodes(fmt: Layout, scheme: Scheme, shape
     back = fmt.decode(fmt.encode(q, scheme, shape), Stored("M", scheme, shape, {}, offset), shape[0])
     assert torch.equal(back.codes, q.codes)
     assert torch.equal(back.scale, q.scale)
-    assert (back.zero_point is None) == (q.zero_point is None)
-    if q.zero_point is not None:
-        assert torch.equal(back.zero_points(scheme), q.zero_point)
+    assert (back.offset is None) == (q.offset is None)
+    if q.offset is not None:
+        assert torch.equal(back.zero_points(), q.offset)
 
 
 def test_golden_words_of_compressed_tensors():

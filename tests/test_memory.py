@@ -17,7 +17,7 @@ BUDGET = 300_000_000
 CHILD = """
 import json, resource, sys
 import torch, quantconvert
-import quantconvert.run.executors, quantconvert.card
+import quantconvert.run.executors.threads, quantconvert.card
 def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 before = peak()
 result = quantconvert.convert(sys.argv[1], sys.argv[2], format=sys.argv[3], memory_limit=int(sys.argv[4]), group_size=int(sys.argv[5]))

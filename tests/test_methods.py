@@ -7,8 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from quantconvert.methods import rtn
-from quantconvert.methods.base import Quantized
+from quantconvert.methods import rounding as rtn
+from quantconvert.quantized import Quantized
 from quantconvert.schemes import Scheme
 from tests.builders import weight
 
@@ -29,7 +29,7 @@ def dequantized(q: Quantized, scheme: Scheme) -> torch.Tensor:
     """float64 [O, I], group by group, written without the code under test."""
     rows, columns = q.codes.shape
     scale = q.scale.double().expand(rows, -1)
-    zero_point = q.zero_points(scheme).double().expand(rows, -1)
+    zero_point = q.zero_points().double().expand(rows, -1)
     width = columns // scale.shape[1]
     return (q.codes.double() - zero_point.repeat_interleave(width, 1)) * scale.repeat_interleave(width, 1)
 
@@ -55,15 +55,15 @@ def test_symmetric_scale_divides_by_half_of_all_steps():
     q = run(w, Scheme(4, True, "group", 32))
     assert q.scale.item() == 1.0  # 7.5 / 7.5, so that -7.5 would be code -8 after rounding half to even
     assert q.codes[0, :2].tolist() == [0, 11]
-    assert q.zero_point is None
+    assert q.offset is None
 
 
 def test_asymmetric_zero_point_and_codes_by_hand():
     w = torch.linspace(-1, 2, 16).reshape(1, 16)
     q = run(w, Scheme(4, False, "channel"))
     assert q.scale.item() == pytest.approx(0.2)
-    assert q.zero_point is not None
-    assert q.zero_point.item() == 5
+    assert q.offset is not None
+    assert q.offset.item() == 5
     assert q.codes[0].tolist() == list(range(16))
 
 
@@ -142,6 +142,6 @@ def test_codes_equal_a_float64_free_reference(data: st.DataObject):
     w = torch.tensor([values], dtype=torch.float32)
     q = rtn.quantize(w.clone(), scheme, torch.float32, torch.float32)
     half = 2 ** (scheme.num_bits - 1)
-    zero_point = q.zero_points(scheme).float() - half
+    zero_point = q.zero_points().float() - half
     expected = torch.round(torch.clamp(w / q.scale + zero_point, -half, half - 1)) + half
     assert torch.equal(q.codes.float(), expected)

@@ -16,9 +16,10 @@ import quantconvert
 from quantconvert import CheckpointError, OutputError
 from quantconvert.events import Event, Note, Progress, ShardWritten
 from quantconvert.planning import Output
-from quantconvert.run.io import Workspace
-from quantconvert.run.output import OutputFolder
-from quantconvert.run.shards import ShardWriter
+from quantconvert.run.folder import OutputFolder
+from quantconvert.run.ledger import Ledger
+from quantconvert.run.partial import read_back
+from quantconvert.run.result import TaskResult
 from tests import inputs
 from tests.builders import llama_tensors, read_tensors, write_checkpoint
 from tests.interrupted import OPTIONS, STATE, interrupt
@@ -75,7 +76,7 @@ def test_options_that_change_no_byte_may_change(source: Path, out: Path, whole: 
         ({"group_size": 64}, "`group_size` was 128, is 64"),
         ({"base_model": "a/b"}, '`base_model` was null, is "a/b"'),
         ({"ignore": ("lm_head", "*.down_proj")}, '`ignore` was [], is ["lm_head", "*.down_proj"]'),
-        ({"max_shard_size": "50KB"}, "`max_shard_nbytes` was 60000, is 50000"),
+        ({"max_shard_size": "50KB"}, "`max_shard_size` was 60000, is 50000"),
     ],
     ids=lambda o: " ".join(o) if isinstance(o, dict) else "",
 )
@@ -98,7 +99,7 @@ def test_another_option_is_refused_unless_told_to_restart(source: Path, out: Pat
 
 def test_another_version_is_refused(source: Path, out: Path, monkeypatch: pytest.MonkeyPatch):
     interrupt(source, out)
-    monkeypatch.setattr("quantconvert.run.journal.__version__", "9.9")
+    monkeypatch.setattr("quantconvert.run.folder.signature.__version__", "9.9")
     with pytest.raises(OutputError, match=rf'`quantconvert version` was "{quantconvert.__version__}", is "9.9"'):
         quantconvert.convert(source, out, **OPTIONS)
 
@@ -156,6 +157,40 @@ def test_a_source_that_changes_after_the_plan_is_noticed(source: Path, out: Path
 
     with pytest.raises(CheckpointError, match=r"`model-00001-of-00002.safetensors` of the source changed after it was"):
         quantconvert.convert(source, out, report=report, **OPTIONS)
+    assert not out.exists()
+
+
+def in_place(path: Path) -> None:
+    with open(path, "r+b") as file:
+        file.seek(-2, os.SEEK_END)
+        file.write(b"\x00\x40")
+
+
+def by_another_file(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[-2:] = b"\x00\x40"
+    path.with_suffix(".new").write_bytes(data)
+    path.with_suffix(".new").replace(path)
+
+
+@pytest.mark.parametrize("change", [in_place, by_another_file])
+@pytest.mark.parametrize("moment", [Note, ShardWritten])
+def test_a_source_that_is_changed_with_its_time_set_back(
+    source: Path, out: Path, change: Callable[[Path], None], moment: type
+):
+    """As `rsync --inplace -t` does: size and modification time are the old ones."""
+    (source / "pytorch_model.bin").write_bytes(b"left behind, which makes a note")
+    path = source / "model-00002-of-00002.safetensors"
+    before = path.stat()
+
+    def report(event: Event) -> None:
+        if isinstance(event, moment):
+            change(path)
+            os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+    with pytest.raises(CheckpointError, match=r"of the source changed after it was planned: expected a change time of"):
+        quantconvert.convert(source, out, report=report, **OPTIONS)
+    assert path.stat().st_mtime_ns == before.st_mtime_ns
     assert not out.exists()
 
 
@@ -236,23 +271,55 @@ def test_overwrite_continues_and_the_old_checkpoint_stays(source: Path, out: Pat
     assert digests(out) == whole
 
 
-def test_a_finished_run_whose_cleaning_up_was_cut_short(source: Path, out: Path, whole: dict[str, str], monkeypatch):
-    """The same call removes what is left; another one sees a checkpoint that is in its way."""
+def finish(source: Path, out: Path, *left: str) -> None:
+    """A conversion that was killed in its clean-up: of the hidden folder there is only what `left` names."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(OutputFolder, "clear", lambda self: None)
+        quantconvert.convert(source, out, **OPTIONS)
+    for path in (out / STATE).iterdir():
+        if path.name not in left:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    assert sorted(path.name for path in (out / STATE).iterdir()) == sorted(left)
 
-    def finish() -> None:
-        with monkeypatch.context() as patch:
-            patch.setattr(OutputFolder, "clear", lambda self: None)
-            quantconvert.convert(source, out, **OPTIONS)
-        assert (out / STATE / ".done.json").exists()
 
-    finish()
-    assert notes(quantconvert.convert, source, out, **OPTIONS) == []
+LEFTOVERS = [(".done.json", ".lock"), (".done.json",), (".lock",), ()]
+
+
+@pytest.mark.parametrize("left", LEFTOVERS, ids=str)
+def test_a_finished_run_whose_cleaning_up_was_cut_short(
+    source: Path, out: Path, whole: dict[str, str], left: tuple[str, ...]
+):
+    """The same call, and a plan of it, sees that all is there and removes what is left, whatever that is."""
+    finish(source, out, *left)
+    quantconvert.plan(source, out, **OPTIONS)
+    said = f"`{out}` is already complete: a run of this command ended there"
+    assert notes(quantconvert.convert, source, out, **OPTIONS) == [said]
     assert digests(out) == whole
-    shutil.rmtree(out)
-    finish()
+
+
+@pytest.mark.parametrize("left", LEFTOVERS, ids=str)
+def test_another_conversion_is_not_taken_for_the_finished_one(
+    source: Path, out: Path, whole: dict[str, str], left: tuple[str, ...]
+):
+    """Other options, or a source that changed since: a checkpoint is in the way, and can be overwritten."""
+    finish(source, out, *left)
+    for call in (quantconvert.plan, quantconvert.convert):
+        with pytest.raises(OutputError, match="exists and is not empty"):
+            call(source, out, bits=8)
+    later = (out / "quantconvert.json").stat().st_mtime_ns + 1
+    os.utime(source / "model-00002-of-00002.safetensors", ns=(later, later))
     with pytest.raises(OutputError, match="exists and is not empty"):
-        quantconvert.convert(source, out, bits=8)
-    assert digests(out) == whole
+        quantconvert.convert(source, out, **OPTIONS)
+    quantconvert.convert(source, out, overwrite=True, bits=8, max_shard_size="60KB")
+    quantconvert.convert(source, out.parent / "other", bits=8, max_shard_size="60KB")
+    assert digests(out) == digests(out.parent / "other")
+
+
+def test_a_finished_run_whose_files_were_changed_since(source: Path, out: Path):
+    finish(source, out, ".lock")
+    (out / "tokenizer.json").write_text("{ }")
+    with pytest.raises(OutputError, match=r"was changed after the conversion: `tokenizer\.json`"):
+        quantconvert.convert(source, out, **OPTIONS)
 
 
 def test_two_at_once_are_refused(source: Path, out: Path, whole: dict[str, str]):
@@ -284,27 +351,29 @@ def test_a_file_system_without_locks(source: Path, out: Path, whole: dict[str, s
 def test_checksums_of_the_result(source: Path, out: Path, monkeypatch: pytest.MonkeyPatch):
     """sha256 of each tensor's bytes on disk, whether this run or the interrupted one wrote them; copies have none."""
     found: dict[str, str] = {}
-    done = ShardWriter.task_done
+    add = Ledger.add
 
-    def recorded(self: ShardWriter, index: int, sums: tuple[str, ...]) -> None:
-        done(self, index, sums)
-        outputs = self.plan.tasks[index].outputs
+    def recorded(self: Ledger, index: int, result: TaskResult) -> None:
+        add(self, index, result)
+        record(self.plan.tasks[index].outputs, result.sums)
+
+    def record(outputs: tuple[Output, ...], sums: tuple[str, ...]) -> None:
         found.update({output.name: value for output, value in zip(outputs, sums, strict=bool(sums))})
 
-    monkeypatch.setattr(ShardWriter, "task_done", recorded)
+    monkeypatch.setattr(Ledger, "add", recorded)
     monkeypatch.setattr("quantconvert.planning.memory.TILE_ELEMENTS", 1 << 10)
-    monkeypatch.setattr("quantconvert.planning.memory.TILE_BYTES_PER_ELEMENT", 1)
-    read_back: list[str] = []
-    real = ShardWriter.read_back
+    monkeypatch.setattr("quantconvert.planning.memory.TILE_BYTES", 1)
+    monkeypatch.setattr("quantconvert.methods.rtn.Rtn.scratch", lambda self, scheme: 0)
+    read_again: list[str] = []
 
-    def spied(self: ShardWriter, output: Output, work: Workspace) -> Any:
-        read_back.append(output.name)
-        return real(self, output, work)
+    def spied(fd: int, output: Output, begin: int, buffer: memoryview) -> None:
+        read_again.append(output.name)
+        read_back(fd, output, begin, buffer)
 
-    monkeypatch.setattr(ShardWriter, "read_back", spied)
+    monkeypatch.setattr("quantconvert.run.shards.read_back", spied)
     options = OPTIONS | {"memory_limit": "40KB"}  # slabs, which are not written from first byte to last
     interrupt(source, out, **options)
-    assert any(name.endswith("qweight") for name in read_back)
+    assert any(name.endswith("qweight") for name in read_again)
     result = quantconvert.convert(source, out, **options)
     tensors = read_tensors(out)
     expected = {o.name for task in result.plan.quantized for o in task.outputs}
@@ -328,8 +397,8 @@ def test_the_library_installs_no_signal_handlers(source: Path, out: Path):
 def test_a_line_is_written_only_when_its_bytes_are_synced(source: Path, out: Path, monkeypatch: pytest.MonkeyPatch):
     """The worker waits for each flush here, so nothing that was written may be unsynced when the journal grows."""
     for name in ("FLUSH_NBYTES", "FLUSH_SECONDS", "MAX_WAITING_NBYTES"):
-        monkeypatch.setattr(f"quantconvert.run.shards.{name}", 0)
-    monkeypatch.setattr("quantconvert.run.executors.POLL_SECONDS", 0.001)
+        monkeypatch.setattr(f"quantconvert.run.ledger.{name}", 0)
+    monkeypatch.setattr("quantconvert.run.executors.threads.POLL_SECONDS", 0.001)
     unsynced: set[str] = set()
     seen: list[set[str]] = []
 

@@ -139,6 +139,24 @@ def test_rules_that_match_nothing_or_do_not_parse(source: Path):
             quantconvert.plan(source, rules=[rule])
 
 
+@pytest.mark.parametrize(
+    ("pattern", "hint"),
+    [
+        ("down_proj", f"--ignore '*.down_proj' matches {LAYERS} modules"),
+        ("self_attn", f"--ignore '*.self_attn.*' matches {4 * LAYERS} modules"),
+        ("model.layers.0", "--ignore 'model.layers.0.*' matches 9 modules"),
+        ("nothing.*", "`quantconvert plan SRC --explain` lists the names"),
+    ],
+)
+def test_a_part_of_a_name_is_answered_with_its_glob(source: Path, pattern: str, hint: str):
+    """As transformers' `modules_to_not_convert` takes it; the glob of the hint then works."""
+    with pytest.raises(quantconvert.UsageError) as caught:
+        quantconvert.plan(source, ignore=pattern)
+    assert str(caught.value.hint).endswith(hint)
+    if "'" in hint:
+        assert quantconvert.plan(source, ignore=hint.split("'")[1])
+
+
 def test_a_layout_that_holds_one_scheme_names_one_that_holds_more(source: Path):
     with pytest.raises(quantconvert.UnsupportedError) as caught:
         quantconvert.plan(source, rules=["*.down_proj=W4A16:g64"], format="awq", symmetric=True)

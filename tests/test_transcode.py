@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 import quantconvert
-from quantconvert.layouts import LAYOUTS, get_layout
+from quantconvert.layouts import LAYOUTS
 from quantconvert.schemes import Scheme
 from tests.builders import LLAMA_CONFIG, decode, llama_tensors, read_tensors, weight, write_checkpoint
 
@@ -20,7 +20,7 @@ SCHEMES = ["W4A16", "W4A16_ASYM", "W4A16:channel", "W8A16", "W8A16_ASYM:g64", "W
 
 def holds(layout: str, scheme: Scheme) -> bool:
     plain = Scheme(scheme.num_bits, scheme.symmetric, scheme.strategy, scheme.group_size)
-    return not get_layout(layout).problems(plain, (128, 128), "M")
+    return not LAYOUTS.find(layout).problems(plain, (128, 128), "M")
 
 
 @pytest.fixture(scope="module")

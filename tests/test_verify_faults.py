@@ -16,8 +16,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 import quantconvert
-from quantconvert.layouts import get_layout
-from quantconvert.methods import rtn
+from quantconvert.layouts import LAYOUTS as REGISTERED
+from quantconvert.methods import rounding as rtn
 from quantconvert.verification import Verification
 from tests.builders import LLAMA_CONFIG, decode, llama_tensors, read_tensors, write_checkpoint
 from tests.command import cli
@@ -173,22 +173,22 @@ def test_one_code_by_one_step(kind: str, seed: int, copy: Callable[..., Path], s
         raw[dice.randrange(raw.numel())] ^= 1 << (bits * dice.randrange(8 // bits))
 
     change(out, edit)
-    assert quantconvert.verify(out).is_ok, "without the source a code is as good as another"
-    assert named(quantconvert.verify(out, source)) == {("values", UP)}
+    assert quantconvert.verify(out, method="rtn").is_ok, "without the source a code is as good as another"
+    assert named(quantconvert.verify(out, source, method="rtn")) == {("values", UP)}
 
 
 @every_layout
 def test_one_scale_by_a_few_per_cent(kind: str, copy: Callable[..., Path], source: Path):
     out = copy(kind)
     change(out, lambda tensors: part(tensors, UP, ("scales", "weight_scale")).view(-1)[3:4].mul_(1.05))
-    assert named(quantconvert.verify(out, source)) == {("values", UP)}
+    assert named(quantconvert.verify(out, source, method="rtn")) == {("values", UP)}
 
 
 @pytest.mark.parametrize("kind", ["awq", "gptq asymmetric", "compressed-tensors asymmetric", "rtn int8 asymmetric"])
 def test_one_zero_point_by_one(kind: str, copy: Callable[..., Path], source: Path):
     out = copy(kind)
     change(out, lambda tensors: part(tensors, UP, ZEROS).view(torch.uint8).view(-1)[5:6].bitwise_xor_(1))
-    assert named(quantconvert.verify(out, source)) == {("values", UP)}
+    assert named(quantconvert.verify(out, source, method="rtn")) == {("values", UP)}
 
 
 @every_layout
@@ -196,7 +196,7 @@ def test_one_zero_point_by_one(kind: str, copy: Callable[..., Path], source: Pat
 def test_a_scale_that_is_none_needs_no_source(kind: str, value: float, copy: Callable[..., Path], source: Path):
     out = copy(kind)
     change(out, lambda tensors: part(tensors, UP, ("scales", "weight_scale")).view(-1)[3:4].fill_(value))
-    for found in (quantconvert.verify(out), quantconvert.verify(out, source)):
+    for found in (quantconvert.verify(out, method="rtn"), quantconvert.verify(out, source, method="rtn")):
         assert named(found) == {("codes", UP)}
         assert found.failed == "codes"
         json.dumps(found.to_json(), allow_nan=False)
@@ -225,8 +225,10 @@ EDITS: dict[str, tuple[Callable[[dict[str, Tensor]], Any], tuple[str, str]]] = {
 def test_other_tensors_are_named(edit: str, kind: str, copy: Callable[..., Path], source: Path):
     out, (work, expected) = copy(kind), EDITS[edit]
     change(out, work)
-    assert expected in named(quantconvert.verify(out, source))
-    assert {where for check, where in named(quantconvert.verify(out, source)) if check == "values"} == {expected[1]}
+    assert expected in named(quantconvert.verify(out, source, method="rtn"))
+    assert {where for check, where in named(quantconvert.verify(out, source, method="rtn")) if check == "values"} == {
+        expected[1]
+    }
 
 
 @every_layout
@@ -238,11 +240,11 @@ def test_a_part_of_a_weight_that_is_missing_or_misshapen(
     names = [f"{DOWN}.{suffix}" for suffix in suffixes]
     change(out, lambda t: t.update({name: t[name][:-1] for name in names if name in t}))
     # rows of int4 in pairs: without the source, one scale less may be one row less
-    alone = [] if kind == "rtn" and suffixes != CODES else [quantconvert.verify(out)]
-    for found in (*alone, quantconvert.verify(out, source)):
+    alone = [] if kind == "rtn" and suffixes != CODES else [quantconvert.verify(out, method="rtn")]
+    for found in (*alone, quantconvert.verify(out, source, method="rtn")):
         assert any(DOWN in finding.message + finding.where for finding in found.findings)
     change(out, lambda t: [t.pop(name, None) for name in names])
-    found = quantconvert.verify(out, source)
+    found = quantconvert.verify(out, source, method="rtn")
     assert any(DOWN in finding.message + finding.where for finding in found.findings)
 
 
@@ -255,7 +257,7 @@ def test_errors_are_those_of_float64(kind: str, results: Callable[..., Path], so
     stored, original = read_tensors(out), read_tensors(source)
     stored = {k: t.double() if k.endswith(("scales", "weight_scale")) else t for k, t in stored.items()}
     report = json.loads((out / REPORT).read_bytes())["tensors"]
-    found = quantconvert.verify(out, source)
+    found = quantconvert.verify(out, source, method="rtn")
     assert len(found.errors) == len(report) == 7
     bits, layout = 8 if "8" in kind else 4, LAYOUTS[kind]["format"]
     for error in found.errors:
@@ -312,7 +314,7 @@ def test_the_report_is_the_same_however_it_was_made(tmp_path: Path):
 
 @pytest.mark.parametrize("kind", ["awq", "W8A8", "rtn"])
 def test_wrong_bytes_never_appear(kind: str, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    layout = type(get_layout(LAYOUTS[kind]["format"]))
+    layout = type(REGISTERED.find(LAYOUTS[kind]["format"]))
     encode = layout.encode
 
     def wrong(self: Any, quantized: Any, scheme: Any, shape: tuple[int, ...]) -> Any:
@@ -352,7 +354,7 @@ def test_command_line(copy: Callable[..., Path], source: Path, tmp_path: Path):
     assert (done.returncode, done.stderr) == (0, "")
     value = json.loads(done.stdout)
     assert (value["ok"], value["failed"], value["findings"], len(value["errors"])) == (True, None, [], 7)
-    assert value == quantconvert.verify(out, source).to_json()
+    assert value == quantconvert.verify(out, source, method="rtn").to_json()
     (out / "tokenizer.json").write_text("{}")
     change(out, lambda tensors: tensors[NORM][7:8].add_(0.5))
     done = cli("verify", out, "--source", source, "--json")

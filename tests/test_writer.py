@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 import quantconvert
 from quantconvert.events import silent
 from quantconvert.planning.place import split_shards
-from quantconvert.run.output import OutputFolder
+from quantconvert.run.folder import OutputFolder
 from tests.builders import LLAMA_CONFIG, llama_tensors, read_tensors, weight, write_checkpoint
 from tests.snapshots import digests
 
@@ -93,7 +93,8 @@ def test_same_bytes_for_any_worker_count_and_cut(tmp_path: Path, options, monkey
         [(1, "2GB", 1 << 19), (2, "2GB", 1 << 19), (4, "2GB", 1 << 16), (2, "600KB", 1 << 10), (4, "1MB", 1 << 12)]
     ):
         monkeypatch.setattr("quantconvert.planning.memory.TILE_ELEMENTS", tile)
-        monkeypatch.setattr("quantconvert.planning.memory.TILE_BYTES_PER_ELEMENT", 1)
+        monkeypatch.setattr("quantconvert.planning.memory.TILE_BYTES", 1)
+        monkeypatch.setattr("quantconvert.methods.rtn.Rtn.scratch", lambda self, scheme: 0)
         quantconvert.convert(source, tmp_path / f"out{i}", workers=workers, memory_limit=limit, **options)
         seen.append(digests(tmp_path / f"out{i}"))
     assert all(other == seen[0] for other in seen[1:])
@@ -110,16 +111,18 @@ def test_side_files_travel_and_duplicates_stay(tmp_path: Path):
         (source / path).parent.mkdir(parents=True, exist_ok=True)
         (source / path).write_bytes(b"content of " + path.encode())
     (source / "README.md").write_text("---\nlicense: mit\ntags: [x]\n---\n# Old card\n\nText.\n")
-    result = quantconvert.convert(source, tmp_path / "out", command="quantconvert a b")
+    result = quantconvert.convert(source, tmp_path / "out", group_size=32)
     found = set(digests(tmp_path / "out"))
     assert found == {*keep, "README.md", "config.json", "model.safetensors", "quantconvert.json"}
     for path in keep:
         assert (tmp_path / "out" / path).read_bytes() == b"content of " + path.encode()
     assert {file.path for file in result.plan.checkpoint.dropped_files} == set(drop)
     card = (tmp_path / "out" / "README.md").read_text()
-    for expected in ("license: mit", "base_model: source", "base_model_relation: quantized", "int4 g128 asymmetric",
-                     f"quantconvert {quantconvert.__version__}", "quantconvert a b", "# Old card"):  # fmt: skip
+    for expected in ("license: mit", "int4 g32 asymmetric", "\n```bash\nquantconvert SRC OUT --group-size 32\n```\n",
+                     f"quantconvert {quantconvert.__version__}",
+                     "\n## Card of the base model\n", "\n### Old card\n"):  # fmt: skip
         assert expected in card
+    assert "base_model" not in card, "a folder's name is no repository, and may be private"
 
 
 def test_overwrite_replaces_and_removes_stale_weights(tmp_path: Path):
@@ -141,7 +144,7 @@ def test_an_interrupted_overwrite_is_taken_back(tmp_path: Path, monkeypatch: pyt
     class Killed(BaseException):
         pass
 
-    def takes_nothing_back() -> None:
+    def takes_nothing_back(out: Path) -> None:
         raise Killed
 
     moves = []
@@ -160,7 +163,7 @@ def test_an_interrupted_overwrite_is_taken_back(tmp_path: Path, monkeypatch: pyt
         folder.write(name, b"new")
     with monkeypatch.context() as patch:
         patch.setattr(Path, "replace", replace)
-        patch.setattr(folder, "restore", takes_nothing_back)
+        patch.setattr("quantconvert.run.folder.commit.restore", takes_nothing_back)
         with pytest.raises(Killed):
             folder.commit()
     folder.release()

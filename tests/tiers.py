@@ -17,7 +17,7 @@ TIERS = ("unit", "process", "engines")
 ENGINES = ("engines",)
 PROCESS = (
     "faults", "hostile/test_cases.py", "hostile/test_fuzz.py", "hostile/test_secrets.py", "test_cli.py", "test_docs.py",
-    "test_hub.py", "test_large.py", "test_memory.py",
+    "test_executors.py", "test_hub.py", "test_large.py", "test_memory.py",
 )  # fmt: skip
 # What no unit test does, as `sys.audit` calls it, and packages that none imports.
 STARTS = {"subprocess.Popen", "os.fork", "os.forkpty", "os.posix_spawn", "os.exec", "os.system"}

@@ -4,27 +4,32 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from quantconvert.checkpoint.header import TensorRef
+from quantconvert.checkpoint.ranges import RangeReader, Version
 
 QUANTIZATION_KEYS = ("quantization_config", "compression_config")
 
 
 @dataclass(frozen=True, slots=True)
 class RepoFile:
-    """One file of the source repository: path relative to it with `/`, and size in bytes.
-
-    `mtime_ns`, the time of its last change, is known of local files only.
-    """
+    """One file of the source repository: path relative to it with `/`, size in bytes, and what was known of it."""
 
     path: str
     nbytes: int
-    mtime_ns: int | None = None
+    version: Version | None = None
+
+
+class Download(NamedTuple):
+    """How many bytes will come over the network, and the folder that they go to."""
+
+    folder: Path
+    nbytes: int
 
 
 class Repo(Protocol):
-    """Where a checkpoint's bytes come from: a folder or a Hub repository."""
+    """Where a checkpoint's bytes come from: a folder or a Hub repository. Can be pickled, for other processes."""
 
     @property
     def location(self) -> str:
@@ -44,8 +49,20 @@ class Repo(Protocol):
         """Up to `nbytes` bytes of the file from `offset` on."""
         ...
 
+    def open(self, path: str) -> RangeReader:
+        """The file as ranges of bytes; raises `CheckpointError` where there is none."""
+        ...
+
+    def prepare(self, paths: tuple[str, ...]) -> None:
+        """Told before all of `paths` are read, so that what comes over a network comes at once and only once."""
+        ...
+
+    def download(self, paths: tuple[str, ...]) -> Download | None:
+        """What `prepare` would write to a disk of this machine; None where it writes nothing."""
+        ...
+
     def materialize(self, paths: tuple[str, ...]) -> Path:
-        """A local folder in which all of `paths` exist."""
+        """A local folder in which all of `paths` exist whole, for a format that only another library can read."""
         ...
 
 

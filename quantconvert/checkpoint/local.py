@@ -8,8 +8,9 @@ from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
-from quantconvert.checkpoint.contents import RepoFile
+from quantconvert.checkpoint.contents import Download, RepoFile
 from quantconvert.checkpoint.files import MAX_FILES, MAX_REPORTED
+from quantconvert.checkpoint.ranges import LocalReader, Version, open_regular
 from quantconvert.errors import CheckpointError, QuantConvertError, raise_all
 from quantconvert.text import quoted
 
@@ -48,7 +49,8 @@ class LocalFolder:
                 errors.append(problem)
             else:
                 status = entry.stat()
-                found.append(RepoFile(path, status.st_size, status.st_mtime_ns))
+                known = Version(status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+                found.append(RepoFile(path, status.st_size, known))
             if len(errors) == MAX_REPORTED:
                 break
         raise_all(errors)
@@ -84,6 +86,15 @@ class LocalFolder:
         except OSError as error:
             raise CheckpointError(f"cannot read `{path}` of `{self.location}`: {error.strerror}") from error
 
+    def open(self, path: str) -> LocalReader:
+        return LocalReader(self.path / path, path)
+
+    def prepare(self, paths: tuple[str, ...]) -> None:
+        return None
+
+    def download(self, paths: tuple[str, ...]) -> Download | None:
+        return None
+
     def materialize(self, paths: tuple[str, ...]) -> Path:
         return self.path
 
@@ -94,15 +105,6 @@ def exists(path: Path) -> bool:
         return path.exists()
     except OSError:
         return False
-
-
-def open_regular(path: str, flags: int) -> int:
-    """An `opener` that neither waits for the other end of a fifo nor reads from a device."""
-    fd = os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC)
-    if not stat.S_ISREG(os.fstat(fd).st_mode):
-        os.close(fd)
-        raise OSError(0, "not a regular file", path)
-    return fd
 
 
 def _homes(folder: Path) -> tuple[str, ...]:

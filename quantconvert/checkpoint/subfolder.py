@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path, PurePosixPath
 
-from quantconvert.checkpoint.contents import Repo, RepoFile
+from quantconvert.checkpoint.contents import Download, Repo, RepoFile
 from quantconvert.checkpoint.local import LocalFolder
+from quantconvert.checkpoint.ranges import RangeReader
 from quantconvert.errors import CheckpointError, UsageError
 
 
@@ -40,10 +41,22 @@ class Subfolder:
     def files(self) -> tuple[RepoFile, ...]:
         prefix = self._prefix
         inside = (file for file in self._repo.files() if file.path.startswith(prefix))
-        return tuple(RepoFile(file.path.removeprefix(prefix), file.nbytes) for file in inside)
+        return tuple(RepoFile(file.path.removeprefix(prefix), file.nbytes, file.version) for file in inside)
 
     def read(self, path: str, offset: int, nbytes: int) -> bytes:
         return self._repo.read(self._prefix + path, offset, nbytes)
 
+    def open(self, path: str) -> RangeReader:
+        return self._repo.open(self._prefix + path)
+
+    def prepare(self, paths: tuple[str, ...]) -> None:
+        self._repo.prepare(self._whole(paths))
+
+    def download(self, paths: tuple[str, ...]) -> Download | None:
+        return self._repo.download(self._whole(paths))
+
     def materialize(self, paths: tuple[str, ...]) -> Path:
-        return self._repo.materialize(tuple(self._prefix + path for path in paths)) / self._prefix
+        return self._repo.materialize(self._whole(paths)) / self._prefix
+
+    def _whole(self, paths: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(self._prefix + path for path in paths)

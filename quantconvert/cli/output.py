@@ -6,6 +6,7 @@ import json
 import os
 import sys
 from collections import defaultdict
+from textwrap import wrap
 from typing import TextIO
 
 from rich.console import Console
@@ -16,22 +17,17 @@ from quantconvert.api import Result
 from quantconvert.card import load_hint
 from quantconvert.families import REASON_TEXT
 from quantconvert.inventory import Inventory
-from quantconvert.planning import Plan, Task
-from quantconvert.text import clean, escaped_json, redacted
+from quantconvert.planning import Plan
+from quantconvert.text import clean, counted, duration, escaped_json, redacted, size
 from quantconvert.verification import TensorError, Verification
 
 LOG_WIDTH = 160  # where there is no terminal to ask
-
-
-class _Console(Console):
-    def on_broken_pipe(self) -> None:
-        """Left to the one place for errors; rich would exit with 1, which is for our bugs."""
-        raise BrokenPipeError
+VERBATIM = ("load it", "")  # what is to be copied
 
 
 def _console(stream: TextIO) -> Console:
     """Plain where there is no terminal or NO_COLOR is set; text of ours is never taken for emoji or numbers."""
-    return _Console(
+    return Console(
         stderr=stream is sys.stderr,
         soft_wrap=True,
         highlight=False,
@@ -51,48 +47,44 @@ def plain(text: str) -> str:
 
 def print_json(value: object) -> None:
     """Data for programs, plain whatever the terminal."""
-    sys.stdout.write(redacted(escaped_json(json.dumps(value, indent=2, ensure_ascii=False))) + "\n")
+    print_text(redacted(escaped_json(json.dumps(value, indent=2, ensure_ascii=False))) + "\n")
 
 
-def size(nbytes: float) -> str:
-    """Decimal, three figures: `1.55 GB`."""
-    for unit, factor in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if nbytes >= factor:
-            return f"{nbytes / factor:.3g} {unit}" if nbytes < 999.5 * factor else f"{nbytes / factor:.0f} {unit}"
-    return f"{nbytes:.0f} B"
+def print_text(text: str) -> None:
+    """Data as it is."""
+    sys.stdout.write(text)
 
 
-def counted(count: int, noun: str) -> str:
-    """`1 tensor`, `2 tensors`."""
-    return f"{count} {noun}{'' if count == 1 else 's'}"
+def flush_stdout() -> None:
+    """Write what is still to be written, while an error can still be reported."""
+    sys.stdout.flush()
 
 
-def duration(seconds: float) -> str:
-    """`0.84 s`, `12.3 s`, `4 min 05 s`."""
-    if seconds < 60:
-        return f"{seconds:.3g} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest:02d} s"
-
-
-def _print_facts(console: Console, rows: list[tuple[str, str]]) -> None:
-    """`key  value` lines, unwrapped and without trailing blanks, so that they can be copied."""
+def print_facts(console: Console, rows: list[tuple[str, str]]) -> None:
+    """`key  value` lines. On a terminal long values go on below their beginning; commands stay whole, to be copied."""
     width = max(len(key) for key, _ in rows)
+    room = console.width - width - 2 if console.is_terminal else 0
     for key, value in rows:
-        console.print(f"[bold]{plain(key):<{width}}[/bold]  {plain(value)}")
+        text = plain(value)
+        if room > 20 and key not in VERBATIM and len(text) > room:
+            text = ("\n" + " " * (width + 2)).join(wrap(text, room, break_long_words=False, break_on_hyphens=False))
+        console.print(f"[bold]{plain(key):<{width}}[/bold]  {text}")
 
 
-def _kept_rows(plan: Plan) -> list[tuple[str, str]]:
+def kept_rows(plan: Plan) -> list[tuple[str, str]]:
     groups: dict[str, list[int]] = defaultdict(list)
     for task in plan.kept:
         groups[str(task.reason)].append(task.source.nbytes)
     return [
-        (f"  {reason}", f"{counted(len(sizes), 'tensor')}, {size(sum(sizes))}: {REASON_TEXT[reason]}")
-        for reason, sizes in sorted(groups.items(), key=lambda item: -sum(item[1]))
+        ("kept", f"{len(plan.kept)} of {len(plan.tasks)} tensors in high precision"),
+        *(
+            (f"  {reason}", f"{counted(len(sizes), 'tensor')}, {size(sum(sizes))}: {REASON_TEXT[reason]}")
+            for reason, sizes in sorted(groups.items(), key=lambda item: -sum(item[1]))
+        ),
     ]
 
 
-def _plan_rows(plan: Plan) -> list[tuple[str, str]]:
+def plan_rows(plan: Plan) -> list[tuple[str, str]]:
     family = plan.family or "unknown"
     schemes = ", ".join(f"{scheme.label} ({count} weights)" for scheme, count in plan.schemes.items())
     return [
@@ -102,7 +94,7 @@ def _plan_rows(plan: Plan) -> list[tuple[str, str]]:
     ]
 
 
-def _size_rows(plan: Plan) -> list[tuple[str, str]]:
+def size_rows(plan: Plan) -> list[tuple[str, str]]:
     saved = plan.total_size / max(1, plan.checkpoint.nbytes)
     return [
         ("size", f"{size(plan.checkpoint.nbytes)} -> {size(plan.total_size)} ({saved:.1%}), "
@@ -112,44 +104,7 @@ def _size_rows(plan: Plan) -> list[tuple[str, str]]:
     ]  # fmt: skip
 
 
-def print_plan(plan: Plan, free: int | None, explain: bool) -> None:
-    """The dry run on stdout: totals and kinds of decision; with `explain` every tensor, and the rule behind it."""
-    if explain:
-        stdout.print(_tensor_table(plan))
-    rows = _plan_rows(plan) + _size_rows(plan)
-    rows.append(("tensors", _accounts(plan)))
-    rows.append(("weights", f"{len(plan.quantized)} quantized, {len(plan.kept)} kept"))
-    rows += _kept_rows(plan)
-    rows.append(("memory", f"{size(plan.peak_nbytes)} at its peak with {plan.execution.workers} workers, "
-                           "on top of Python with torch"))  # fmt: skip
-    rows.append(("disk", f"{size(plan.output_nbytes)} needed" + (f", {size(free)} free" if free is not None else "")))
-    rows += [("note", note) for note in plan.notes]
-    _print_facts(stdout, rows)
-
-
-def _tensor_table(plan: Plan) -> Table:
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for name in ("tensor", "shape", "dtype", "role", "decision", "rule"):
-        table.add_column(name, overflow="fold")
-    for task in plan.tasks:
-        decision = task.scheme.label if task.scheme else f"keep: {task.reason}"
-        shape = "x".join(map(str, task.source.shape))
-        name, kind = plain(task.source.name), _dtypes(task)
-        table.add_row(name, shape, kind, task.role, decision, plain(task.evidence))
-    for dropped in plan.dropped:
-        ref = dropped.ref
-        shape = "x".join(map(str, ref.shape))
-        table.add_row(plain(ref.name), shape, ref.dtype, "duplicate or scale", "drop", plain(dropped.reason))
-    return table
-
-
-def _dtypes(task: Task) -> str:
-    """What is stored, and what it is read as where that differs: `F8_E4M3 as BF16`."""
-    stored = task.inputs[0].dtype
-    return stored if stored == task.source.dtype else f"{stored} as {task.source.dtype}"
-
-
-def _accounts(plan: Plan) -> str:
+def accounts(plan: Plan) -> str:
     """`92 in the source: 45 quantized, 45 partners, 2 copied`."""
     parts = [f"{count} {kind}" for kind, count in sorted(plan.accounts.items(), key=lambda item: -item[1])]
     return f"{len(plan.checkpoint.tensors)} in the source: {', '.join(parts)}"
@@ -158,10 +113,11 @@ def _accounts(plan: Plan) -> str:
 def print_result(result: Result) -> None:
     """The summary of a conversion, on stderr."""
     plan = result.plan
-    rows = _plan_rows(plan) + _size_rows(plan)
-    rows.append(("tensors", _accounts(plan)))
-    rows.append(("kept", f"{len(plan.kept)} of {len(plan.tasks)} tensors in high precision"))
-    rows += _kept_rows(plan)
+    rows = plan_rows(plan) + size_rows(plan)
+    rows.append(("tensors", accounts(plan)))
+    rows += kept_rows(plan)
+    if result.quality is not None:
+        rows.append(("quality", str(result.quality)))
     if result.verification is not None:
         rows.append(("verified", _compared(result.verification)))
     speed = plan.checkpoint.nbytes / max(result.seconds, 1e-9)
@@ -169,7 +125,7 @@ def print_result(result: Result) -> None:
     rows.append(("peak memory", f"{size(result.peak_rss_nbytes)}, Python and torch included"))
     for i, hint in enumerate(load_hint(plan, str(result.out))):
         rows.append(("load it" if i == 0 else "", hint))
-    _print_facts(stderr, rows)
+    print_facts(stderr, rows)
     stderr.print(f"[green]done[/green] {plain(str(result.out))}")
 
 
@@ -203,7 +159,7 @@ def print_verification(found: Verification, verbose: bool) -> None:
     rows.append(("result", "ok" if found.is_ok else wrong))
     if verbose and found.errors:
         stdout.print(_error_table(found))
-    _print_facts(stdout, rows)
+    print_facts(stdout, rows)
     for finding in found.findings:
         stderr.print(f"[red]{finding.check}:[/red] {plain(finding.where)}: {plain(finding.message)}")
 
@@ -244,7 +200,7 @@ def print_inventory(inventory: Inventory, verbose: bool) -> None:
         ("tensors", f"{inventory.num_tensors} in {counted(inventory.num_files, 'file')}, {size(inventory.nbytes)}"),
         *((f"  {row.dtype}", f"{counted(row.num_tensors, 'tensor')}, {size(row.nbytes)}") for row in inventory.dtypes),
     ]  # fmt: skip
-    _print_facts(stdout, rows)
+    print_facts(stdout, rows)
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for name in ("tensor (N = any number)", "dtype", "shape", "count", "size"):
         table.add_column(name, overflow="fold")

@@ -63,10 +63,6 @@ class Classifier:
     def tied(self) -> tuple[str, ...]:
         return (self.family or NO_TABLE).tied
 
-    @property
-    def awq_problem(self) -> str | None:
-        return self.family.awq_problem if self.family else None
-
     def role(self, ref: Tensor) -> Role:
         """What `ref` is. Shapes only rule out (a linear weight is 2-D); they never rule in."""
         if self.num_layers is not None:

@@ -36,14 +36,6 @@ KEEP_HEADS: tuple[tuple[str, Reason], ...] = (
     (r"^(score|classifier|qa_outputs|v_head(\.summary)?)$", "head"),
 )
 
-# transformers puts a factor behind the activation of some families and wants calibration's `act.scales` in the
-# checkpoint (`integrations/awq.py`); vLLM and SGLang stop at such a tensor, so that none is written.
-SCALED_ACTIVATION = (
-    "transformers multiplies AWQ activations of this family by tensors that are not there: random numbers"
-)
-# transformers initialises such layers once more after loading and stops at those without a `weight`.
-REINITIALIZED = "transformers stops at packed layers of this family, but for compressed-tensors with dequantize=True"
-
 LINEAR_ATTENTION = r"\.(self_attn|attention|attn)\.(q_proj|k_proj|v_proj|o_proj)$"
 LINEAR_MLP = r"\.mlp\.(gate_proj|up_proj|down_proj)$"
 EXPERT_NAMES = r"\.experts\.N\."

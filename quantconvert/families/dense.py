@@ -8,8 +8,6 @@ from quantconvert.families.common import (
     KEEP_HEADS,
     LINEAR_ATTENTION,
     LINEAR_MLP,
-    REINITIALIZED,
-    SCALED_ACTIVATION,
 )
 from quantconvert.families.row import Dims, Family
 
@@ -73,7 +71,6 @@ STARCODER2 = Family(
         Dims(r"\.mlp\.c_fc$", "intermediate_size", "hidden_size"),
         Dims(r"\.mlp\.c_proj$", "hidden_size", "intermediate_size"),
     ),
-    awq_problem=SCALED_ACTIVATION,
 )
 
 # Small recurrent projections stay: they feed an exponential, and no engine reads them packed (vLLM `mamba_mixer.py`).
@@ -87,5 +84,4 @@ MAMBA = Family(
         *KEEP_HEADS,
     ),
     dims=(Dims(r"\.mixer\.out_proj$", "hidden_size", "intermediate_size"),),
-    awq_problem=REINITIALIZED,
 )

@@ -6,7 +6,7 @@ them. Heads are kept: classifiers are small, and what a masked language model en
 
 from __future__ import annotations
 
-from quantconvert.families.common import FUSED_COMMON, FUSED_QKV, LINEAR_ATTENTION, LINEAR_MLP, REINITIALIZED
+from quantconvert.families.common import FUSED_COMMON, FUSED_QKV, LINEAR_ATTENTION, LINEAR_MLP
 from quantconvert.families.row import Dims, Family, FusedSet, Reason
 
 _HEADS: tuple[tuple[str, Reason], ...] = (
@@ -117,7 +117,6 @@ MODERNBERT = Family(
         Dims(r"\.mlp\.Wo$", "hidden_size", "intermediate_size"),
     ),
     tied=("decoder",),
-    awq_problem=REINITIALIZED,
 )
 
 # vLLM joins fc12 and fc11 as gate_up_proj (`bert_with_rope.py`). Remote code's config has GPT-2's keys.
@@ -134,7 +133,6 @@ NOMIC_BERT = Family(
         Dims(r"\.mlp\.fc2$", "n_embd", "n_inner"),
     ),
     tied=(_MASKED,),
-    awq_problem="transformers cuts the stored Wqkv into three layers while it loads, and packed words cannot be cut so",
 )
 
 EUROBERT = Family(

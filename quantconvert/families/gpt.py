@@ -5,7 +5,7 @@ Names and shapes: transformers' model files; fused sets: vLLM's packed_modules_m
 
 from __future__ import annotations
 
-from quantconvert.families.common import FUSED_QKV, KEEP_HEADS, REINITIALIZED, SCALED_ACTIVATION
+from quantconvert.families.common import FUSED_QKV, KEEP_HEADS
 from quantconvert.families.row import Dims, Family
 
 _GPT2_LINEAR = (r"\.(attn|crossattention)\.(c_attn|q_attn|c_proj)$", r"\.mlp\.(c_fc|c_proj)$")
@@ -24,11 +24,6 @@ GPT2 = Family(
     keep=_GPT2_KEEP,
     transposed=_GPT2_LINEAR,
     dims=_GPT2_DIMS,
-    caveat=(
-        "transformers 5 loads GPT-2's layers (Conv1D) in no quantized layout: it stops at AWQ and GPTQ, and takes "
-        "random weights for compressed-tensors; vLLM reads it"
-    ),
-    transformers=False,
 )
 
 # The same names, but ordinary linear layers (transformers `modeling_gpt_bigcode.py`).
@@ -38,7 +33,6 @@ GPT_BIGCODE = Family(
     linear=_GPT2_LINEAR,
     keep=_GPT2_KEEP,
     dims=_GPT2_DIMS,
-    awq_problem=REINITIALIZED,
 )
 
 GPT_NEO = Family(
@@ -65,7 +59,6 @@ GPT_J = Family(
         Dims(r"\.mlp\.fc_in$", "n_inner", "n_embd"),
         Dims(r"\.mlp\.fc_out$", "n_embd", "n_inner"),
     ),
-    awq_problem=SCALED_ACTIVATION,
 )
 
 # The same but for query, key and value, which are stored as one.
@@ -89,7 +82,6 @@ GPT_NEOX = Family(
         Dims(r"\.mlp\.dense_h_to_4h$", "intermediate_size", "hidden_size"),
         Dims(r"\.mlp\.dense_4h_to_h$", "hidden_size", "intermediate_size"),
     ),
-    awq_problem=SCALED_ACTIVATION,
 )
 
 PERSIMMON = Family(
@@ -110,7 +102,6 @@ FALCON = Family(
         Dims(r"\.mlp\.dense_h_to_4h$", "ffn_hidden_size", "hidden_size"),
         Dims(r"\.mlp\.dense_4h_to_h$", "hidden_size", "ffn_hidden_size"),
     ),
-    awq_problem=SCALED_ACTIVATION,
 )
 
 BLOOM = Family(
@@ -119,7 +110,6 @@ BLOOM = Family(
     linear=(r"\.self_attention\.(query_key_value|dense)$", _MLP_4H),
     keep=KEEP_HEADS,
     dims=(Dims(r"\.self_attention\.dense$", "hidden_size", "hidden_size"),),
-    awq_problem=SCALED_ACTIVATION,
 )
 
 MPT = Family(
@@ -128,7 +118,6 @@ MPT = Family(
     linear=(r"\.attn\.(Wqkv|out_proj)$", r"\.ffn\.(up_proj|down_proj)$"),
     keep=KEEP_HEADS,
     dims=(Dims(r"\.attn\.out_proj$", "d_model", "d_model"),),
-    awq_problem=SCALED_ACTIVATION,
 )
 
 _OPT_ATTENTION = r"\.self_attn\.(q_proj|k_proj|v_proj|out_proj)$"

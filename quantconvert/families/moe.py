@@ -126,11 +126,6 @@ GPT_OSS = Family(
     fused=FUSED_COMMON,
     experts=EXPERT_NAMES,
     fused_experts=fused_gated("num_local_experts", "intermediate_size", True, True, bias="_bias"),
-    caveat=(
-        "vLLM 0.32 reads int4 experts of gpt-oss only as fused w13 and w2 and drops others without a message, SGLang "
-        "0.5 reads none: these have the names that llm-compressor writes"
-    ),
-    transformers=False,
     dims=gated_dims(r"experts\.N", "intermediate_size"),
 )
 

@@ -87,9 +87,7 @@ class Family:
     the modules inside routed experts. `transposed`: modules whose weight is stored [in, out] (transformers' Conv1D).
     `fused_experts`: 3-D tensors of experts. `dims`: shapes that the config must agree with. `tied`: output heads
     other than `lm_head` that share the embeddings' table, so that checkpoints do not hold them and engines have to be
-    told by name that they are not quantized. `awq_problem`: why AWQ is not chosen for the family, if so.
-    `caveat`: what the plan has to say of engines, whatever the format. `transformers`: whether transformers 5 loads the
-    family quantized at all.
+    told by name that they are not quantized.
     """
 
     name: str
@@ -102,9 +100,6 @@ class Family:
     fused_experts: tuple[FusedExperts, ...] = ()
     dims: tuple[Dims, ...] = ()
     tied: tuple[str, ...] = ()
-    awq_problem: str | None = None
-    caveat: str | None = None
-    transformers: bool = True
 
 
 @dataclass(frozen=True, slots=True)

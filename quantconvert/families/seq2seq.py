@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from quantconvert.families.common import FUSED_QKV, REINITIALIZED
+from quantconvert.families.common import FUSED_QKV
 from quantconvert.families.row import Dims, Family, FusedSet, Reason
 
 _SHARED: tuple[str, Reason] = (r"(^|\.)shared$", "embedding")
@@ -21,7 +21,6 @@ T5 = Family(
         Dims(r"\.DenseReluDense\.(wi|wi_0|wi_1)$", "d_ff", "d_model"),
         Dims(r"\.DenseReluDense\.wo$", "d_model", "d_ff"),
     ),
-    awq_problem=REINITIALIZED,
 )
 
 _ATTENTION = r"\.(self_attn|encoder_attn)\.(q_proj|k_proj|v_proj|out_proj)$"

@@ -2,20 +2,13 @@
 
 from __future__ import annotations
 
-from quantconvert.errors import UsageError
 from quantconvert.layouts.awq import Awq
 from quantconvert.layouts.base import Layout, Selection, Stored, TensorSpec
 from quantconvert.layouts.compressed_tensors import CompressedTensors
 from quantconvert.layouts.gptq import Gptq
 from quantconvert.layouts.simple import Simple
+from quantconvert.registry import Registry
 
-__all__ = ["LAYOUTS", "Layout", "Selection", "Stored", "TensorSpec", "get_layout"]
+__all__ = ["LAYOUTS", "Layout", "Selection", "Stored", "TensorSpec"]
 
-LAYOUTS: dict[str, Layout] = {fmt.name: fmt for fmt in (Awq(), CompressedTensors(), Gptq(), Simple())}
-
-
-def get_layout(name: str) -> Layout:
-    """The registered format `name`; raises `UsageError` with the known ones."""
-    if name not in LAYOUTS:
-        raise UsageError(f"--format: unknown format `{name}`", hint=f"known formats: auto, {', '.join(LAYOUTS)}")
-    return LAYOUTS[name]
+LAYOUTS: Registry[Layout] = Registry("format", Awq(), CompressedTensors(), Gptq(), Simple(), also=("auto",))

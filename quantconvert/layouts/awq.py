@@ -30,17 +30,15 @@ from quantconvert.schemes import Scheme
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from quantconvert.methods.base import Quantized
+    from quantconvert.quantized import Quantized
 
 ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
-ENGINE_GROUPS = (32, 64, 128)
 
 
 class Awq(Layout):
     name = "awq"
     summary = "int4 packed along the output dimension (GEMM)"
     suffixes = frozenset({"qweight", "qzeros", "scales"})
-    transformers_loads_experts = False
     symmetric_by_default = False
     zeros_tell_symmetry = True
 
@@ -56,20 +54,6 @@ class Awq(Layout):
             found.append("awq has no per-tensor scales")
         if shape[0] % 8:
             found.append(f"awq packs 8 output features in a word: expected out_features % 8 == 0, got {shape[0]}")
-        return found
-
-    def caveats(self, scheme: Scheme, has_experts: bool) -> list[str]:
-        found = []
-        if has_experts:
-            found.append(
-                "transformers 5 loads AWQ experts as random numbers without an error, and GPTQModel 7 does not know "
-                "Mixtral's names for them: use vLLM"
-            )
-        if scheme.strategy == "channel":
-            found.append("AWQ per channel fails in vLLM with experts or tensor parallelism")
-            found.append('transformers on a CPU needs AwqConfig(backend="torch_awq") for AWQ per channel')
-        elif scheme.group_size not in ENGINE_GROUPS:
-            found.append(f"vLLM's and SGLang's AWQ kernels read group sizes {ENGINE_GROUPS}, not {scheme.group_size}")
         return found
 
     def row_multiple(self, scheme: Scheme) -> int:
@@ -88,20 +72,20 @@ class Awq(Layout):
         )
 
     def encode(self, quantized: Quantized, scheme: Scheme, shape: tuple[int, ...]) -> dict[str, Tensor]:
-        from quantconvert.kernels.packing import pack_rows_int4
+        from quantconvert.layouts.packing import pack_rows_int4
 
         return {
             "qweight": pack_rows_int4(quantized.codes, ORDER),
-            "qzeros": pack_rows_int4(quantized.zero_points(scheme), ORDER),
+            "qzeros": pack_rows_int4(quantized.zero_points(), ORDER),
             "scales": quantized.scale,
         }
 
     def decode(self, blocks: Mapping[str, Tensor], stored: Stored, rows: int) -> Quantized:
-        from quantconvert.kernels.packing import unpack_rows_int4
-        from quantconvert.methods.base import Quantized
+        from quantconvert.layouts.packing import unpack_rows_int4
+        from quantconvert.quantized import Quantized
 
         codes, zeros = (unpack_rows_int4(blocks[name], ORDER)[:rows] for name in ("qweight", "qzeros"))
-        return Quantized.of(codes, blocks["scales"], zeros, stored.scheme)
+        return Quantized(codes, blocks["scales"], None if stored.scheme.symmetric else zeros, stored.scheme.number)
 
     def reader(self, block: Mapping[str, Any], read: Callable[[TensorRef], bytes]) -> ModuleReader:
         """AWQ always stores zero points; weights whose zeros are all 8 are symmetric."""
@@ -151,6 +135,3 @@ class Awq(Layout):
 
     def width(self, block: Mapping[str, Any], module: str) -> tuple[int, int] | None:
         return width_by(block, module)
-
-    def load_hint(self, out: str, scheme: Scheme) -> list[str]:
-        return [f"vllm serve {out}", f'AutoModelForCausalLM.from_pretrained("{out}")  # transformers + gptqmodel']

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import prod
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -22,12 +22,12 @@ from quantconvert.schemes import Scheme
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from quantconvert.methods.base import Quantized
+    from quantconvert.quantized import Quantized
 
 
 @dataclass(frozen=True, slots=True)
 class TensorSpec:
-    """Bytes a format promises for one module.
+    """Bytes a layout promises for one module, or with an empty suffix those of a tensor under its own name.
 
     A weight is processed in blocks of rows (output features), so each tensor says how a block lands in it:
     `rows_per_element` source rows make one element along the row axis (8 for int4 words packed along the output
@@ -40,15 +40,15 @@ class TensorSpec:
     shape: tuple[int, ...]
     rows_per_element: int = 1
     transposed: bool = False
+    nbytes: int = field(init=False)
 
-    @property
-    def nbytes(self) -> int:
-        return nbytes_of(self.dtype, prod(self.shape))
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "nbytes", nbytes_of(self.dtype, prod(self.shape)))
 
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """A quantized module that exists: its scheme, the weight's shape [O, I], and its tensors by suffix.
+    """A quantized module that exists: its scheme, the weight's shape [O, I], its tensors by suffix, its layout's name.
 
     `zero_offset` is added to stored zero points (GPTQ v1 stores them minus one); `reordered` means that columns belong
     to groups by GPTQ's `g_idx` and not in order. `only_dequantize`: why no layout of ours can hold it, if so.
@@ -61,6 +61,7 @@ class Stored:
     zero_offset: int = 0
     reordered: bool = False
     only_dequantize: str | None = None
+    layout: str = ""
 
     @property
     def scale_suffix(self) -> str:
@@ -153,8 +154,6 @@ class Layout(ABC):
     suffixes: ClassVar[frozenset[str]]
     symmetric_by_default: ClassVar[bool]
     weight_only: ClassVar[bool] = True
-    # Whether transformers 5 loads experts in this layout.
-    transformers_loads_experts: ClassVar[bool] = True
     # Whether symmetry has to be seen from zero points, one symmetry for the whole checkpoint.
     zeros_tell_symmetry: ClassVar[bool] = False
 
@@ -169,14 +168,6 @@ class Layout(ABC):
     def mix_problem(self, schemes: Sequence[Scheme]) -> str | None:
         """Why one model cannot hold all of `schemes`; None when it can."""
         return f"{self.name} holds one scheme for the whole model"
-
-    @abstractmethod
-    def caveats(self, scheme: Scheme, has_experts: bool) -> list[str]:
-        """Which engines will refuse, or load wrongly, what this format writes for `scheme`."""
-
-    def mix_caveats(self, selection: Selection) -> list[str]:
-        """The same for what only shows over all layers: several schemes, layers left alone."""
-        return []
 
     @abstractmethod
     def row_multiple(self, scheme: Scheme) -> int:
@@ -196,7 +187,16 @@ class Layout(ABC):
 
     @abstractmethod
     def decode(self, blocks: Mapping[str, Tensor], stored: Stored, rows: int) -> Quantized:
-        """The inverse of `encode` for a block of `rows` rows, row axis first."""
+        """What is stored in a block of `rows` rows, row axis first: the inverse of `encode`.
+
+        `g_idx` comes whole in `blocks` where the layout has one.
+        """
+
+    def dequantize(self, blocks: Mapping[str, Tensor], stored: Stored, rows: int) -> Tensor:
+        """What engines compute from such a block, float32 [rows, I]: the values that verification judges."""
+        from quantconvert.quantized import dequantize
+
+        return dequantize(self.decode(blocks, stored, rows))
 
     @abstractmethod
     def reader(self, block: Mapping[str, Any], read: Callable[[TensorRef], bytes]) -> ModuleReader:
@@ -217,13 +217,3 @@ class Layout(ABC):
     def width(self, block: Mapping[str, Any], module: str) -> tuple[int, int] | None:
         """Bits and group size that a config block states for a module, where reading does not follow them anyway."""
         return None
-
-    @abstractmethod
-    def load_hint(self, out: str, scheme: Scheme) -> list[str]:
-        """Commands that load the result."""
-
-
-def all_caveats(fmt: Layout, selection: Selection) -> list[str]:
-    """Every caveat of a model, each once."""
-    single = [caveat for scheme in selection.schemes for caveat in fmt.caveats(scheme, selection.has_experts)]
-    return list(dict.fromkeys([*single, *fmt.mix_caveats(selection)]))

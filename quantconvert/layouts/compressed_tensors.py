@@ -28,7 +28,7 @@ from quantconvert.schemes import NUM_BITS, Scheme, Strategy
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from quantconvert.methods.base import Quantized
+    from quantconvert.quantized import Quantized
 
 PACKED, INT = "pack-quantized", "int-quantized"
 
@@ -44,7 +44,7 @@ class CompressedTensors(Layout):
         return []
 
     def rank_problems(self, scheme: Scheme, shape: tuple[int, int], module: str) -> list[str]:
-        pack = 32 // scheme.num_bits
+        pack = scheme.number.per_word
         found = []
         if not scheme.activations and shape[1] % pack:
             found.append(f"{pack} codes share a word: expected in_features % {pack} == 0, got {shape[1]}")
@@ -55,32 +55,12 @@ class CompressedTensors(Layout):
     def mix_problem(self, schemes: Sequence[Scheme]) -> str | None:
         return None
 
-    def caveats(self, scheme: Scheme, has_experts: bool) -> list[str]:
-        found = []
-        if scheme.activations:
-            if has_experts:
-                found.append("transformers and SGLang do not load W8A8 experts; vLLM does, on a GPU")
-            return found
-        if scheme.strategy == "tensor":
-            found.append("vLLM rejects weight-only per-tensor scales (it requires group or channel)")
-        if scheme.strategy == "group" and scheme.group_size not in (32, 64, 128):
-            found.append(f"vLLM's Marlin kernel reads group sizes 32, 64, 128 and -1, not {scheme.group_size}")
-        if not scheme.symmetric:
-            found.append("transformers loads asymmetric weights with dequantize=True only, not beside a second scheme")
-            if scheme.num_bits == 8:
-                found.append("vLLM runs asymmetric int8 weights on Hopper only, SGLang not at all")
-            if has_experts:
-                found.append("transformers fails on asymmetric experts and SGLang 0.5 computes them wrongly")
-        if scheme.num_bits == 8:
-            found.append("vLLM on a CPU has no int8 weight-only kernel")
-        return found
-
     def row_multiple(self, scheme: Scheme) -> int:
-        return 1 if scheme.symmetric or scheme.activations else 32 // scheme.num_bits
+        return 1 if scheme.symmetric or scheme.activations else scheme.number.per_word
 
     def outputs(self, shape: tuple[int, ...], weight_dtype: str, scheme: Scheme) -> tuple[TensorSpec, ...]:
         rows, columns = shape
-        pack = 32 // scheme.num_bits
+        pack = scheme.number.per_word
         groups = scheme.num_groups(columns)
         whole = scheme.strategy == "tensor"
         per_group = ((1,), 0) if whole else ((rows, groups), 1)
@@ -101,26 +81,25 @@ class CompressedTensors(Layout):
     def encode(self, quantized: Quantized, scheme: Scheme, shape: tuple[int, ...]) -> dict[str, Tensor]:
         import torch
 
-        from quantconvert.kernels.packing import pack_columns, pack_rows
+        from quantconvert.layouts.packing import pack_columns, pack_rows
 
         whole = scheme.strategy == "tensor"
         scale = quantized.scale.reshape(1) if whole else quantized.scale
-        half = 1 << (scheme.num_bits - 1)
 
         def signed(values: Tensor) -> Tensor:
-            return (values.to(torch.int16) - half).to(torch.int8)
+            return (values.to(torch.int16) - scheme.number.midpoint).to(torch.int8)
 
         if scheme.activations:
             plain = {"weight": signed(quantized.codes), "weight_scale": scale}
-            zero_point = quantized.zero_point
-            return plain if zero_point is None else plain | {"weight_zero_point": signed(zero_point).view(scale.shape)}
+            offset = quantized.offset
+            return plain if offset is None else plain | {"weight_zero_point": signed(offset).view(scale.shape)}
         blocks = {
             "weight_packed": pack_columns(quantized.codes, scheme.num_bits),
             "weight_scale": scale,
             "weight_shape": torch.tensor(shape, dtype=torch.int64),
         }
         if not scheme.symmetric:
-            zeros = quantized.zero_points(scheme)
+            zeros = quantized.zero_points()
             blocks["weight_zero_point"] = signed(zeros).reshape(1) if whole else pack_rows(zeros, scheme.num_bits)
         return blocks
 
@@ -141,7 +120,7 @@ class CompressedTensors(Layout):
             scheme = replace(group.scheme, activations=not packed)
             if packed:
                 rows, words = refs["weight_packed"].shape
-                columns = words * (32 // scheme.num_bits)
+                columns = words * scheme.number.per_word
                 if "weight_shape" in refs:
                     rows, columns = struct.unpack("<2q", read(refs["weight_shape"]))
             else:
@@ -154,20 +133,22 @@ class CompressedTensors(Layout):
     def decode(self, blocks: Mapping[str, Tensor], stored: Stored, rows: int) -> Quantized:
         import torch
 
-        from quantconvert.kernels.packing import unpack_columns, unpack_rows
-        from quantconvert.methods.base import Quantized
+        from quantconvert.layouts.packing import unpack_columns, unpack_rows
+        from quantconvert.quantized import Quantized
 
         scheme, scale = stored.scheme, blocks["weight_scale"]
         scale = scale.reshape(1, 1) if scheme.strategy == "tensor" else scale
-        half = 1 << (scheme.num_bits - 1)
+        half = scheme.number.midpoint
         zero_point = None if scheme.symmetric else blocks["weight_zero_point"]
         if zero_point is not None and zero_point.dtype == torch.int8:
             zero_point = (zero_point.to(torch.int16) + half).to(torch.uint8).view(scale.shape)
         elif zero_point is not None:
             zero_point = unpack_rows(zero_point, scheme.num_bits, rows)
         if "weight" in blocks:
-            return Quantized((blocks["weight"].to(torch.int16) + half).to(torch.uint8), scale, zero_point)
-        return Quantized(unpack_columns(blocks["weight_packed"], scheme.num_bits, stored.shape[1]), scale, zero_point)
+            codes = (blocks["weight"].to(torch.int16) + half).to(torch.uint8)
+        else:
+            codes = unpack_columns(blocks["weight_packed"], scheme.num_bits, stored.shape[1])
+        return Quantized(codes, scale, zero_point, scheme.number)
 
     def config(self, selection: Selection) -> dict[str, Any]:
         quantized = selection.quantized
@@ -210,12 +191,6 @@ class CompressedTensors(Layout):
             return not any(group.targets(module) or group.targets("Linear") for group in groups)
 
         return left
-
-    def load_hint(self, out: str, scheme: Scheme) -> list[str]:
-        model = f'AutoModelForCausalLM.from_pretrained("{out}"'
-        if not scheme.symmetric:
-            model += ", quantization_config=CompressedTensorsConfig(dequantize=True)"
-        return [f"vllm serve {out}", model + ")  # transformers + compressed-tensors"]
 
 
 @dataclass(frozen=True, slots=True)

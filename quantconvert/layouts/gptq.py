@@ -37,7 +37,7 @@ from quantconvert.version import __version__
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from quantconvert.methods.base import Quantized
+    from quantconvert.quantized import Quantized
 
 
 # Every byte of packed zero points of symmetric weights, by bits and by what a stored zero lacks (v1: one).
@@ -48,13 +48,12 @@ class Gptq(Layout):
     name = "gptq"
     summary = "int4 and int8, packed along the input dimension (v1 symmetric, v2 asymmetric)"
     suffixes = frozenset({"qweight", "qzeros", "scales", "g_idx"})
-    transformers_loads_experts = False
     symmetric_by_default = True
     zeros_tell_symmetry = True
 
     def problems(self, scheme: Scheme, shape: tuple[int, ...], module: str) -> list[str]:
         found = []
-        pack = 32 // scheme.num_bits
+        pack = scheme.number.per_word
         if scheme.activations:
             found.append("gptq is weight-only")
         if scheme.strategy == "tensor":
@@ -69,36 +68,15 @@ class Gptq(Layout):
             return "gptq stores all zero points the same way, symmetric or not"
         return None
 
-    def caveats(self, scheme: Scheme, has_experts: bool) -> list[str]:
-        found = []
-        if has_experts:
-            found.append(
-                "transformers 5 loads GPTQ experts as random numbers without an error, and GPTQModel 7 does not know "
-                "Mixtral's names for them: use vLLM"
-            )
-        if not scheme.symmetric:
-            found.append("vLLM and SGLang reject asymmetric GPTQ; transformers and GPTQModel load it (gptq_v2)")
-        if scheme.strategy == "channel":
-            found.append("transformers on a CPU has no kernel for GPTQ per channel")
-        elif scheme.group_size not in (32, 64, 128):
-            found.append(f"vLLM and SGLang read GPTQ group sizes 32, 64, 128 and -1, not {scheme.group_size}")
-        if scheme.num_bits == 8:
-            found.append("vLLM on a CPU has no int8 weight-only kernel")
-        return found
-
-    def mix_caveats(self, selection: Selection) -> list[str]:
-        several = len(selection.schemes) > 1
-        return ["transformers ignores GPTQ's `dynamic` and fails on several schemes"] if several else []
-
     def row_multiple(self, scheme: Scheme) -> int:
-        return 32 // scheme.num_bits
+        return scheme.number.per_word
 
     def scale_dtype(self, weight_dtype: str) -> str:
         return "F16"
 
     def outputs(self, shape: tuple[int, ...], weight_dtype: str, scheme: Scheme) -> tuple[TensorSpec, ...]:
         rows, columns = shape
-        pack, groups = 32 // scheme.num_bits, scheme.num_groups(columns)
+        pack, groups = scheme.number.per_word, scheme.num_groups(columns)
         return (
             TensorSpec("qweight", "I32", (columns // pack, rows), 1, transposed=True),
             TensorSpec("qzeros", "I32", (groups, rows // pack), pack, transposed=True),
@@ -109,9 +87,9 @@ class Gptq(Layout):
     def encode(self, quantized: Quantized, scheme: Scheme, shape: tuple[int, ...]) -> dict[str, Tensor]:
         import torch
 
-        from quantconvert.kernels.packing import pack_columns, pack_rows
+        from quantconvert.layouts.packing import pack_columns, pack_rows
 
-        stored = quantized.zero_points(scheme) - (1 if scheme.symmetric else 0)
+        stored = quantized.zero_points() - (1 if scheme.symmetric else 0)
         return {
             "qweight": pack_columns(quantized.codes, scheme.num_bits),
             "qzeros": pack_rows(stored, scheme.num_bits),
@@ -120,14 +98,16 @@ class Gptq(Layout):
         }
 
     def decode(self, blocks: Mapping[str, Tensor], stored: Stored, rows: int) -> Quantized:
-        from quantconvert.kernels.packing import unpack_columns, unpack_rows
-        from quantconvert.methods.base import Quantized
+        from quantconvert.layouts.packing import unpack_columns, unpack_rows
+        from quantconvert.quantized import Quantized
 
         bits = stored.scheme.num_bits
         codes = unpack_columns(blocks["qweight"], bits, stored.shape[1])
         # v1: GPTQModel subtracts one from every value of a word at once, borrows included; so must adding it back
         words = blocks["qzeros"] + stored.zero_offset * (0x11111111 if bits == 4 else 0x01010101)
-        return Quantized.of(codes, blocks["scales"], unpack_rows(words, bits, rows), stored.scheme)
+        zeros = None if stored.scheme.symmetric else unpack_rows(words, bits, rows)
+        order = blocks["g_idx"].long() if stored.reordered else None
+        return Quantized(codes, blocks["scales"], zeros, stored.scheme.number, order=order)
 
     def reader(self, block: Mapping[str, Any], read: Callable[[TensorRef], bytes]) -> ModuleReader:
         """Bits, symmetry and order follow from the tensors, whatever the config and its `dynamic` rules say."""
@@ -195,10 +175,6 @@ class Gptq(Layout):
 
     def width(self, block: Mapping[str, Any], module: str) -> tuple[int, int] | None:
         return width_by(block, module)
-
-    def load_hint(self, out: str, scheme: Scheme) -> list[str]:
-        lines = [f'AutoModelForCausalLM.from_pretrained("{out}")  # transformers + optimum + gptqmodel']
-        return [f"vllm serve {out}", *lines] if scheme.symmetric else lines
 
 
 _EXPERTS = re.compile(r"\\\.experts\\\.(\\d\+|\d+)\\\..*\$$")

@@ -35,12 +35,12 @@ from quantconvert.schemes import Scheme, width_of
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from quantconvert.methods.base import Quantized
+    from quantconvert.quantized import Quantized
 
 
 class Simple(Layout):
     name = "rtn"
-    summary = "plain int8, or int4 with two rows a byte, for small engines and transformers through our integration"
+    summary = "plain int8, or int4 with two rows a byte, for small engines"
     suffixes = frozenset({"weight", "weight_scale", "weight_zero_point"})
     symmetric_by_default = True
 
@@ -54,12 +54,6 @@ class Simple(Layout):
 
     def mix_problem(self, schemes: Sequence[Scheme]) -> str | None:
         return None
-
-    def caveats(self, scheme: Scheme, has_experts: bool) -> list[str]:
-        return [
-            "vLLM and SGLang do not read rtn; transformers does after `import quantconvert.integrations.transformers`, "
-            "and without it takes 8-bit codes for weights with no more than a warning"
-        ]
 
     def row_multiple(self, scheme: Scheme) -> int:
         return 2 if scheme.num_bits == 4 else 1
@@ -80,34 +74,34 @@ class Simple(Layout):
     def encode(self, quantized: Quantized, scheme: Scheme, shape: tuple[int, ...]) -> dict[str, Tensor]:
         import torch
 
-        from quantconvert.kernels.packing import pack_row_pairs
+        from quantconvert.layouts.packing import pack_row_pairs
 
         whole = scheme.strategy == "tensor"
         codes = quantized.codes
         if scheme.num_bits == 4:
             codes = pack_row_pairs(codes)
         elif scheme.symmetric:
-            codes = codes.bitwise_xor(128).view(torch.int8)
+            codes = codes.bitwise_xor(scheme.number.midpoint).view(torch.int8)
         blocks = {"weight": codes, "weight_scale": quantized.scale.reshape(1) if whole else quantized.scale}
-        if quantized.zero_point is not None:
-            blocks["weight_zero_point"] = quantized.zero_point.reshape(1) if whole else quantized.zero_point
+        if quantized.offset is not None:
+            blocks["weight_zero_point"] = quantized.offset.reshape(1) if whole else quantized.offset
         return blocks
 
     def decode(self, blocks: Mapping[str, Tensor], stored: Stored, rows: int) -> Quantized:
         import torch
 
-        from quantconvert.kernels.packing import unpack_row_pairs
-        from quantconvert.methods.base import Quantized
+        from quantconvert.layouts.packing import unpack_row_pairs
+        from quantconvert.quantized import Quantized
 
         scheme = stored.scheme
         codes, scale = blocks["weight"], blocks["weight_scale"]
         if scheme.num_bits == 4:
             codes = unpack_row_pairs(codes, rows)
         elif scheme.symmetric:
-            codes = codes.view(torch.uint8).bitwise_xor(128)
+            codes = codes.view(torch.uint8).bitwise_xor(scheme.number.midpoint)
         scale = scale.view(1, 1) if scheme.strategy == "tensor" else scale
         zero_point = None if scheme.symmetric else blocks["weight_zero_point"].view(scale.shape)
-        return Quantized(codes, scale, zero_point)
+        return Quantized(codes, scale, zero_point, scheme.number)
 
     def reader(self, block: Mapping[str, Any], read: Callable[[TensorRef], bytes]) -> ModuleReader:
         given = (block.get("overrides") or {}).items()
@@ -146,10 +140,6 @@ class Simple(Layout):
     def leaves(self, block: Mapping[str, Any]) -> Callable[[str], bool]:
         patterns = [re.compile(check_foreign(str(p))) for p in block.get("modules_to_not_convert") or ()]
         return lambda module: any(pattern.match(module) for pattern in patterns)
-
-    def load_hint(self, out: str, scheme: Scheme) -> list[str]:
-        model = f'AutoModelForCausalLM.from_pretrained("{out}")'
-        return [f"import quantconvert.integrations.transformers; {model}"]
 
 
 def _fields(scheme: Scheme) -> dict[str, Any]:

@@ -1,1 +1,12 @@
-"""Weight to integer codes. Round-to-nearest is the only method so far."""
+"""The registry of methods: weight to codes. A new one is a file and a line here."""
+
+from __future__ import annotations
+
+from quantconvert.methods.base import Method, Noise, NonFinite, ScaleOverflow, Tolerance
+from quantconvert.methods.rtn import Rtn
+from quantconvert.registry import Registry
+
+__all__ = ["DEFAULT_METHOD", "METHODS", "Method", "Noise", "NonFinite", "ScaleOverflow", "Tolerance"]
+
+DEFAULT_METHOD = "rtn"
+METHODS: Registry[Method] = Registry("method", Rtn())

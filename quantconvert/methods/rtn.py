@@ -1,161 +1,77 @@
-"""Round-to-nearest, with no data and no search.
+"""Round-to-nearest: no data, no search. The arithmetic, and where it comes from, is in `rounding`.
 
-Scales and zero points follow compressed-tensors `quantization/utils/helpers.py::calculate_qparams` operation by
-operation: each result is rounded to the weight's own dtype (`dt` below). Codes divide in float32 by the *stored*
-scale, without that intermediate rounding (compressed-tensors' Triton path).
-
-    mn = min(min w, 0), mx = max(max w, 0)                     R = 2^b - 1, q in [-2^(b-1), 2^(b-1) - 1]
-    symmetric:  s = dt(max(-mn, mx) / (R / 2))                 zp = 0
-    asymmetric: s = dt(dt(mx - mn) / R)                        zp = rint(clamp(dt(qmin - dt(mn / s))))
-    q = rint(clamp(w / s + zp))
-
-Three departures, where that arithmetic gives no usable number: a scale of zero (an all-zero or vanishing group)
-becomes 1, so that its weights are exact zeros in every layout; a range that overflows `dt` is divided before it is
-subtracted; a scale below the stored dtype's smallest number becomes that number.
-
-Shapes: O rows of the block, I columns, G groups of a row, S columns of a group.
+It promises that each code is a nearest one to the clipped value: |clip(w / s + z) - code| <= 1/2. How far a value may
+lie outside the codes' range is bounded too, by the rounding of the scale to its dtype and, where there is a zero point,
+by that of the zero point.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
-
-from quantconvert.methods.base import Quantized
+from quantconvert.methods.base import Noise, Tolerance
 from quantconvert.schemes import Scheme
 
-# Adding 1.5 * 2^23 leaves float32 no bits for a fraction: the sum is rounded half to even, which is `rint`, and its low
-# mantissa bits are the integer. Twice as fast as `round_` and a cast.
-ROUND = float(3 << 22)
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from quantconvert.methods.rounding import Range
+    from quantconvert.quantized import Quantized
+
+# float32 division and addition, in steps: 2^8 * 2^-24 * 2, with room.
+ROUNDING = 1e-4
+# How much larger a scale may be than its group asks for: 7.5 / 7 where a quantizer spans 14 steps instead of 15.
+MAX_COARSE = 1.15
+# Half the distance from 1 to the next number, and the smallest number, of each dtype of scales.
+_PRECISION: Mapping[str, tuple[float, float]] = {
+    "BF16": (2.0**-8, 2.0**-133),
+    "F16": (2.0**-11, 2.0**-24),
+    "F32": (2.0**-24, 2.0**-149),
+}
 
 
-class NonFinite(Exception):
-    """The block holds NaN or Inf; the caller knows the tensor's name and finds the place."""
+class Rtn:
+    """Round to nearest."""
 
+    name = "rtn"
+    words = "round to nearest (RTN), no calibration data"
 
-class ScaleOverflow(Exception):
-    """A scale is larger than the stored dtype can hold."""
+    def span(self, blocks: Iterable[Tensor], scheme: Scheme) -> Range | None:
+        """The range of the whole tensor, where one scale serves all of it."""
+        from quantconvert.methods.rounding import measure_all
 
+        return measure_all(blocks, scheme)
 
-@dataclass(frozen=True, slots=True)
-class Range:
-    """Smallest and largest value of each group, zero included: float32 [O, G]."""
+    def quantize(
+        self,
+        w_OI: Tensor,
+        scheme: Scheme,
+        dtype: torch.dtype,
+        scale_dtype: torch.dtype,
+        span: Range | None = None,
+        noise: Noise | None = None,
+    ) -> Quantized:
+        """Each group's range gives its scale and zero point, each value the nearest code."""
+        from quantconvert.methods.rounding import quantize
 
-    low: Tensor
-    high: Tensor
+        return quantize(w_OI, scheme, dtype, scale_dtype, span, noise)
 
-    def joined(self, other: Range) -> Range:
-        """The range of both together, as [1, 1]: for per-tensor scales, found block by block."""
-        low, high = torch.minimum(self.low.min(), other.low.min()), torch.maximum(self.high.max(), other.high.max())
-        return Range(low.view(1, 1), high.view(1, 1))
+    def scratch(self, scheme: Scheme) -> int:
+        """Rounded values in float32, codes, and what comparing takes."""
+        return 9
 
+    def tolerance(self, scheme: Scheme, weight_dtype: str, scale_dtype: str) -> Tolerance:
+        """Half a step inside; outside, half a step and what rounding scale and zero point moves the ends of the range.
+        Scales near the smallest number are rounded by a part of that.
+        """
+        precisions = [_PRECISION.get(dtype, _PRECISION["BF16"]) for dtype in (weight_dtype, scale_dtype)]
+        epsilon, tiny = max(p[0] for p in precisions), sum(p[1] for p in precisions)
+        levels = float(scheme.number.levels)
 
-def measure(w_OI: Tensor, scheme: Scheme) -> Range:
-    """The range of each group of float32 [O, I]; raises `NonFinite`."""
-    group = scheme.group_size or w_OI.shape[1]
-    w_OGS = w_OI.view(w_OI.shape[0], -1, group)
-    low, high = w_OGS.amin(-1).clamp_(max=0), w_OGS.amax(-1).clamp_(min=0)
-    if not bool(torch.isfinite(high - low).all()) and not bool(torch.isfinite(low).all() & torch.isfinite(high).all()):
-        raise NonFinite
-    found = Range(low, high)
-    return found.joined(found) if scheme.strategy == "tensor" else found
+        def outside(scale_RG: Tensor) -> Tensor:
+            moved_RG = 2 * epsilon + tiny / scale_RG
+            return 0.5 + (levels / 2 if scheme.symmetric else 2 * levels) * moved_RG + (0 if scheme.symmetric else 1.0)
 
-
-def measure_all(blocks: Iterable[Tensor], scheme: Scheme) -> Range | None:
-    """The range of a whole tensor from its blocks, for the one scale that it shares; None where each group has its own.
-
-    Nothing of `blocks` is read in that case. Raises `NonFinite`.
-    """
-    span: Range | None = None
-    for w_OI in blocks if scheme.strategy == "tensor" else ():
-        found = measure(w_OI, scheme)
-        span = span.joined(found) if span else found
-    return span
-
-
-def qparams(span: Range, scheme: Scheme, dtype: torch.dtype, scale_dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
-    """Stored scale [O, G] and signed zero point (float32 [O, G]; None when symmetric) for a measured range."""
-
-    def rounded(value: Tensor) -> Tensor:
-        return value.to(dtype).float()
-
-    steps = float(2**scheme.num_bits - 1)
-    if scheme.symmetric:
-        scale = rounded(torch.maximum(-span.low, span.high) / (steps / 2))
-    else:
-        width = rounded(span.high - span.low)
-        scale = rounded(width / steps)
-        if bool(torch.isinf(width).any()):
-            scale = torch.where(torch.isinf(width), rounded(span.high / steps - span.low / steps), scale)
-    scale = torch.where(scale == 0, 1.0, scale)
-    zero_point = None
-    if not scheme.symmetric:
-        qmin, qmax = -(2 ** (scheme.num_bits - 1)), 2 ** (scheme.num_bits - 1) - 1
-        zero_point = rounded(qmin - rounded(span.low / scale)).clamp_(qmin, qmax).round_()
-        zero_point.masked_fill_(span.high == span.low, 0.0)
-    stored = scale.to(scale_dtype)
-    if bool(torch.isinf(stored).any()):
-        raise ScaleOverflow
-    smallest = torch.finfo(scale_dtype).smallest_normal * torch.finfo(scale_dtype).eps
-    return stored.masked_fill_(stored == 0, smallest), zero_point
-
-
-@dataclass(slots=True)
-class Noise:
-    """What quantization took from a weight: sums of squares of the difference and of the weight, over its blocks.
-
-    `scratch` gives a float32 buffer of a shape. The sums are those of the same blocks in the same order, whatever the
-    number of workers, so that they are the same every time.
-    """
-
-    scratch: Callable[[tuple[int, ...]], Tensor]
-    noise: float = 0.0
-    signal: float = 0.0
-
-
-def quantize(
-    w_OI: Tensor,
-    scheme: Scheme,
-    dtype: torch.dtype,
-    scale_dtype: torch.dtype,
-    span: Range | None = None,
-    noise: Noise | None = None,
-) -> Quantized:
-    """Codes, scales and zero points of a block of whole rows.
-
-    w_OI: float32 [O, I], exactly the stored weights; overwritten. dtype: the weight's own dtype. span: the tensor's
-    range for per-tensor scales, else measured here. noise: takes in the block's error. Raises `NonFinite` and
-    `ScaleOverflow`.
-    """
-    scale, zero_point = qparams(span or measure(w_OI, scheme), scheme, dtype, scale_dtype)
-    half = 1 << (scheme.num_bits - 1)
-    w_OGS = w_OI.view(w_OI.shape[0], -1, scheme.group_size or w_OI.shape[1])
-    if noise is not None:
-        noise.signal += squares(_norms(w_OI))
-    w_OGS.div_(scale.float().unsqueeze(-1))
-    if zero_point is not None:
-        w_OGS.add_(zero_point.unsqueeze(-1))
-    rounded = w_OI if noise is None else noise.scratch(tuple(w_OI.shape))
-    torch.clamp(w_OI, -half, half - 1, out=rounded).add_(ROUND + half)
-    codes = rounded.view(torch.int32).to(torch.uint8)
-    if noise is not None:
-        w_OI.sub_(rounded.sub_(ROUND + half))
-        noise.noise += squares(torch.linalg.vector_norm(w_OGS, dim=2).double() * scale.double())
-    return Quantized(codes, scale, None if zero_point is None else (zero_point + half).to(torch.uint8))
-
-
-def _norms(w_OI: Tensor) -> Tensor:
-    """The norm of each row; in float64 where float32 does not hold the squares of a row that is not all zero."""
-    norms: Tensor = torch.linalg.vector_norm(w_OI, dim=1)
-    fits = (norms > 1e-17) & (norms < 1e19)
-    if not bool(fits.all()):
-        norms = torch.linalg.vector_norm(w_OI, dim=1, dtype=torch.float64)
-    return norms
-
-
-def squares(values: Tensor) -> float:
-    """Their sum of squares, in float64; a float64 tensor is overwritten."""
-    return float(values.double().square_().sum())
+        return Tolerance(inside=0.5 + ROUNDING, outside=outside, coarse=MAX_COARSE)

@@ -6,25 +6,29 @@ from collections import Counter
 from collections.abc import Sequence
 
 from quantconvert.checkpoint import Checkpoint
-from quantconvert.planning.plan import Task
-from quantconvert.sources import Dropped, Weight
+from quantconvert.planning.tasks import Task
+from quantconvert.sources import Dropped
 
 
 def check_accounts(checkpoint: Checkpoint, tasks: Sequence[Task], dropped: Sequence[Dropped]) -> None:
-    """Assert that the tasks read each tensor of the checkpoint once, in as many parts as it has, or that it is dropped.
+    """Assert that each tensor of the checkpoint ends in one place: in one task, or in each of its parts, or dropped.
 
-    A failure is a mistake of ours, never the user's.
+    What steps look at besides (a norm whose factor goes into the weights after it) must be in a place of its own too,
+    however many tasks read it. A failure is a mistake of ours, never the user's.
     """
     read: Counter[str] = Counter()
     parts: dict[str, int] = {}
+    partners: set[str] = set()
     for task in tasks:
-        count = task.source.parts if isinstance(task.source, Weight) else 1
         for ref in task.inputs:
             read[ref.name] += 1
-            parts[ref.name] = count
-    for one in dropped:
-        read[one.ref.name] += 1
-        parts.setdefault(one.ref.name, 1)
+            parts[ref.name] = task.source.parts
+        if task.source.steps:
+            partners.update(ref.name for ref in task.source.partners)
+    for gone in dropped:
+        read[gone.ref.name] += 1
+        parts.setdefault(gone.ref.name, 1)
     wrong = [ref.name for ref in checkpoint.tensors if read[ref.name] != parts.get(ref.name)]
     assert not wrong, f"not read exactly once: {wrong[:5]}"
     assert len(read) == len(checkpoint.tensors), f"{len(read)} of {len(checkpoint.tensors)} tensors are accounted for"
+    assert partners <= read.keys(), f"steps look at tensors that are nowhere: {sorted(partners - read.keys())[:5]}"

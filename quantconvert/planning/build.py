@@ -1,27 +1,29 @@
-"""`build_plan`: a checkpoint and a job, nothing else, decide every byte's place."""
+"""`build_plan` and `build_transcode`: a checkpoint and a job, nothing else, decide every byte's place."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
-from functools import cache
 
 from quantconvert.checkpoint import Checkpoint, TensorRef
+from quantconvert.engines import PLAIN
 from quantconvert.errors import QuantConvertError, UnsupportedError, raise_all, some
-from quantconvert.families import Classifier, Family
+from quantconvert.families import Classifier
 from quantconvert.job import Job
-from quantconvert.layouts import Layout, Selection
+from quantconvert.methods import METHODS
+from quantconvert.options import PlainDType
 from quantconvert.planning.account import check_accounts
-from quantconvert.planning.choose import Choice, choose_format
+from quantconvert.planning.choose import choose_format
 from quantconvert.planning.decide import decide
+from quantconvert.planning.decided import Decided, meets, select
 from quantconvert.planning.decision import Decision
 from quantconvert.planning.dims import check_dims
-from quantconvert.planning.memory import COPY_CHUNK_NBYTES, check_memory, cut, execution_for, read_multiple
+from quantconvert.planning.lower import Lowering
+from quantconvert.planning.memory import check_memory, execution_for
 from quantconvert.planning.notes import notes_on
-from quantconvert.planning.place import Promise, named, place, unchanged, unnamed
-from quantconvert.planning.plan import Execution, Operation, Output, Plan, Task
-from quantconvert.schemes import Scheme
-from quantconvert.sources import Weight, find_sources
+from quantconvert.planning.place import place
+from quantconvert.planning.plan import Plan
+from quantconvert.planning.transcode import decide_transcode
+from quantconvert.sources import find_sources
 
 
 def build_plan(
@@ -30,56 +32,70 @@ def build_plan(
     read: Callable[[TensorRef], bytes],
     nonfinite: Mapping[str, str] | None = None,
 ) -> Plan:
-    """Decide everything, or raise every refusal at once.
+    """The plan of a conversion; raises every refusal at once.
 
     read: the bytes of a small tensor, asked for only where the source is quantized by GPTQ or AWQ.
     nonfinite: weights that hold NaN or Inf, name to description, when `--nan-policy keep` has looked for them.
     """
-    errors: list[QuantConvertError] = []
-    classifier = Classifier(checkpoint)
-    sources = find_sources(checkpoint, classifier.family, read, errors)
-    if not errors:
-        check_dims(sources, classifier, checkpoint.text_config, errors)
-    decisions = decide(checkpoint, sources, job, classifier, nonfinite or {}, errors)
-    if job.strict:
-        _check_strict(decisions, classifier, errors)
-    quantized = [d for d in decisions if d.request]
-    if not quantized and not errors:
-        errors.append(_nothing_to_do(checkpoint, decisions))
-    loads = classifier.family is None or classifier.family.transformers
-    choice = choose_format(job, decisions, checkpoint.text_config, errors, classifier.awq_problem, loads)
-    raise_all(errors)
-    execution = execution_for(job.limits)
-    of_shape = cache(lambda shape, dtype, scheme: unnamed(choice.format.outputs(shape, dtype, scheme)))
-    units = [_promises(decision, choice, of_shape) for decision in decisions]
-    outputs, shards = place(units, job.max_shard_nbytes)
-    tasks = tuple(_task(d, o, choice, execution) for d, o in zip(decisions, outputs, strict=True))
-    check_memory(tasks, execution)
-    check_accounts(checkpoint, tasks, sources.dropped)
-    selection = _selection(decisions, choice, classifier)
-    family = classifier.family.name if classifier.family else None
+    return _plan_of(_decide_conversion(checkpoint, job, read, nonfinite or {}))
+
+
+def build_transcode(
+    checkpoint: Checkpoint, job: Job, read: Callable[[TensorRef], bytes], dtype: PlainDType | None = None
+) -> Plan:
+    """The plan of `repack` (to `job.format`) or, with a `dtype`, of `dequantize`; raises every refusal at once."""
+    return _plan_of(decide_transcode(checkpoint, job, read, dtype))
+
+
+def _plan_of(decided: Decided) -> Plan:
+    """Lower every decision to a task, and place what it writes."""
+    job, lowering, layout = decided.job, decided.lowering, decided.layout
+    outputs, shards = place([lowering.unit(d) for d in decided.decisions], job.max_shard_size)
+    tasks = tuple(lowering.task(d, o) for d, o in zip(decided.decisions, outputs, strict=True))
+    check_memory(tasks, lowering.execution)
+    check_accounts(decided.checkpoint, tasks, decided.sources.dropped)
+    family = decided.classifier.family
     return Plan(
         job=job,
-        checkpoint=checkpoint,
-        family=family,
-        format=choice.format.name,
-        format_reason=choice.reason,
+        checkpoint=decided.checkpoint,
+        family=family.name if family else None,
+        format=layout.name if layout else PLAIN,
+        format_reason=decided.reason,
         tasks=tasks,
         shards=shards,
-        source_format=sources.method,
-        quantization_config=choice.format.config(selection),
-        notes=notes_on(checkpoint, sources, decisions, choice, selection, classifier),
-        execution=execution,
-        dropped=sources.dropped,
-        transformers_loads=loads_in_transformers(classifier.family, choice.format, selection),
+        source_format=decided.sources.method,
+        quantization_config=decided.config,
+        notes=decided.notes,
+        execution=lowering.execution,
+        plain_dtype=decided.plain_dtype,
+        dropped=decided.sources.dropped,
+        loadable=decided.loadable,
     )
 
 
-def loads_in_transformers(family: Family | None, fmt: Layout, selection: Selection) -> bool:
-    """Whether transformers 5 loads the result; where it does so wrongly, nobody should be sent there."""
-    if selection.has_experts and not fmt.transformers_loads_experts:
-        return False
-    return family is None or family.transformers
+def _decide_conversion(
+    checkpoint: Checkpoint, job: Job, read: Callable[[TensorRef], bytes], nonfinite: Mapping[str, str]
+) -> Decided:
+    errors: list[QuantConvertError] = []
+    method = METHODS.find(job.method)
+    classifier = Classifier(checkpoint)
+    sources = find_sources(checkpoint, classifier.family, read, errors, job.steps)
+    if not errors:
+        check_dims(sources, classifier, checkpoint.text_config, errors)
+    decisions = decide(checkpoint, sources, job, classifier, nonfinite, errors)
+    if job.strict:
+        _check_strict(decisions, classifier, errors)
+    if not any(d.request for d in decisions) and not errors:
+        errors.append(_nothing_to_do(checkpoint, decisions))
+    model = meets(checkpoint, classifier, any(d.is_expert for d in decisions))
+    choice = choose_format(job, decisions, checkpoint.text_config, errors, model)
+    raise_all(errors)
+    lowering = Lowering(choice.format, method, execution_for(job.limits))
+    selection = select(decisions, lowering, classifier)
+    notes = notes_on(checkpoint, sources, decisions, choice, job)
+    return Decided(
+        checkpoint, job, classifier, sources, decisions, lowering, choice.reason, notes, selection, choice.loadable
+    )
 
 
 def _check_strict(decisions: Sequence[Decision], classifier: Classifier, errors: list[QuantConvertError]) -> None:
@@ -102,50 +118,4 @@ def _nothing_to_do(checkpoint: Checkpoint, decisions: Sequence[Decision]) -> Uns
     return UnsupportedError(
         f"`{checkpoint.location}` has no weight to quantize: all {len(decisions)} tensors are kept ({reasons})",
         hint="`quantconvert plan` lists the reason for each tensor",
-    )
-
-
-def _promises(
-    decision: Decision, choice: Choice, of_shape: Callable[[tuple[int, ...], str, Scheme], tuple[Promise, ...]]
-) -> tuple[Promise, ...]:
-    ref = decision.ref
-    if decision.request is None:
-        return unchanged(ref)
-    return named(decision.module, of_shape(ref.shape, ref.dtype, choice.scheme(decision.request)))
-
-
-def _task(decision: Decision, outputs: tuple[Output, ...], choice: Choice, execution: Execution) -> Task:
-    ref = decision.ref
-    if decision.request is None:
-        if decision.is_decoded:
-            peak = cut(ref, ref.shape, 0, read_multiple(ref), execution).peak_nbytes
-            return Task(ref, "dequantize", decision.reason, decision.evidence, None, outputs, peak)
-        peak = min(ref.nbytes, COPY_CHUNK_NBYTES)
-        operation: Operation = "split" if isinstance(ref, Weight) else "copy"
-        return Task(ref, operation, decision.reason, decision.evidence, None, outputs, peak)
-    scheme = choice.scheme(decision.request)
-    turned = sum(o.nbytes for o in outputs if o.transposed)
-    multiple = math.lcm(choice.format.row_multiple(scheme), read_multiple(ref))
-    parts = cut(ref, ref.shape, turned, multiple, execution)
-    return Task(ref, "quantize", None, decision.evidence, scheme, outputs, parts.peak_nbytes)
-
-
-def _selection(decisions: Sequence[Decision], choice: Choice, classifier: Classifier) -> Selection:
-    schemes: dict[Scheme, list[str]] = {}
-    for d in decisions:
-        if d.request:
-            schemes.setdefault(choice.scheme(d.request), []).append(d.module)
-    return Selection(
-        schemes={scheme: tuple(modules) for scheme, modules in schemes.items()},
-        kept=tuple(
-            dict.fromkeys(
-                [
-                    *(d.module for d in decisions if d.is_kept_linear),
-                    *(d.module.rpartition(".")[0] for d in decisions if d.is_kept_experts),
-                ]
-            )
-        ),
-        fused=classifier.fused,
-        has_experts=any(d.is_expert for d in decisions),
-        tied=classifier.tied,
     )

@@ -1,36 +1,39 @@
-"""Which layout to write, and whether scales are symmetric: the table of `--format auto`.
+"""Which layout to write, and whether scales are symmetric.
 
-| asked | written |
-|---|---|
-| int4 weight-only, group 32/64/128, dense model, every quantized out_features % 8 == 0 | awq, asymmetric by default |
-| int4 otherwise (experts, channels, mixed schemes, widths, some families) | compressed-tensors, symmetric by default |
-| int8 weight-only | compressed-tensors, symmetric by default |
-| W8A8 | compressed-tensors (int-quantized), symmetric |
+`--format auto` is the first layout that can hold the schemes and that the engines load which `--engine` names. Where it
+names none, awq is written unless an engine takes wrong numbers from it without a word, or could load
+compressed-tensors, the only other one thought of.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+from quantconvert.engines import ENGINES, Engine, Loadable, When, get_engines, titles
 from quantconvert.errors import QuantConvertError, UnsupportedError, some
 from quantconvert.families.parallel import part_of
 from quantconvert.job import Job
-from quantconvert.layouts import LAYOUTS, Layout, get_layout
-from quantconvert.layouts.awq import ENGINE_GROUPS
+from quantconvert.layouts import LAYOUTS, Layout
 from quantconvert.planning.decision import Decision
 from quantconvert.schemes import Request, Scheme
 
-PACKED = "compressed-tensors"
+USUAL = ("awq", "compressed-tensors")
+# What speaks for the last of them where the first cannot hold what was asked.
+WORDS: tuple[tuple[When, str], ...] = (
+    (When(activations=True), "the layout for quantized activations"),
+    (When(num_bits=8, several=False), "the int8 weight-only layout that loads widely"),
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """The settled layout, and why."""
+    """The settled layout, and why; `loadable` is the result as engines meet it."""
 
     format: Layout
     reason: str
+    loadable: Loadable
 
     def scheme(self, request: Request) -> Scheme:
         return request.settled(self.format.symmetric_by_default)
@@ -41,52 +44,129 @@ def choose_format(
     decisions: Sequence[Decision],
     config: Mapping[str, Any],
     errors: list[QuantConvertError],
-    awq_problem: str | None = None,
-    transformers: bool = True,
+    model: Loadable,
 ) -> Choice:
-    """Settle `--format auto`, and append to `errors` what the layout cannot hold. awq_problem and transformers:
-    what the family's table says."""
+    """Settle `--format auto`, and append to `errors` what the layout cannot hold.
+
+    model: the checkpoint as engines meet it, but for layout and schemes.
+    """
     quantized = [d for d in decisions if d.request]
     requests = list(dict.fromkeys(d.request for d in quantized if d.request))
     if job.format != "auto":
-        choice = Choice(get_layout(job.format), "asked for by name")
+        found = _Candidate.of(LAYOUTS.find(job.format), model, requests)
+        choice = Choice(found.layout, "asked for by name", found.loadable)
+    elif job.engines:
+        choice = _first_loaded(job.engines, model, requests, quantized, errors)
     else:
-        name, reason = _auto(requests, quantized, any(d.is_expert for d in decisions))
-        if name == "awq" and not transformers:
-            reason = "int4 packed along the output dimension"
-        if name == "awq" and awq_problem:
-            name, reason = PACKED, awq_problem
-        choice = Choice(get_layout(name), reason)
-        if any(r.strategy == "tensor" and not r.activations for r in requests):
-            errors.append(
-                UnsupportedError(
-                    "per-tensor weight-only scales load in no serving engine",
-                    hint="--group-size -1 (per channel), or name the format: --format compressed-tensors",
-                )
-            )
+        choice = _usual(model, requests, quantized, errors)
     _check(choice, requests, quantized, errors)
     if job.tensor_parallel > 1:
         _check_ranks(choice, quantized, job.tensor_parallel, config, errors)
     return choice
 
 
-def _auto(requests: Sequence[Request], quantized: Sequence[Decision], has_experts: bool) -> tuple[str, str]:
-    if any(r.activations for r in requests):
-        return PACKED, "the layout for quantized activations"
-    if len(requests) > 1:
-        return PACKED, "several schemes in one model, and AWQ holds one"
-    for request in requests:
-        if request.num_bits == 8:
-            return PACKED, "the int8 weight-only layout that loads widely"
-        if request.group_size not in ENGINE_GROUPS:
-            width = f"group size {request.group_size}" if request.group_size else f"per-{request.strategy} scales"
-            return PACKED, f"AWQ kernels read group sizes 32, 64 and 128, not {width}"
-    if has_experts:
-        return PACKED, "a mixture of experts: transformers 5 loads AWQ experts as random numbers"
-    narrow = next((d for d in quantized if d.ref.shape[0] % 8), None)
-    if narrow:
-        return PACKED, f"AWQ needs out_features % 8 == 0, `{narrow.module}` has {narrow.ref.shape[0]}"
-    return "awq", "int4 packed along the output dimension; vLLM, SGLang, transformers and GPTQModel all load it"
+@dataclass(frozen=True, slots=True)
+class _Candidate:
+    """A layout for the weights to quantize, and the result it would be."""
+
+    layout: Layout
+    loadable: Loadable
+
+    @classmethod
+    def of(cls, layout: Layout, model: Loadable, requests: Sequence[Request]) -> _Candidate:
+        schemes = tuple(dict.fromkeys(request.settled(layout.symmetric_by_default) for request in requests))
+        return cls(layout, replace(model, layout=layout.name, schemes=schemes))
+
+    def unheld(self, quantized: Sequence[Decision]) -> str | None:
+        """Why the layout cannot hold the weights, if so."""
+        schemes = self.loadable.schemes
+        mixed = self.layout.mix_problem(schemes) if len(schemes) > 1 else None
+        if mixed:
+            return mixed
+        for d in quantized:
+            assert d.request
+            scheme = d.request.settled(self.layout.symmetric_by_default)
+            problems = self.layout.problems(scheme, d.ref.shape, d.module)
+            if problems:
+                return f"{problems[0]}: `{d.module}`"
+        return None
+
+    def refused(self, engines: Sequence[Engine]) -> str | None:
+        """Which of `engines` do not load the result, and why, if so."""
+        said: dict[str, list[Engine]] = {}
+        for engine in engines:
+            if not engine.loads(self.loadable):
+                said.setdefault(engine.why_not(self.loadable), []).append(engine)
+        return "; ".join(f"{titles(who)}: {why}" for why, who in said.items()) or None
+
+    def chosen(self, reason: str) -> Choice:
+        return Choice(self.layout, reason, self.loadable)
+
+
+def _usual(
+    model: Loadable, requests: Sequence[Request], quantized: Sequence[Decision], errors: list[QuantConvertError]
+) -> Choice:
+    """The first of `USUAL`, unless an engine that reads the last one is better off with that."""
+    first, last = (_Candidate.of(LAYOUTS.find(name), model, requests) for name in USUAL)
+    engines = list(ENGINES.values())
+    better = [
+        engine
+        for engine in engines
+        if engine.verdict(first.loadable) == "wrong"
+        or (engine.reads(last.layout.name) and engine.verdict(last.loadable) != "wrong")
+    ]
+    against = first.unheld(quantized) or first.refused(better)
+    if not against:
+        what = first.layout.summary.partition(" (")[0]
+        return first.chosen(f"{what}; {titles([e for e in engines if e.loads(first.loadable)])} all load it")
+    errors += _unserved(last.loadable)
+    words = (text for when, text in WORDS for s in last.loadable.schemes if when.matches(last.loadable, s))
+    return last.chosen(next(words, None) or against or last.layout.summary)
+
+
+def _unserved(loadable: Loadable) -> list[QuantConvertError]:
+    """Schemes that no engine serves in any model."""
+    serving = [engine for engine in ENGINES.values() if engine.serves]
+    unserved = [
+        scheme.strategy
+        for scheme in loadable.schemes
+        if not any(engine.loads(Loadable(loadable.layout, (scheme,))) for engine in serving)
+    ]
+    return [
+        UnsupportedError(
+            f"per-{strategy} weight-only scales load in no serving engine",
+            hint="--group-size -1 (per channel), or name the format: --format compressed-tensors",
+        )
+        for strategy in dict.fromkeys(unserved)
+    ]
+
+
+def _first_loaded(
+    names: Sequence[str],
+    model: Loadable,
+    requests: Sequence[Request],
+    quantized: Sequence[Decision],
+    errors: list[QuantConvertError],
+) -> Choice:
+    """The first of all layouts that the engines asked for load; a refusal that says why of each where none is."""
+    engines = get_engines(names)
+    candidates = [_Candidate.of(layout, model, requests) for layout in LAYOUTS.values()]
+    against = {}
+    for candidate in candidates:
+        why = candidate.unheld(quantized) or candidate.refused(engines)
+        if why is None:
+            verb = "loads" if len(engines) == 1 else "all load"
+            return candidate.chosen(f"the first layout that {titles(engines)} {verb}")
+        against[candidate.layout.name] = why
+    if requests:
+        lines = "".join(f"\n  {name}: {why}" for name, why in against.items())
+        errors.append(
+            UnsupportedError(
+                f"no layout of these weights loads in {titles(engines)}:{lines}",
+                hint="another scheme (--scheme W4A16:g128 loads most widely), other engines, or name the --format",
+            )
+        )
+    return candidates[0].chosen("")
 
 
 def _check(
@@ -94,7 +174,7 @@ def _check(
 ) -> None:
     """Every weight must fit the layout; the same complaint about many weights is one refusal."""
     fmt = choice.format
-    schemes = [choice.scheme(request) for request in requests]
+    schemes = choice.loadable.schemes
     mixed = fmt.mix_problem(schemes) if len(schemes) > 1 else None
     if mixed:
         able = [f.name for f in LAYOUTS.values() if not f.mix_problem(schemes)]

@@ -16,7 +16,7 @@ from quantconvert.planning.origin import check_sources, merge_kept
 from quantconvert.planning.rules import Verdict, verdicts
 from quantconvert.planning.widths import fit_widths
 from quantconvert.schemes import Request, scheme_name
-from quantconvert.sources import Source, Sources, bits_of
+from quantconvert.sources import Read, Sources
 
 
 def decide(
@@ -28,12 +28,12 @@ def decide(
     errors: list[QuantConvertError],
 ) -> list[Decision]:
     """One decision a tensor, in the checkpoint's order; refusals are appended to `errors`."""
-    rules = verdicts(checkpoint, sources.tensors, job, errors)
+    rules = verdicts(checkpoint, sources.reads, job, errors)
     decisions = []
-    for ref in sources.tensors:
+    for ref in sources.reads:
         verdict = rules.get(ref.name)
         decision = _by_rule(ref, classifier.role(ref), verdict, job.base)
-        if decision.request and verdict is None and sources.method and bits_of(ref) is None:
+        if decision.request and verdict is None and sources.method and ref.num_bits is None:
             decision = decision.kept("plain", f"source is quantized by {sources.method}, and left this one alone")
         if verdict and verdict.forced and verdict.request and decision.reason:
             why = f"stays in high precision: {REASON_TEXT[decision.reason]}"
@@ -50,7 +50,7 @@ def decide(
     return merge_kept(decisions)
 
 
-def _by_rule(ref: Source, role: Role, verdict: Verdict | None, base: Request) -> Decision:
+def _by_rule(ref: Read, role: Role, verdict: Verdict | None, base: Request) -> Decision:
     """A rule changes the scheme of what is quantized anyway; what is kept by default it must name exactly."""
     forced = verdict is not None and verdict.forced and role.reason in ("lm_head", "head", "family", "router")
     if role.reason is not None and not (forced and verdict and verdict.request):

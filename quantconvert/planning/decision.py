@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 
 from quantconvert.families import Reason
 from quantconvert.patterns import WEIGHT_SUFFIX
-from quantconvert.schemes import Request
-from quantconvert.sources import Source, bits_of
+from quantconvert.schemes import Request, Scheme
+from quantconvert.sources import Read
 
 # Kept weights that engines hold as ordinary linear layers: the config block must name them.
 LINEAR_REASONS: frozenset[Reason] = frozenset(
@@ -18,17 +18,20 @@ LINEAR_REASONS: frozenset[Reason] = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """One tensor: to be quantized as `request` asks, or kept (`reason` set, `request` None).
+    """One tensor: to be quantized as `request` asks, its codes to be stored anew under `scheme`, to be decoded to
+    `dtype` (a safetensors tag), or kept for a `reason`.
 
     `by_table`: decided by the config, the family's table or the user's rules, not by what names and shapes suggest.
     """
 
-    ref: Source
+    ref: Read
     reason: Reason | None
     evidence: str
     is_expert: bool = False
     request: Request | None = None
     by_table: bool = True
+    scheme: Scheme | None = None
+    dtype: str | None = None
 
     @property
     def module(self) -> str:
@@ -47,7 +50,7 @@ class Decision:
     @property
     def is_decoded(self) -> bool:
         """Quantized in the source, in high precision in the result."""
-        return self.request is None and bits_of(self.ref) is not None
+        return self.reason is not None and self.ref.num_bits is not None
 
     def kept(self, reason: Reason, evidence: str) -> Decision:
         return replace(self, reason=reason, evidence=evidence, request=None, by_table=reason == "ignored")

@@ -27,7 +27,7 @@ def check_dims(
         return (row, (sizes[0], sizes[1])) if row and type(sizes[0]) is int and type(sizes[1]) is int else None
 
     seen: set[str] = set()
-    for source in sources.tensors if rows else ():
+    for source in sources.reads if rows else ():
         if len(source.shape) != 2 or not source.name.endswith(WEIGHT_SUFFIX):
             continue
         template = template_of(source.name.removesuffix(WEIGHT_SUFFIX))

@@ -6,90 +6,63 @@ several tiles, a slab, before it is turned and written. Both are whole rows, ali
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Sequence
 from functools import lru_cache
 
-from quantconvert.dtypes import DTYPES
 from quantconvert.errors import UnsupportedError
 from quantconvert.job import Limits
-from quantconvert.layouts import get_layout
-from quantconvert.planning.plan import Execution, Task
-from quantconvert.sources import Source, Weight, specs_of
+from quantconvert.machine import cpu_count
+from quantconvert.planning.plan import Execution
+from quantconvert.planning.tasks import Cut, Task
+from quantconvert.sources import Cost, Read, cost_of
 
 TILE_ELEMENTS = 1 << 18
-# Bytes a tile element needs beside its raw bytes: float32, rounded and uint8 copies, packed words, torch's scratch.
-TILE_BYTES_PER_ELEMENT = 22
+# Bytes a tile element needs beside its raw bytes: float32, packed words, torch's scratch; and what decoding takes.
+TILE_BYTES, DECODE_SCRATCH = 13, 9
 MAX_SLAB_NBYTES = 32_000_000
-COPY_CHUNK_NBYTES = 4_000_000
-
-
-@dataclass(frozen=True, slots=True)
-class Cut:
-    """How one weight is cut: rows of a tile and of a slab, and the bytes that this needs at its peak."""
-
-    tile_rows: int
-    slab_rows: int
-    peak_nbytes: int
 
 
 def execution_for(limits: Limits) -> Execution:
     """Workers (one a core unless told) and the slab size that their number and the memory limit allow."""
-    workers = limits.workers or len(os.sched_getaffinity(0))
+    workers = limits.workers or cpu_count()
     slab = max(1, min(MAX_SLAB_NBYTES, limits.memory_limit // (4 * workers)))
     return Execution(workers, slab, limits.memory_limit)
 
 
-def cut(source: Source, shape: tuple[int, ...], turned_nbytes: int, multiple: int, execution: Execution) -> Cut:
+def cut(
+    source: Read,
+    shape: tuple[int, int],
+    turned_nbytes: int,
+    multiple: int,
+    execution: Execution,
+    scratch: int = DECODE_SCRATCH,
+) -> Cut:
     """Cut `source`, or a part of it of `shape` [O, I], into tiles, and turned output into slabs that there is room for.
 
     turned_nbytes: bytes of all outputs that are stored transposed; they are gathered slab by slab and held twice while
-    they are turned. Other outputs are written tile by tile. One `multiple` of rows is the least there can be, so the
-    peak may exceed what there is room for; the plan refuses when it exceeds the whole budget.
+    they are turned. Other outputs are written tile by tile. scratch: bytes an element of a tile beside its values. One
+    `multiple` of rows (that of the source's encoding apart) is the least there can be, so the peak may exceed what
+    there is room for; the plan refuses when it exceeds the whole budget.
     """
-    costs = _costs(source, execution)
-    return _cut(shape, costs, turned_nbytes, multiple, execution, TILE_ELEMENTS, TILE_BYTES_PER_ELEMENT)
-
-
-@dataclass(frozen=True, slots=True)
-class _Costs:
-    """What reading takes beside tiles of float32: raw bytes an element, bytes held throughout, and bytes for each row
-    of a slab of `slab_rows` (or of a tile, if that is more) where the source is stored transposed.
-    """
-
-    raw: int
-    held: int = 0
-    row_nbytes: int = 0
-    slab_rows: int = 0
-
-
-def _costs(source: Source, execution: Execution) -> _Costs:
-    if not isinstance(source, Weight):
-        return _Costs(DTYPES[source.dtype].bits // 8)
-    if source.stored is not None:  # what is stored transposed is read whole
-        specs = specs_of(get_layout(source.layout or ""), source.stored)
-        return _Costs(source.bytes_per_element, sum(spec.nbytes for spec in specs.values() if spec.transposed))
-    if not source.view.transposed:
-        return _Costs(source.bytes_per_element, source.held_nbytes)
-    rows = turned_rows(source, execution)
-    return _Costs(source.bytes_per_element, source.held_nbytes, source.row_nbytes, rows)
+    cost = cost_of(source, execution.slab_nbytes)
+    return _cut(shape, cost, turned_nbytes, math.lcm(multiple, cost.row_multiple), execution, scratch, TILE_ELEMENTS)
 
 
 @lru_cache(maxsize=4096)  # the experts of a model are cut alike
 def _cut(
-    shape: tuple[int, ...],
-    costs: _Costs,
+    shape: tuple[int, int],
+    cost: Cost,
     turned_nbytes: int,
     multiple: int,
     execution: Execution,
+    scratch: int,
     tile_elements: int,
-    tile_bytes: int,
 ) -> Cut:
     rows, columns = shape
     tile_rows = _aligned(tile_elements // max(1, columns), multiple, rows)
-    held = costs.held + max(tile_rows, costs.slab_rows) * costs.row_nbytes
-    tile = tile_rows * columns * (tile_bytes + costs.raw) + held
+    held = cost.held + max(tile_rows, cost.slab_rows) * cost.row_nbytes
+    tile = tile_rows * columns * (TILE_BYTES + scratch + cost.raw) + held
     if not turned_nbytes:
         return Cut(tile_rows, rows, tile)
     per_row = turned_nbytes / rows
@@ -98,18 +71,6 @@ def _cut(
     if slab_rows < rows:
         slab_rows = slab_rows // tile_rows * tile_rows
     return Cut(tile_rows, slab_rows, tile + 2 * int(slab_rows * per_row))
-
-
-def read_multiple(source: Source) -> int:
-    """Blocks of rows of `source` can be read from multiples of this on: codes of several rows share a word."""
-    if isinstance(source, Weight) and source.stored is not None:
-        return get_layout(source.layout or "").row_multiple(source.stored.scheme)
-    return 1
-
-
-def turned_rows(weight: Weight, execution: Execution) -> int:
-    """Rows of a weight that is stored transposed which its reader takes in at once."""
-    return max(1, min(weight.shape[0], execution.slab_nbytes // max(1, weight.row_nbytes)))
 
 
 def check_memory(tasks: Sequence[Task], execution: Execution) -> None:
@@ -126,9 +87,3 @@ def check_memory(tasks: Sequence[Task], execution: Execution) -> None:
 def _aligned(wanted: int, multiple: int, rows: int) -> int:
     """The largest multiple of `multiple` up to `wanted`, at least one multiple, at most all rows."""
     return max(1, min(rows, max(multiple, wanted // multiple * multiple)))
-
-
-def spans(start: int, stop: int, step: int) -> Iterator[tuple[int, int]]:
-    """Half-open ranges of at most `step` that cover start..stop."""
-    for begin in range(start, stop, step):
-        yield begin, min(begin + step, stop)

@@ -6,15 +6,14 @@ import re
 from collections.abc import Iterator, Sequence
 
 from quantconvert.checkpoint import Checkpoint
+from quantconvert.engines import engine_notes
 from quantconvert.errors import some
-from quantconvert.families import Classifier
-from quantconvert.layouts import Selection
-from quantconvert.layouts.base import all_caveats
+from quantconvert.job import Job
 from quantconvert.patterns import template_of
 from quantconvert.planning.choose import Choice
 from quantconvert.planning.decision import Decision
 from quantconvert.planning.origin import requantized
-from quantconvert.sources import Sources, bits_of
+from quantconvert.sources import Sources
 
 
 def notes_on(
@@ -22,16 +21,11 @@ def notes_on(
     sources: Sources,
     decisions: Sequence[Decision],
     choice: Choice,
-    selection: Selection,
-    classifier: Classifier,
+    job: Job,
 ) -> tuple[str, ...]:
     """What the user should know before it runs."""
-    notes = all_caveats(choice.format, selection)
-    if choice.format.name == "awq" and classifier.awq_problem:
-        notes.append(classifier.awq_problem)
-    if classifier.family and classifier.family.caveat:
-        notes.append(classifier.family.caveat)
-    if classifier.family is None:
+    notes = engine_notes(choice.loadable, job.engines)
+    if choice.loadable.family is None:
         kind = checkpoint.model_type or "no model_type"
         linear = list(dict.fromkeys(template_of(d.module) for d in decisions if d.request))
         notes.append(
@@ -61,12 +55,12 @@ def _on_layers(decisions: Sequence[Decision], checkpoint: Checkpoint) -> Iterato
 def _on_decisions(decisions: Sequence[Decision], sources: Sources) -> Iterator[str]:
     again = requantized(decisions)
     if again:
-        bits = max(bits_of(d.ref) or 0 for d in again)
+        bits = max(d.ref.num_bits or 0 for d in again)
         yield (
             f"--requantize: {len(again)} weights are decoded from {sources.method} ({bits} bits) and quantized again; "
             "the errors of both add up"
         )
-    elif any(d.request and bits_of(d.ref) for d in decisions):
+    elif any(d.request and d.ref.num_bits for d in decisions):
         yield f"the source is quantized ({sources.method}): more bits do not bring back what that took from its weights"
     stray = [d for d in decisions if d.is_kept_experts and d.reason == "not 2-D"]
     if stray:

@@ -8,14 +8,15 @@ from dataclasses import replace
 from quantconvert.errors import QuantConvertError, UnsupportedError, some
 from quantconvert.job import Job
 from quantconvert.planning.decision import Decision
-from quantconvert.sources import Sources, Weight, bits_of
+from quantconvert.sources import Sources, as_stored
+from quantconvert.sources.read import WHOLE
 
 
 def check_sources(decisions: Sequence[Decision], sources: Sources, job: Job, errors: list[QuantConvertError]) -> None:
     """Refuse what would lose precision unasked, and what cannot be decoded into a place where engines look for it."""
     again = requantized(decisions)
     if again and not job.requantize:
-        bits = sorted({bits_of(d.ref) or 0 for d in again})
+        bits = sorted({d.ref.num_bits or 0 for d in again})
         errors.append(
             UnsupportedError(
                 f"the source is already quantized (`{sources.method}`, {' and '.join(map(str, bits))} bits): "
@@ -24,13 +25,22 @@ def check_sources(decisions: Sequence[Decision], sources: Sources, job: Job, err
                 hint="--requantize does that (both errors add up); better, give the original checkpoint",
             )
         )
-    turned = [d for d in decisions if d.is_decoded and isinstance(d.ref, Weight) and d.ref.view.transposed]
+    turned = [d for d in decisions if d.is_decoded and d.ref.view.transposed]
     turned = [d for d in turned if _expert(d) is None]
     if turned:
         errors.append(
             UnsupportedError(
                 f"{len(turned)} weights that the family stores [in, out] are quantized in the source, and would be "
                 f"kept: {some([d.ref.name for d in turned])}",
+                hint="quantize them: drop the rule that keeps them",
+            )
+        )
+    changed = [d for d in decisions if d.reason is not None and d.ref.steps and d.ref.view is not WHOLE]
+    if changed:
+        errors.append(
+            UnsupportedError(
+                f"{len(changed)} weights that are a part of a stored tensor, or stored [in, out], would be kept but "
+                f"take a step of the conversion: {some([d.ref.name for d in changed])}",
                 hint="quantize them: drop the rule that keeps them",
             )
         )
@@ -47,7 +57,7 @@ def check_sources(decisions: Sequence[Decision], sources: Sources, job: Job, err
 
 def requantized(decisions: Sequence[Decision]) -> list[Decision]:
     """Weights that had as few bits before as they are to have."""
-    return [d for d in decisions if d.request and d.request.num_bits <= (bits_of(d.ref) or 0)]
+    return [d for d in decisions if d.request and d.request.num_bits <= (d.ref.num_bits or 0)]
 
 
 def merge_kept(decisions: Sequence[Decision]) -> list[Decision]:
@@ -59,17 +69,15 @@ def merge_kept(decisions: Sequence[Decision]) -> list[Decision]:
     merged, seen = [], set()
     for d in decisions:
         ref = d.ref
-        if d.request or d.is_decoded or not isinstance(ref, Weight) or (_expert(d) and _expert(d) in split):
+        if d.request or d.is_decoded or ref.is_stored or ref.steps or (_expert(d) and _expert(d) in split):
             merged.append(d)
         elif ref.values.name not in seen:
             seen.add(ref.values.name)
-            merged.append(replace(d, ref=ref.values))
+            merged.append(replace(d, ref=as_stored(ref.values)))
     return merged
 
 
 def _expert(decision: Decision) -> str | None:
     """The layer's experts that a split tensor belongs to; None where it was not split."""
     ref = decision.ref
-    if isinstance(ref, Weight) and ref.view.expert is not None:
-        return ref.name.rpartition(".experts.")[0]
-    return None
+    return ref.name.rpartition(".experts.")[0] if ref.view.expert is not None else None

@@ -10,48 +10,22 @@ import struct
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from json.encoder import encode_basestring
-from typing import NamedTuple
 
 from quantconvert.checkpoint.files import SINGLE_NAME
-from quantconvert.dtypes import DTYPES, nbytes_of
+from quantconvert.dtypes import DTYPES
 from quantconvert.errors import UnsupportedError
 from quantconvert.layouts import TensorSpec
-from quantconvert.planning.plan import Output, Shard
-from quantconvert.sources import Source, Weight
+from quantconvert.planning.plan import Shard
+from quantconvert.planning.tasks import Output
+from quantconvert.sources import Read
+
+# The module and what is promised for it: all that comes from one source tensor.
+Unit = tuple[str, tuple[TensorSpec, ...]]
 
 
-class Promise(NamedTuple):
-    """An output tensor that has no place yet."""
-
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-    rows_per_element: int
-    transposed: bool
-    nbytes: int
-
-
-def promised(module: str, specs: Iterable[TensorSpec]) -> tuple[Promise, ...]:
-    """What a format promises for `module`, by full name."""
-    return named(module, unnamed(specs))
-
-
-def unnamed(specs: Iterable[TensorSpec]) -> tuple[Promise, ...]:
-    """What a format promises for every module of one shape: the names are suffixes alone."""
-    return tuple(Promise(s.suffix, s.dtype, s.shape, s.rows_per_element, s.transposed, s.nbytes) for s in specs)
-
-
-def named(module: str, promises: Iterable[Promise]) -> tuple[Promise, ...]:
-    """The same for one module."""
-    return tuple(
-        Promise(f"{module}.{p.name}", p.dtype, p.shape, p.rows_per_element, p.transposed, p.nbytes) for p in promises
-    )
-
-
-def unchanged(ref: Source) -> tuple[Promise, ...]:
-    """A tensor that stays in high precision, under its own name."""
-    rows = 1 if isinstance(ref, Weight) else 0
-    return (Promise(ref.name, ref.dtype, ref.shape, rows, False, nbytes_of(ref.dtype, ref.num_elements)),)
+def unchanged(source: Read) -> Unit:
+    """A tensor that stays in high precision, under its own name; a part of a stored one is written by rows."""
+    return source.name, (TensorSpec("", source.dtype, source.shape, 0 if source.is_stored else 1),)
 
 
 def split_shards(sizes: Iterable[int], max_nbytes: int) -> list[int]:
@@ -72,45 +46,47 @@ def split_shards(sizes: Iterable[int], max_nbytes: int) -> list[int]:
 _RANKS = {tag: -dtype.rank for tag, dtype in DTYPES.items()}
 
 
-def place(units: Sequence[Sequence[Promise]], max_nbytes: int) -> tuple[list[tuple[Output, ...]], tuple[Shard, ...]]:
+def place(units: Sequence[Unit], max_nbytes: int) -> tuple[list[tuple[Output, ...]], tuple[Shard, ...]]:
     """Outputs with shard and offset, unit by unit, and the shards. Raises `UnsupportedError` for a name given twice."""
-    _check_names(units)
-    numbers = split_shards((sum(p.nbytes for p in unit) for unit in units), max_nbytes)
+    numbers = split_shards((sum(spec.nbytes for spec in specs) for _, specs in units), max_nbytes)
     count = (numbers[-1] + 1) if numbers else 0
-    members: list[list[Promise]] = [[] for _ in range(count)]
-    for unit, number in zip(units, numbers, strict=True):
-        members[number] += unit
+    members: list[list[tuple[int, str, TensorSpec, str]]] = [[] for _ in range(count)]
+    for (module, specs), number in zip(units, numbers, strict=True):
+        for spec in specs:
+            name = f"{module}.{spec.suffix}" if spec.suffix else module
+            members[number].append((_RANKS[spec.dtype], name, spec, module))
+    _check_names([name for promised in members for _, name, _, _ in promised])
     placed: dict[str, Output] = {}
     shards = []
-    for number, promises in enumerate(members):
-        promises.sort(key=lambda p: (_RANKS[p.dtype], p.name))
-        header = header_bytes(promises)
+    for number, promised in enumerate(members):
+        promised.sort(key=lambda item: item[:2])
+        header = header_bytes([(name, spec) for _, name, spec, _ in promised])
         offset = len(header)
-        for p in promises:
-            placed[p.name] = Output(
-                p.name, p.dtype, p.shape, p.rows_per_element, p.transposed, number, offset, p.nbytes
-            )
-            offset += p.nbytes
-        name = SINGLE_NAME if count == 1 else f"model-{number + 1:05d}-of-{count:05d}.safetensors"
-        shards.append(Shard(name, offset, header))
-    return [tuple(placed[p.name] for p in unit) for unit in units], tuple(shards)
+        for _, name, spec, module in promised:
+            placed[name] = Output(spec, module, number, offset)
+            offset += spec.nbytes
+        file = SINGLE_NAME if count == 1 else f"model-{number + 1:05d}-of-{count:05d}.safetensors"
+        shards.append(Shard(file, offset, header))
+    outputs = [
+        tuple(placed[f"{module}.{spec.suffix}" if spec.suffix else module] for spec in specs) for module, specs in units
+    ]
+    return outputs, tuple(shards)
 
 
-def _check_names(units: Sequence[Sequence[Promise]]) -> None:
-    """A source tensor may be called what a format calls one of its own."""
-    names = [promise.name for unit in units for promise in unit]
+def _check_names(names: Sequence[str]) -> None:
+    """A source tensor may be called what a layout calls one of its own."""
     if len(set(names)) < len(names):
         twice = Counter(names).most_common(1)[0][0]
         raise UnsupportedError(f"the result would hold `{twice}` twice: it is in the source, and made from a weight")
 
 
-def header_bytes(promises: Sequence[Promise]) -> bytes:
+def header_bytes(tensors: Sequence[tuple[str, TensorSpec]]) -> bytes:
     """The file's first bytes: length, JSON, and spaces up to a multiple of 8."""
     entries = ['{"__metadata__":{"format":"pt"}']
     offset = 0
-    for p in promises:
-        name, shape, end = encode_basestring(p.name), ",".join(map(str, p.shape)), offset + p.nbytes
-        entries.append(f'{name}:{{"dtype":"{p.dtype}","shape":[{shape}],"data_offsets":[{offset},{end}]}}')
+    for name, spec in tensors:
+        quoted, shape, end = encode_basestring(name), ",".join(map(str, spec.shape)), offset + spec.nbytes
+        entries.append(f'{quoted}:{{"dtype":"{spec.dtype}","shape":[{shape}],"data_offsets":[{offset},{end}]}}')
         offset = end
     raw = (",".join(entries) + "}").encode("utf-8")
     raw += b" " * (-len(raw) % 8)

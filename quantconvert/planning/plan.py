@@ -3,87 +3,20 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
-from quantconvert.checkpoint import Checkpoint, TensorRef
+from quantconvert.checkpoint import Checkpoint
 from quantconvert.checkpoint.contents import QUANTIZATION_KEYS
 from quantconvert.checkpoint.files import INDEX_NAME
-from quantconvert.families import Reason
+from quantconvert.digest import digest
+from quantconvert.engines import Loadable
 from quantconvert.job import Job
+from quantconvert.planning.tasks import Operation, Task, role_of
 from quantconvert.schemes import Scheme
-from quantconvert.sources import Dropped, Source, Weight, refs_of
-
-Operation = Literal["quantize", "copy", "split", "repack", "dequantize"]
-
-
-class Output(NamedTuple):
-    """One tensor of the result and its place: `nbytes` at `offset` (from the start of the file) of shard `shard`.
-
-    `rows_per_element` and `transposed` say how a block of source rows lands in it, as in `layouts.TensorSpec`.
-    """
-
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-    rows_per_element: int
-    transposed: bool
-    shard: int
-    offset: int
-    nbytes: int
-
-    @property
-    def suffix(self) -> str:
-        """The part of the name after the module's: what the format calls this tensor."""
-        return self.name.rpartition(".")[2]
-
-    def offset_of_row(self, row: int) -> int:
-        """Bytes from the tensor's start to row `row` of its first axis."""
-        return row * (self.nbytes // self.shape[0]) if row else 0
-
-
-@dataclass(frozen=True, slots=True)
-class Task:
-    """The unit of execution: one weight or other tensor, what is done with it and why, and where the result goes.
-
-    `copy` takes a stored tensor as it is; `split` a part of one; `quantize`, `repack` and `dequantize` change a weight.
-    """
-
-    source: Source
-    operation: Operation
-    reason: Reason | None
-    evidence: str
-    scheme: Scheme | None
-    outputs: tuple[Output, ...]
-    peak_nbytes: int
-
-    @property
-    def inputs(self) -> tuple[TensorRef, ...]:
-        """Every stored tensor that the task reads, the one with the values first."""
-        return refs_of(self.source)
-
-    @property
-    def num_elements(self) -> int:
-        """Weights, unpacked."""
-        return self.source.num_elements
-
-    @property
-    def output_nbytes(self) -> int:
-        return sum(output.nbytes for output in self.outputs)
-
-    @property
-    def role(self) -> str:
-        """What the tensor is in the model: `linear`, `expert`, or what it is kept for."""
-        if self.reason in _NOT_ROLES:
-            return "expert" if ".experts." in self.source.name else "linear"
-        return str(self.reason)
-
-
-# Why a linear weight may stay as it is although it could be quantized.
-_NOT_ROLES = (None, "ignored", "indivisible", "non-finite", "plain")
+from quantconvert.sources import Dropped
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +57,7 @@ class Plan:
     execution: Execution
     plain_dtype: str | None = None
     dropped: tuple[Dropped, ...] = ()
-    transformers_loads: bool = True
+    loadable: Loadable = field(default_factory=Loadable)
 
     @property
     def quantized(self) -> tuple[Task, ...]:
@@ -159,11 +92,10 @@ class Plan:
         `decoded`: quantized in the source, kept in high precision here. `partners`: scales and the like, read with
         the tensor that holds the values.
         """
-        kinds = {"copy": "copied", "split": "copied", "repack": "repacked", "dequantize": "decoded"}
         found: dict[str, str] = {}
         for task in self.tasks:
             values, *partners = task.inputs
-            found[values.name] = kinds.get(task.operation, "quantized")
+            found[values.name] = _ACCOUNTS[task.operation]
             found |= {ref.name: "partners" for ref in partners}
         found |= {dropped.ref.name: "dropped" for dropped in self.dropped}
         return dict(Counter(found.values()))
@@ -218,18 +150,13 @@ class Plan:
     @property
     def source_digest(self) -> str:
         """sha256 over the names, dtypes, shapes and places of the source's tensors, and how each is read."""
-        source = [
-            [(ref.name, ref.dtype, ref.shape, ref.file, ref.offset) for ref in task.inputs] + [_reading(task.source)]
-            for task in self.tasks
-        ]
-        return hashlib.sha256(json.dumps(source).encode()).hexdigest()
+        return digest([task.source for task in self.tasks])
 
     @property
     def digest(self) -> str:
         """sha256 over everything that decides the output's bytes, the source's layout included."""
         headers = [hashlib.sha256(shard.header).hexdigest() for shard in self.shards]
-        value = [self.job.to_json(), self.source_digest, headers, self.config]
-        return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+        return digest([self.job.to_json(), self.source_digest, headers, self.config])
 
     def to_json(self) -> dict[str, Any]:
         """The plan as plain JSON values: totals first, then one entry a source tensor."""
@@ -263,16 +190,14 @@ class Plan:
         }
 
 
+# Where a stored tensor ended, by the operation of the task that read it.
+_ACCOUNTS: dict[Operation, str] = {
+    "copy": "copied", "split": "copied", "quantize": "quantized", "repack": "repacked", "dequantize": "decoded",
+}  # fmt: skip
+
+
 def _without_blocks(config: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in config.items() if key not in QUANTIZATION_KEYS}
-
-
-def _reading(source: Source) -> object:
-    """What decides how a weight is read from its tensors, for the digest."""
-    if not isinstance(source, Weight):
-        return None
-    view = source.view
-    return [source.encoding, source.dtype, source.block, view.expert, view.start, view.step, view.transposed]
 
 
 def _task_json(task: Task) -> dict[str, Any]:
@@ -281,7 +206,7 @@ def _task_json(task: Task) -> dict[str, Any]:
         "inputs": [ref.name for ref in task.inputs],
         "dtype": task.source.dtype,
         "shape": list(task.source.shape),
-        "role": task.role,
+        "role": role_of(task),
         "operation": task.operation,
         "scheme": task.scheme.label if task.scheme else None,
         "reason": task.reason,

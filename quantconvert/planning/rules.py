@@ -3,31 +3,18 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from quantconvert.checkpoint import Checkpoint
 from quantconvert.errors import QuantConvertError, UsageError
-from quantconvert.job import Job, Rule
-from quantconvert.patterns import compile_pattern, module_of, nearest
+from quantconvert.job import Job
+from quantconvert.patterns import compile_pattern, module_of, nearest, wider
+from quantconvert.rules import PRESETS, Rule
 from quantconvert.schemes import Request
-from quantconvert.sources import Source, Weight
+from quantconvert.sources import Read
+from quantconvert.text import counted
 
-_NOT_EXPERTS = r"re:(?!.*\.experts\.\d+\.)"
-PRESETS: dict[str, tuple[str, Callable[[int], tuple[Rule, ...]]]] = {
-    "first-last-8": (
-        "first and last decoder layer at 8 bits",
-        lambda layers: (Rule(rf"re:(.*\.)?(layers|layer|h|blocks)\.(0|{layers - 1})\..*", "W8A16"),),
-    ),
-    "down-8": (
-        "down projections outside experts at 8 bits",
-        lambda layers: (Rule(_NOT_EXPERTS + r".*\.(down_proj|w2|fc2|dense_4h_to_h|output\.dense)$", "W8A16"),),
-    ),
-    "experts-4-rest-8": (
-        "routed experts at 4 bits, every other layer at 8",
-        lambda layers: (Rule(_NOT_EXPERTS + ".*", "W8A16"),),
-    ),
-}
 _LAYER = re.compile(r"(?:^|\.)(?:layers|layer|h|blocks)\.(\d+)\.")
 
 
@@ -40,7 +27,7 @@ class Verdict:
     forced: bool = False
 
 
-def expand(job: Job, checkpoint: Checkpoint, tensors: Sequence[Source]) -> tuple[Rule, ...]:
+def expand(job: Job, checkpoint: Checkpoint, tensors: Sequence[Read]) -> tuple[Rule, ...]:
     """The preset's rules for this checkpoint, then the user's. Raises `UsageError` for an unknown preset."""
     if job.preset is None:
         return job.rules
@@ -52,7 +39,7 @@ def expand(job: Job, checkpoint: Checkpoint, tensors: Sequence[Source]) -> tuple
 
 
 def verdicts(
-    checkpoint: Checkpoint, tensors: Sequence[Source], job: Job, errors: list[QuantConvertError]
+    checkpoint: Checkpoint, tensors: Sequence[Read], job: Job, errors: list[QuantConvertError]
 ) -> dict[str, Verdict]:
     """Tensor name to what the last matching rule says; a rule without a match is a mistake worth stopping for."""
     found: dict[str, Verdict] = {}
@@ -64,19 +51,24 @@ def verdicts(
     own = len(rules) - len(job.rules)
     for i, rule in enumerate(rules):
         option = "--rule" if i >= own else "--preset"
-        hits = _hits(tensors, rule.pattern, f"{option} `{rule.pattern}={rule.scheme}`", errors)
+        hits = _hits(tensors, rule.pattern, option, errors, f"={rule.scheme}")
         request, text = job.request(rule.scheme), f"{option} {rule.pattern}={rule.scheme}"
         for ref in hits:
             forced = rule.pattern in _names(ref)
             found[ref.name] = Verdict(request, text, forced)
     for pattern in job.ignore:
-        for ref in _hits(tensors, pattern, f"--ignore `{pattern}`", errors):
+        for ref in _hits(tensors, pattern, "--ignore", errors):
             found[ref.name] = Verdict(None, f"--ignore {pattern}")
     return found
 
 
-def _hits(tensors: Sequence[Source], pattern: str, what: str, errors: list[QuantConvertError]) -> list[Source]:
-    """Tensors that `pattern` matches by module or name; exact names and globs also by that of the stored tensor."""
+def _hits(
+    tensors: Sequence[Read], pattern: str, option: str, errors: list[QuantConvertError], then: str = ""
+) -> list[Read]:
+    """Tensors that `pattern` matches by module or name; exact names and globs also by that of the stored tensor.
+
+    option, then: what stands before and after the pattern on the command line.
+    """
     try:
         matches = compile_pattern(pattern)
     except UsageError as error:
@@ -85,12 +77,22 @@ def _hits(tensors: Sequence[Source], pattern: str, what: str, errors: list[Quant
     own = pattern.startswith("re:")  # a regular expression may exclude names; stored ones would slip through
     hits = [ref for ref in tensors if any(map(matches, _names(ref, own)))]
     if not hits:
-        close = nearest(pattern, [module_of(ref.name) for ref in tensors])
-        hint = f"names like it: {', '.join(f'`{name}`' for name in close)}" if close else None
-        errors.append(UsageError(f"{what} matches no tensor", hint=hint))
+        modules = list(dict.fromkeys(module_of(ref.name) for ref in tensors))
+        hint = _missing_hint(pattern, option, then, modules)
+        errors.append(UsageError(f"{option} `{pattern}{then}` matches no tensor", hint=hint))
     return hits
 
 
-def _names(source: Source, own: bool = False) -> set[str]:
-    names = {source.name, source.values.name} if isinstance(source, Weight) and not own else {source.name}
+def _missing_hint(pattern: str, option: str, then: str, modules: Sequence[str]) -> str:
+    """What may have been meant: a glob, as in tools that match parts of names, or a name like it."""
+    found = wider(pattern, modules)
+    if found:
+        return f"a name alone is the whole name; {option} '{found[0]}{then}' matches {counted(found[1], 'module')}"
+    close = nearest(pattern, modules)
+    names = ", ".join(f"`{name}`" for name in close)
+    return f"names like it: {names}" if close else "`quantconvert plan SRC --explain` lists the names"
+
+
+def _names(source: Read, own: bool = False) -> set[str]:
+    names = {source.name} if own else {source.name, source.values.name}
     return names | {module_of(name) for name in names}

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from quantconvert.checkpoint.local import open_regular
+from quantconvert.checkpoint.ranges import RangeReader
+from quantconvert.machine import sync
 
 
 def write_all(fd: int, data: memoryview, offset: int) -> None:
@@ -29,32 +30,30 @@ def write_file(path: Path, content: bytes) -> None:
     fd = os.open(path, os.O_CREAT | os.O_TRUNC | os.O_WRONLY | os.O_CLOEXEC, 0o644)
     try:
         write_all(fd, memoryview(content), 0)
-        os.fsync(fd)
+        sync(fd)
     finally:
         os.close(fd)
 
 
-def copy_file(source: Path, target: Path) -> None:
-    """The content of a file into a new one, on disk."""
-    from_fd = open_regular(str(source), os.O_RDONLY | os.O_CLOEXEC)
+def copy_file(source: RangeReader, target: Path) -> None:
+    """The content of a file of the source into a new one, on disk."""
+    fd = os.open(target, os.O_CREAT | os.O_TRUNC | os.O_WRONLY | os.O_CLOEXEC, 0o644)
     try:
-        to_fd = os.open(target, os.O_CREAT | os.O_TRUNC | os.O_WRONLY | os.O_CLOEXEC, 0o644)
-        try:
-            done = 0
-            while part := os.pread(from_fd, 1 << 22, done):
-                write_all(to_fd, memoryview(part), done)
-                done += len(part)
-            os.fsync(to_fd)
-        finally:
-            os.close(to_fd)
+        nbytes = source.version().nbytes
+        buffer = memoryview(bytearray(min(nbytes, 1 << 22)))
+        for begin in range(0, nbytes, 1 << 22):
+            part = buffer[: nbytes - begin]
+            source.read_into(part, begin)
+            write_all(fd, part, begin)
+        sync(fd)
     finally:
-        os.close(from_fd)
+        os.close(fd)
 
 
 def fsync_folder(folder: Path) -> None:
     """Make the names in `folder` durable: files created, renamed, removed."""
     fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        os.fsync(fd)
+        sync(fd)
     finally:
         os.close(fd)

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
+from quantconvert.buffers import Workspace
+from quantconvert.checkpoint import Repo
+from quantconvert.checkpoint.ranges import Files
 from quantconvert.planning import Execution
-from quantconvert.run.io import Files, Workspace
-from quantconvert.run.readers import open_reader
 from quantconvert.run.work import count_nonfinite, nonfinite_text
-from quantconvert.sources import Source
+from quantconvert.sources import Read, open_rows
 
 
-def find_nonfinite(sources: Sequence[Source], root: Path, execution: Execution) -> dict[str, str]:
+def find_nonfinite(reads: Sequence[Read], repo: Repo, execution: Execution) -> dict[str, str]:
     """Names of the weights that hold NaN or Inf, with `3 NaN, first at [0, 17]`; reads all of them once."""
-    files, work = Files(root), Workspace()
+    files, work = Files(repo), Workspace()
     try:
-        found = {s.name: count_nonfinite(open_reader(s, files, work, execution), s) for s in sources}
+        found = {r.name: count_nonfinite(open_rows(r, files, work, execution.slab_nbytes), r) for r in reads}
     finally:
         files.close()
     return {name: nonfinite_text(counts) for name, counts in found.items() if counts[2]}

@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
-import math
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from quantconvert.checkpoint import TensorRef
+from quantconvert.buffers import Workspace, bytes_of, torch_dtype
+from quantconvert.checkpoint.ranges import Files
 from quantconvert.errors import CheckpointError, OutputError, UnsupportedError
-from quantconvert.layouts import get_layout
-from quantconvert.methods import rtn
-from quantconvert.planning import Execution, Task
-from quantconvert.planning.memory import COPY_CHUNK_NBYTES, Cut, cut, read_multiple, spans
-from quantconvert.run.blocks import BlockReader, recast
+from quantconvert.kernels import find_kernel
+from quantconvert.layouts import LAYOUTS
+from quantconvert.machine import copy_range
+from quantconvert.methods import METHODS, Noise, NonFinite, ScaleOverflow
+from quantconvert.planning import Copy, Decode, Execution, Quantize, Repack, Split, Task
+from quantconvert.planning.tasks import COPY_CHUNK_NBYTES
 from quantconvert.run.disk import write_all
-from quantconvert.run.io import Files, Workspace, bytes_of, torch_dtype
-from quantconvert.run.readers import Reader, open_reader, read_part, tiles
+from quantconvert.run.result import TaskResult
 from quantconvert.run.shards import ShardWriter
-from quantconvert.sources import Source, Weight
+from quantconvert.sources import Read, open_rows
+from quantconvert.sources.blocks import BlockReader, recast
+from quantconvert.sources.rows import Rows, read_vector, tiles
+from quantconvert.spans import spans
 
 # First row, number of rows, and blocks by suffix, row axis first.
 Tile = tuple[int, int, dict[str, Tensor]]
@@ -31,31 +34,39 @@ Tile = tuple[int, int, dict[str, Tensor]]
 class Bench:
     """What a worker needs to carry out tasks: the source, the writer, its own buffers, and whom to tell of progress.
 
-    noise: sums of squares of each quantized weight's error, and of the weight, by name; filled in here.
+    advance: called with a tensor's name and how many more of its bytes are done, 0 too; may raise to stop the task.
     """
 
     files: Files
     writer: ShardWriter
     work: Workspace
     execution: Execution
-    format: str
     advance: Callable[[str, int], None]
-    noise: dict[str, tuple[float, float]]
 
-    def carry_out(self, task: Task) -> None:
-        """Do the whole task; its bytes are in the shard afterwards."""
-        work = {"copy": self._copy, "split": self._split, "quantize": self._quantize, "repack": self._repack}
-        work.get(task.operation, self._dequantize)(task)
+    def carry_out(self, task: Task) -> TaskResult:
+        """Do the whole task; its bytes are in the shard afterwards, not yet durable."""
+        noise = None
+        match task:
+            case Copy():
+                self._copy(task)
+            case Split():
+                self._split(task)
+            case Quantize():
+                noise = self._quantize(task)
+            case Repack():
+                self._repack(task)
+            case Decode():
+                self._decode(task)
+        return TaskResult(self.writer.sums(task, self.work, lambda: self.advance(task.source.name, 0)), noise)
 
-    def _copy(self, task: Task) -> None:
+    def _copy(self, task: Copy) -> None:
         """Bytes as they are, without passing through this process where the file systems can do it."""
-        (output,), ref = task.outputs, task.source
-        assert isinstance(ref, TensorRef)
+        (output,), ref = task.outputs, task.source.values
         source, target = self.files.fd(ref.file), self.writer.fd(output.shard)
         for begin, end in spans(0, ref.nbytes, 16 * COPY_CHUNK_NBYTES):
             done = begin
             while done < end:
-                count = _copy_range(source, target, end - done, ref.offset + done, output.offset + done)
+                count = copy_range(source, target, end - done, ref.offset + done, output.offset + done)
                 if count == 0:
                     size = min(end - done, COPY_CHUNK_NBYTES)
                     chunk = bytes_of(self.work.tensor("raw", torch.uint8, (size,)))
@@ -68,58 +79,50 @@ class Bench:
                 done += count
             self.advance(ref.name, end - begin)
 
-    def _stream(self, task: Task, parts: Cut, make: Callable[[int, int], Iterator[Tile]]) -> None:
+    def _stream(self, task: Quantize | Repack | Decode, make: Callable[[int, int], Iterator[Tile]]) -> None:
         """Write what `make(begin, end)` yields for each slab of rows: straight away, or turned once a slab is full."""
-        rows, nbytes = task.source.shape[0], task.source.nbytes
-        told = 0
-        for begin, end in spans(0, rows, parts.slab_rows):
+        rows, nbytes = task.source.matrix[0], task.source.nbytes
+        reported = 0
+        for begin, end in spans(0, rows, task.cut.slab_rows):
             slabs = self._slabs(task, end - begin)
             for first, count, blocks in make(begin, end):
                 for output in task.outputs:
-                    block = blocks[output.suffix]
-                    if output.transposed:
-                        at = (first - begin) // output.rows_per_element
-                        slabs[output.suffix][at : at + block.shape[0]] = block
+                    spec, block = output.spec, blocks[output.spec.suffix]
+                    if spec.transposed:
+                        at = (first - begin) // spec.rows_per_element
+                        slabs[spec.suffix][at : at + block.shape[0]] = block
                     else:
                         self.writer.write_rows(output, block, first)
                 done = nbytes * (first + count) // rows
-                self.advance(task.source.name, done - told)
-                told = done
+                self.advance(task.source.name, done - reported)
+                reported = done
             for output in task.outputs:
-                if output.transposed:
-                    self.writer.write_turned(output, slabs[output.suffix], begin, self.work)
+                if output.spec.transposed:
+                    self.writer.write_turned(output, slabs[output.spec.suffix], begin, self.work)
         self.work.trim(self.execution.memory_limit // self.execution.workers)
 
-    def _reader(self, task: Task) -> Reader:
-        return open_reader(task.source, self.files, self.work, self.execution)
+    def _rows(self, read: Read) -> Rows:
+        return open_rows(read, self.files, self.work, self.execution.slab_nbytes)
 
-    def _cut(self, task: Task, multiple: int) -> Cut:
-        turned = sum(output.nbytes for output in task.outputs if output.transposed)
-        return cut(task.source, task.source.shape, turned, multiple, self.execution)
-
-    def _quantize(self, task: Task) -> None:
-        source, scheme, fmt = task.source, task.scheme, get_layout(self.format)
-        assert scheme is not None
-        reader, shape = self._reader(task), source.shape
-        parts = self._cut(task, math.lcm(fmt.row_multiple(scheme), read_multiple(source)))
-        dtype, scale_dtype = torch_dtype(source.dtype), torch_dtype(fmt.scale_dtype(source.dtype))
-
-        noise = rtn.Noise(lambda shape: self.work.tensor("rounded", torch.float32, shape))
-
-        def make(begin: int, end: int) -> Iterator[Tile]:
-            for first, w_OI in tiles(reader, begin, end, parts.tile_rows):
-                quantized = rtn.quantize(w_OI, scheme, dtype, scale_dtype, span, noise)
-                yield first, w_OI.shape[0], fmt.encode(quantized, scheme, shape)
-
+    def _quantize(self, task: Quantize) -> tuple[float, float]:
+        source, scheme = task.source, task.scheme
+        rows, count, tile_rows = self._rows(source), source.matrix[0], task.cut.tile_rows
+        method = METHODS[task.method]
+        noise = Noise(lambda shape: self.work.tensor("rounded", torch.float32, shape))
         try:
-            first_pass = tiles(reader, 0, shape[0], parts.tile_rows)
-            span = rtn.measure_all(self._heard(source.name, first_pass), scheme)
-            self._stream(task, parts, make)
-            self.noise[source.name] = noise.noise, noise.signal
-        except rtn.NonFinite:
-            raise nonfinite_error(source, count_nonfinite(reader, source)) from None
-        except rtn.ScaleOverflow:
-            raise overflow_error(source, fmt.name) from None
+            span = method.span(self._heard(source.name, tiles(rows, 0, count, tile_rows)), scheme)
+            encode = _encoder(task, rows, span, noise)
+
+            def make(begin: int, end: int) -> Iterator[Tile]:
+                for first, last in spans(begin, end, tile_rows):
+                    yield first, last - first, encode(first, last)
+
+            self._stream(task, make)
+            return noise.noise, noise.signal
+        except NonFinite:
+            raise nonfinite_error(source, count_nonfinite(rows, source)) from None
+        except ScaleOverflow:
+            raise overflow_error(source, task.layout) from None
 
     def _heard(self, name: str, read: Iterator[tuple[int, Tensor]]) -> Iterator[Tensor]:
         """The tiles of a first pass, which tells of no progress but must stop when all workers do."""
@@ -127,78 +130,88 @@ class Bench:
             self.advance(name, 0)
             yield w_OI
 
-    def _dequantize(self, task: Task) -> None:
+    def _decode(self, task: Decode) -> None:
         """A stored weight as plain floats."""
-        reader, parts = self._reader(task), self._cut(task, read_multiple(task.source))
-        dtype = torch_dtype(task.outputs[0].dtype)
+        rows, (output,) = self._rows(task.source), task.outputs
+        dtype = torch_dtype(output.spec.dtype)
 
         def make(begin: int, end: int) -> Iterator[Tile]:
-            for first, w_OI in tiles(reader, begin, end, parts.tile_rows):
+            for first, w_OI in tiles(rows, begin, end, task.cut.tile_rows):
                 weight = w_OI.to(dtype)
                 lost = ~torch.isfinite(weight)
                 if bool(lost.any()):
                     finite = torch.isfinite(w_OI)
                     if task.reason is None and not bool(finite.all()):
-                        raise nonfinite_error(task.source, count_nonfinite(reader, task.source))
+                        raise nonfinite_error(task.source, count_nonfinite(rows, task.source))
                     if bool((lost & finite).any()):  # else kept: NaN of the source's own, as in a copy
                         raise UnsupportedError(
-                            f"`{task.source.name}` has weights that {task.outputs[0].dtype} does not hold",
+                            f"`{task.source.name}` has weights that {output.spec.dtype} does not hold",
                             hint="--dtype bfloat16 or float32",
                         )
-                yield first, w_OI.shape[0], {"weight": weight}
+                yield first, w_OI.shape[0], {output.spec.suffix: weight}
 
-        self._stream(task, parts, make)
+        self._stream(task, make)
 
-    def _split(self, task: Task) -> None:
+    def _split(self, task: Split) -> None:
         """One expert's share of the biases, as it is."""
-        source = task.source
-        assert isinstance(source, Weight)
-        part = read_part(source, self.files)
-        assert part.numel() * part.element_size() == task.outputs[0].nbytes, source.name
+        part = read_vector(task.source, self.files)
+        assert part.numel() * part.element_size() == task.outputs[0].nbytes, task.source.name
         self.writer.write_rows(task.outputs[0], part, 0)
-        self.advance(source.name, source.nbytes)
+        self.advance(task.source.name, task.source.nbytes)
 
-    def _repack(self, task: Task) -> None:
+    def _repack(self, task: Repack) -> None:
         """Stored codes into another layout."""
-        source, scheme = task.source, task.scheme
-        assert isinstance(source, Weight)
-        assert scheme is not None
-        assert source.stored is not None
-        stored, target = source.stored, get_layout(self.format)
-        reader = BlockReader(get_layout(source.layout or ""), stored, self.files, self.work)
-        parts = self._cut(task, max(read_multiple(source), target.row_multiple(scheme)))
+        stored, target = task.source.stored, LAYOUTS[task.layout]
+        assert stored is not None
+        reader = BlockReader(stored, self.files, self.work)
         scale_dtype = torch_dtype(target.scale_dtype(reader.scale_tag))
 
         def make(begin: int, end: int) -> Iterator[Tile]:
-            for first, last in spans(begin, end, parts.tile_rows):
-                quantized = recast(reader.rows(first, last), scale_dtype, stored)
-                yield first, last - first, target.encode(quantized, scheme, stored.shape)
+            for first, last in spans(begin, end, task.cut.tile_rows):
+                quantized = recast(reader.quantized(first, last), scale_dtype, stored)
+                yield first, last - first, target.encode(quantized, task.scheme, stored.shape)
 
-        self._stream(task, parts, make)
+        self._stream(task, make)
 
-    def _slabs(self, task: Task, num_rows: int) -> dict[str, Tensor]:
+    def _slabs(self, task: Quantize | Repack | Decode, num_rows: int) -> dict[str, Tensor]:
         """Where the blocks of transposed outputs are gathered, by suffix, row axis first."""
+        specs = [output.spec for output in task.outputs if output.spec.transposed]
         return {
-            o.suffix: self.work.tensor(o.suffix, torch_dtype(o.dtype), (-(-num_rows // o.rows_per_element), o.shape[0]))
-            for o in task.outputs
-            if o.transposed
+            spec.suffix: self.work.tensor(
+                spec.suffix, torch_dtype(spec.dtype), (-(-num_rows // spec.rows_per_element), spec.shape[0])
+            )
+            for spec in specs
         }
 
 
-def _copy_range(source: int, target: int, count: int, source_offset: int, target_offset: int) -> int:
-    """Bytes copied inside the kernel; 0 where it cannot."""
-    try:
-        return os.copy_file_range(source, target, count, source_offset, target_offset)
-    except OSError:
-        return 0
+def _encoder(task: Quantize, rows: Rows, span: Any, noise: Noise) -> Callable[[int, int], dict[str, Tensor]]:
+    """From a range of rows to blocks by suffix: a registered kernel where there is one, else decode, quantize, encode.
+
+    The three calls are the reference: a kernel does in one what they do, to the bit.
+    """
+    source, scheme = task.source, task.scheme
+    method, layout = METHODS[task.method], LAYOUTS[task.layout]
+    dtype, scale_dtype = torch_dtype(source.dtype), torch_dtype(layout.scale_dtype(source.dtype))
+    kernel = find_kernel(source, method, scheme, layout)
+
+    def fast(first: int, last: int) -> dict[str, Tensor]:
+        assert kernel is not None
+        return kernel(rows.raw(first, last), span, noise)
+
+    def reference(first: int, last: int) -> dict[str, Tensor]:
+        quantized = method.quantize(rows.rows(first, last), scheme, dtype, scale_dtype, span, noise)
+        return layout.encode(quantized, scheme, source.shape)
+
+    return fast if kernel else reference
 
 
-def count_nonfinite(reader: Reader, source: Source) -> tuple[int, int, tuple[int, ...]]:
+def count_nonfinite(reader: Rows, source: Read) -> tuple[int, int, tuple[int, ...]]:
     """How many NaN and Inf a weight holds, and the index of the first of them."""
     nan = inf = 0
     first: tuple[int, ...] = ()
-    rows = max(64, (1 << 18) // max(1, source.shape[1]) // 64 * 64)
-    for begin, w_OI in tiles(reader, 0, source.shape[0], rows):
+    count, width = source.matrix
+    rows = max(64, (1 << 18) // max(1, width) // 64 * 64)
+    for begin, w_OI in tiles(reader, 0, count, rows):
         bad = ~torch.isfinite(w_OI)
         if bool(bad.any()):
             if not first:
@@ -216,14 +229,14 @@ def nonfinite_text(found: tuple[int, int, tuple[int, ...]]) -> str:
     return f"{counts}, first at {list(first)}"
 
 
-def nonfinite_error(ref: Source, found: tuple[int, int, tuple[int, ...]]) -> CheckpointError:
+def nonfinite_error(ref: Read, found: tuple[int, int, tuple[int, ...]]) -> CheckpointError:
     return CheckpointError(
         f"tensor `{ref.name}` in `{ref.file}` holds {nonfinite_text(found)}: expected finite weights",
         hint="--nan-policy keep leaves such tensors (and what is fused with them) unquantized",
     )
 
 
-def overflow_error(ref: Source, fmt: str) -> UnsupportedError:
+def overflow_error(ref: Read, fmt: str) -> UnsupportedError:
     return UnsupportedError(
         f"tensor `{ref.name}` in `{ref.file}` has a scale above 65504, the largest of float16, which {fmt} stores",
         hint="--format compressed-tensors stores scales in the weight's own dtype, or --ignore this tensor",

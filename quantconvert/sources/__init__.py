@@ -1,9 +1,13 @@
-"""How stored bytes become a weight: which tensors belong together, across shards, and in which layout."""
+"""How stored bytes become a weight: which tensors belong together, in which encoding, and by which steps.
 
-from quantconvert.sources.codes import find_stored, specs_of
-from quantconvert.sources.find import find_sources
-from quantconvert.sources.read import Dropped, Source, Sources, View, Weight, bits_of, refs_of
+A new kind of input is a file with an `Encoding` and a line in `sources/registry.py`; a new step a file in `steps/`.
+"""
+
+from quantconvert.sources.find import find_sources, known_methods
+from quantconvert.sources.read import Cost, Dropped, Read, Sources, View, as_stored
+from quantconvert.sources.registry import ENCODINGS, cost_of, open_rows
 
 __all__ = [
-    "Dropped", "Source", "Sources", "View", "Weight", "bits_of", "find_sources", "find_stored", "refs_of", "specs_of",
+    "ENCODINGS", "Cost", "Dropped", "Read", "Sources", "View", "as_stored", "cost_of", "find_sources", "known_methods",
+    "open_rows",
 ]  # fmt: skip

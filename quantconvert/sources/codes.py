@@ -1,47 +1,90 @@
-"""Finding the quantized modules of a checkpoint, whoever wrote it."""
+"""Integer codes in a registered layout, whoever wrote them: compressed-tensors, GPTQ, AWQ and our own."""
 
 from __future__ import annotations
 
+import re
 import struct
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING
 
-from quantconvert.checkpoint import Checkpoint, TensorRef
+from quantconvert.checkpoint import TensorRef
 from quantconvert.errors import CheckpointError, QuantConvertError, UnsupportedError
-from quantconvert.layouts import LAYOUTS, Layout, Stored
-from quantconvert.layouts.base import TensorSpec
+from quantconvert.layouts import LAYOUTS, Layout, Stored, TensorSpec
+from quantconvert.patterns import WEIGHT_SUFFIX
+from quantconvert.sources.encoding import Context
+from quantconvert.sources.read import Cost, Read
+
+if TYPE_CHECKING:
+    from quantconvert.buffers import Workspace
+    from quantconvert.sources.rows import Files, Rows
 
 FLOATS = ("F16", "BF16", "F32")
 
 
-def find_stored(
-    checkpoint: Checkpoint,
-    tensors: Sequence[TensorRef],
-    read: Callable[[TensorRef], bytes],
-    errors: list[QuantConvertError],
-) -> tuple[Layout, list[Stored]]:
-    """The format that config.json names, and every quantized module among `tensors`, in their order.
+class Codes:
+    """Modules of a registered layout; the detail of a read is what the layout says of it (`Stored`)."""
 
-    `read` returns the bytes of a small tensor. Each module's tensors are checked against what its format promises;
-    contradictions are appended to `errors`. Raises `UnsupportedError` where there is no format that we read.
+    name = "codes"
+    out_first = True
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """The layouts' own names, whichever are registered."""
+        return tuple(LAYOUTS)
+
+    def find(self, context: Context) -> Iterator[Read]:
+        """Every quantized module of the layout that config.json names, with its tensors checked against it."""
+        layout = LAYOUTS.get(context.method or "")
+        if layout is None:
+            return
+        rest = [ref for ref in context.refs.values() if not is_activation_scale(ref.name)]
+        if not any(is_quantized(ref) for ref in rest):
+            return
+        for stored in find_stored(context, layout, rest):
+            yield Read(
+                stored.module + WEIGHT_SUFFIX, stored.shape, stored.scale.dtype, self.name, stored.refs,
+                num_bits=stored.scheme.num_bits, detail=stored,
+            )  # fmt: skip
+
+    def cost(self, read: Read, slab_nbytes: int) -> Cost:
+        """What is stored transposed is read whole, and held; rows that share a word are read together."""
+        assert read.stored is not None
+        held = sum(spec.nbytes for spec in specs_of(read.stored).values() if spec.transposed)
+        return Cost(4, held, row_multiple=LAYOUTS[read.stored.layout].row_multiple(read.stored.scheme))
+
+    def open(self, read: Read, files: Files, work: Workspace, slab_nbytes: int) -> Rows:
+        """Values as the layout's own dequantizer gives them."""
+        from quantconvert.sources.blocks import BlockReader, CodesRows
+
+        assert read.stored is not None
+        return CodesRows(BlockReader(read.stored, files, work))
+
+
+# Scales of activations and of the key/value cache: they belong to the source's quantization and end with it.
+_ACTIVATION_SCALES = re.compile(
+    r"\.(input_scale|activation_scale|input_scale_ub|input_zero_point|output_scale|[kqv]_scale|kv_scale|prob_scale)$"
+)
+
+
+def is_activation_scale(name: str) -> bool:
+    """Whether a tensor of that name is a scale of something that is not stored."""
+    return _ACTIVATION_SCALES.search(name) is not None
+
+
+def find_stored(context: Context, layout: Layout, tensors: Sequence[TensorRef]) -> list[Stored]:
+    """Every quantized module among `tensors`, in their order.
+
+    Each module's tensors are checked against what the layout promises; contradictions are appended to the errors.
     """
-    block = checkpoint.quantization_block
-    method = str(block.get("quant_method", "")) if block else ""
-    fmt = LAYOUTS.get(method)
-    if block is None or fmt is None:
-        found = f"quant_method `{method}`" if block else "no quantization_config"
-        raise UnsupportedError(
-            f"`{checkpoint.location}` is not quantized in a layout that can be read back: config.json has {found}",
-            hint=f"layouts: {', '.join(LAYOUTS)}",
-        )
     modules: dict[str, dict[str, TensorRef]] = {}
     for ref in tensors:
         module, _, suffix = ref.name.rpartition(".")
-        if suffix in fmt.suffixes:
+        if suffix in layout.suffixes:
             modules.setdefault(module, {})[suffix] = ref
-    stored = _read_modules(fmt, block, modules, read, errors)
-    known = {ref.name for one in stored for ref in one.refs.values()}
+    errors = context.errors
+    found = _read_modules(layout, context, modules)
+    known = {ref.name for stored in found for ref in stored.refs.values()}
     stray = [ref for ref in tensors if ref.name not in known and is_quantized(ref)]
     if stray and not errors:
         errors.append(
@@ -50,11 +93,12 @@ def find_stored(
                 f"{', '.join(f'`{ref.name}`' for ref in stray[:3])}"
             )
         )
-    if not stored and not errors:
-        errors.append(UnsupportedError(f"`{checkpoint.location}` says `{method}` but holds no quantized weight"))
-    if not all(one.scheme.symmetric for one in stored) and fmt.zeros_tell_symmetry:
-        stored = [replace(one, scheme=replace(one.scheme, symmetric=False)) for one in stored]
-    return fmt, stored
+    if not found and not errors:
+        location = context.checkpoint.location
+        errors.append(UnsupportedError(f"`{location}` says `{layout.name}` but holds no quantized weight"))
+    if not all(stored.scheme.symmetric for stored in found) and layout.zeros_tell_symmetry:
+        found = [replace(stored, scheme=replace(stored.scheme, symmetric=False)) for stored in found]
+    return found
 
 
 _SUFFIXES = (
@@ -71,24 +115,18 @@ def is_quantized(ref: TensorRef) -> bool:
     return last in _SUFFIXES or last.endswith(("_scale_inv", "_proj_scale")) or mxfp4 or tiny
 
 
-def _read_modules(
-    fmt: Layout,
-    block: Mapping[str, Any],
-    modules: Mapping[str, Mapping[str, TensorRef]],
-    read: Callable[[TensorRef], bytes],
-    errors: list[QuantConvertError],
-) -> list[Stored]:
-    """Every module that the format's reader recognises; whatever does not fit the config is a refusal."""
-    stored = []
+def _read_modules(layout: Layout, context: Context, modules: Mapping[str, Mapping[str, TensorRef]]) -> list[Stored]:
+    """Every module that the layout's reader recognises; whatever does not fit the config is a refusal."""
+    found = []
+    errors = context.errors
     where = "quantization_config"
     try:
-        reader = fmt.reader(block, read)
+        reader = layout.reader(context.block, context.read)
         for where, refs in modules.items():
             try:
-                one = reader(where, refs)
-                if one is not None:
-                    _check(fmt, one)
-                    stored.append(one)
+                stored = reader(where, refs)
+                if stored is not None:
+                    found.append(_checked(replace(stored, layout=layout.name)))
             except QuantConvertError as error:
                 named = where in error.message
                 errors.append(error if named else type(error)(f"`{where}`: {error.message}", hint=error.hint))
@@ -97,20 +135,22 @@ def _read_modules(
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, StopIteration, struct.error) as error:
         reason = f"{type(error).__name__} {error}"
         errors.append(CheckpointError(f"`{where}` does not fit its quantization_config: {reason}"))
-    return stored
+    return found
 
 
-def specs_of(fmt: Layout, stored: Stored) -> dict[str, TensorSpec]:
-    """What the format promises for a stored module, by suffix."""
-    return {spec.suffix: spec for spec in fmt.outputs(stored.shape, stored.scale.dtype, stored.scheme)}
+def specs_of(stored: Stored) -> dict[str, TensorSpec]:
+    """What its layout promises for a stored module, by suffix."""
+    outputs = LAYOUTS[stored.layout].outputs(stored.shape, stored.scale.dtype, stored.scheme)
+    return {spec.suffix: spec for spec in outputs}
 
 
-def _check(fmt: Layout, stored: Stored) -> None:
+def _checked(stored: Stored) -> Stored:
+    """A module whose tensors are what its layout promises; raises `CheckpointError`."""
     if stored.scale_suffix not in stored.refs:
         raise CheckpointError(f"`{stored.module}` has no `{stored.scale_suffix}`: its codes mean nothing without")
     if "weight" in stored.refs and "weight_packed" in stored.refs:
         raise CheckpointError(f"`{stored.module}` has both `weight` and `weight_packed`: expected one of them")
-    for suffix, spec in specs_of(fmt, stored).items():
+    for suffix, spec in specs_of(stored).items():
         ref = stored.refs.get(suffix)
         optional = suffix in ("g_idx", "weight_shape")
         if ref is None and not optional:
@@ -123,3 +163,4 @@ def _check(fmt: Layout, stored: Stored) -> None:
                 f"tensor `{ref.name}` in `{ref.file}`: expected shape {list(spec.shape)} for "
                 f"{stored.scheme.label}, got {list(ref.shape)}"
             )
+    return stored

@@ -11,19 +11,17 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
-from quantconvert.checkpoint import TensorRef
 from quantconvert.dtypes import DTYPES
 from quantconvert.errors import CheckpointError, QuantConvertError
 from quantconvert.families import Family, FusedExperts
 from quantconvert.patterns import WEIGHT_SUFFIX, template_of
-from quantconvert.sources.read import Source, View, Weight
+from quantconvert.sources.read import PLAIN, Read, View
+from quantconvert.sources.registry import ENCODINGS
 
 MAX_PARTS = 10_000
 
 
-def split_source(
-    source: Source, family: Family, config: Mapping[str, Any], errors: list[QuantConvertError]
-) -> list[Source]:
+def split_read(source: Read, family: Family, config: Mapping[str, Any], errors: list[QuantConvertError]) -> list[Read]:
     """The weights that `source` holds: itself alone, itself turned, or one for each expert and projection."""
     bare = source.name.removesuffix(WEIGHT_SUFFIX)
     rows = sorted(family.fused_experts, key=lambda row: row.experts not in config)  # what the config speaks of first
@@ -33,7 +31,7 @@ def split_source(
         try:
             if match:
                 return list(_experts(source, bare[: match.start()], row, config))
-            if of_bias and isinstance(source, TensorRef):
+            if of_bias and source.encoding == PLAIN:
                 return list(_biases(source, bare[: of_bias.start()], row, config))
         except CheckpointError as error:
             errors.append(error)
@@ -41,24 +39,22 @@ def split_source(
     return [_turned(source) if _is_transposed(source, bare, family) else source]
 
 
-def _turned(source: Source) -> Weight:
+def _turned(source: Read) -> Read:
     """A weight that is stored [in, out]. Integer codes are [out, in] even so; the view says what family that is."""
-    view = View(transposed=True)
-    if isinstance(source, TensorRef):
-        return Weight(source.name, source.shape[::-1], source.dtype, "plain", {"weight": source}, view)
-    return replace(source, shape=source.shape if source.stored else source.shape[::-1], view=view)
+    out_first = ENCODINGS[source.encoding].out_first
+    return replace(source, shape=source.shape if out_first else source.shape[::-1], view=View(transposed=True))
 
 
-def _is_transposed(ref: Source, bare: str, family: Family) -> bool:
+def _is_transposed(ref: Read, bare: str, family: Family) -> bool:
     if len(ref.shape) != 2 or not ref.name.endswith(WEIGHT_SUFFIX) or not DTYPES[ref.dtype].is_weight:
         return False
     return any(re.search(pattern, template_of(bare)) for pattern in family.transposed)
 
 
-def _experts(source: Source, stem: str, row: FusedExperts, config: Mapping[str, Any]) -> Iterator[Weight]:
+def _experts(source: Read, stem: str, row: FusedExperts, config: Mapping[str, Any]) -> Iterator[Read]:
     experts, out_features, in_features = _sizes(source, row, config)
     count = len(row.projections)
-    transposed = row.transposed and not (isinstance(source, Weight) and source.encoding == "mxfp4")
+    transposed = row.transposed and not ENCODINGS[source.encoding].out_first
     matrix = (count * out_features, in_features)
     expected = (experts, *(matrix[::-1] if transposed else matrix))
     if source.shape != expected:
@@ -69,12 +65,11 @@ def _experts(source: Source, stem: str, row: FusedExperts, config: Mapping[str, 
         )
     if experts * count > MAX_PARTS:
         raise CheckpointError(f"tensor `{source.name}` in `{source.file}` holds {experts} experts: expected a model's")
-    whole = source if isinstance(source, Weight) else _plain(source)
     for expert in range(experts):
         for i, projection in enumerate(row.projections):
             start, step = (i, count) if row.interleaved else (i * out_features, 1)
             yield replace(
-                whole,
+                source,
                 name=f"{stem}.experts.{expert}.{projection}{WEIGHT_SUFFIX}",
                 shape=(out_features, in_features),
                 view=View(expert, start, step, transposed),
@@ -82,11 +77,7 @@ def _experts(source: Source, stem: str, row: FusedExperts, config: Mapping[str, 
             )
 
 
-def _plain(ref: TensorRef) -> Weight:
-    return Weight(ref.name, ref.shape, ref.dtype, "plain", {"weight": ref})
-
-
-def _sizes(source: Source, row: FusedExperts, config: Mapping[str, Any]) -> tuple[int, int, int]:
+def _sizes(source: Read, row: FusedExperts, config: Mapping[str, Any]) -> tuple[int, int, int]:
     found = [config.get(key) for key in (row.experts, row.out_features, row.in_features)]
     for key, value in zip((row.experts, row.out_features, row.in_features), found, strict=True):
         if type(value) is not int or value < 1:
@@ -98,7 +89,7 @@ def _sizes(source: Source, row: FusedExperts, config: Mapping[str, Any]) -> tupl
     return int(experts or 0), int(out_features or 0), int(in_features or 0)
 
 
-def _biases(ref: TensorRef, stem: str, row: FusedExperts, config: Mapping[str, Any]) -> Iterator[Weight]:
+def _biases(ref: Read, stem: str, row: FusedExperts, config: Mapping[str, Any]) -> Iterator[Read]:
     """One vector for each expert and projection."""
     experts, rows, _ = _sizes(ref, row, config)
     count = len(row.projections)
@@ -112,7 +103,7 @@ def _biases(ref: TensorRef, stem: str, row: FusedExperts, config: Mapping[str, A
         for i, projection in enumerate(row.projections):
             start, step = (i, count) if row.interleaved else (i * rows, 1)
             yield replace(
-                _plain(ref),
+                ref,
                 name=f"{stem}.experts.{expert}.{projection}.bias",
                 shape=(rows,),
                 view=View(expert, start, step),

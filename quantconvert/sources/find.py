@@ -1,28 +1,28 @@
-"""From a checkpoint's tensors to its weights: the one place that knows every kind of input."""
+"""From a checkpoint's tensors to what is read: the one place that asks every encoding."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 
 from quantconvert.checkpoint import Checkpoint, TensorRef
 from quantconvert.errors import CheckpointError, QuantConvertError, UnsupportedError, some
 from quantconvert.families import KEEP_BY_NAME, Family
-from quantconvert.layouts import LAYOUTS
 from quantconvert.patterns import WEIGHT_SUFFIX
-from quantconvert.sources.codes import find_stored, is_quantized
-from quantconvert.sources.experts import split_source
-from quantconvert.sources.fp8 import find_fp8
-from quantconvert.sources.mxfp4 import find_mxfp4
-from quantconvert.sources.read import Dropped, Source, Sources, Weight, refs_of
+from quantconvert.sources.codes import is_activation_scale, is_quantized
+from quantconvert.sources.encoding import Context
+from quantconvert.sources.experts import split_read
+from quantconvert.sources.read import PLAIN, Dropped, Read, Sources, as_stored
+from quantconvert.sources.registry import ENCODINGS
+from quantconvert.sources.steps import STEPS, StepContext
 
-METHODS = ("fp8", "fbgemm_fp8", "mxfp4", *LAYOUTS)
-# Scales of activations and of the key/value cache: they belong to the source's quantization and end with it.
-_ACTIVATION_SCALES = re.compile(
-    r"\.(input_scale|activation_scale|input_scale_ub|input_zero_point|output_scale|[kqv]_scale|kv_scale|prob_scale)$"
-)
 _TAGS = {"bfloat16": "BF16", "float16": "F16", "float32": "F32", "half": "F16", "float": "F32"}
+
+
+def known_methods() -> tuple[str, ...]:
+    """Every `quant_method` that some encoding reads."""
+    return tuple(dict.fromkeys(method for encoding in ENCODINGS.values() for method in encoding.methods))
 
 
 def find_sources(
@@ -30,28 +30,31 @@ def find_sources(
     family: Family | None,
     read: Callable[[TensorRef], bytes],
     errors: list[QuantConvertError],
+    steps: Sequence[str] = (),
 ) -> Sources:
     """Every tensor of the checkpoint as planning sees it, each stored byte in exactly one place.
 
-    read: the bytes of a small tensor (GPTQ's zero points, for their symmetry). Refusals are appended to `errors`.
+    read: the bytes of a small tensor (GPTQ's zero points, for their symmetry). steps: names of registered kinds of
+    steps, which are added in that order. Refusals are appended to `errors`.
     """
     shared = {ref.name: Dropped(ref, f"the same bytes as `{first}`") for ref, first in _aliases(checkpoint)}
     refs = {ref.name: ref for ref in checkpoint.tensors if ref.name not in shared}
     block = checkpoint.quantization_block
     method = str(block.get("quant_method", "unknown method")) if block is not None else None
-    if method is not None and method not in METHODS:
+    if method is not None and method not in known_methods():
         errors.append(
             UnsupportedError(
                 f"source `{checkpoint.location}` is already quantized, by a method that is not read: `{method}`",
-                hint=f"methods that are decoded: {', '.join(METHODS)}; or give the original checkpoint",
+                hint=f"methods that are decoded: {', '.join(known_methods())}; or give the original checkpoint",
             )
         )
-        return Sources(tuple(refs.values()), method=method)
-    weights = _quantized(checkpoint, refs, block or {}, method, read, errors)
+        return Sources(tuple(map(as_stored, refs.values())), method=method)
+    context = Context(checkpoint, refs, block or {}, method, _float_tag(checkpoint), read, errors)
+    weights = _encoded(context)
     method = weights[0].encoding if weights and method is None else method
-    plain, scales = _placed(refs, weights, method)
-    _check_strays(plain, errors)
-    if checkpoint.quantization_block is not None and not weights and not errors:
+    reads, scales = _placed(refs, weights, method)
+    _check_strays(reads, errors)
+    if block is not None and not weights and not errors:
         errors.append(
             CheckpointError(
                 f"config.json of `{checkpoint.location}` says that it is quantized by `{method}`, but no tensor is",
@@ -59,59 +62,48 @@ def find_sources(
             )
         )
     config = checkpoint.text_config
-    tensors: list[Source] = plain
     if family is not None and (family.fused_experts or family.transposed):
-        tensors = [part for source in plain for part in split_source(source, family, config, errors)]
-    _check_names(tensors, errors)
-    return Sources(tuple(tensors), (*shared.values(), *scales), method)
+        reads = [part for whole in reads for part in split_read(whole, family, config, errors)]
+    _check_names(reads, errors)
+    for name in steps:
+        reads = STEPS.find(name).plan(reads, StepContext(config, family, read), errors)
+    return Sources(tuple(reads), (*shared.values(), *scales), method)
+
+
+def _encoded(context: Context) -> list[Read]:
+    """Every weight that is not plain, encoding by encoding; the tensors tell their kind, the config what they leave."""
+    weights: list[Read] = []
+    left = dict(context.refs)
+    for encoding in ENCODINGS.values():
+        if encoding.name == PLAIN:
+            continue
+        try:
+            found = list(encoding.find(replace(context, refs=left)))
+        except CheckpointError as error:
+            context.errors.append(error)
+            return []
+        weights += found
+        taken = {ref.name for read in found for ref in read.inputs}
+        left = {name: ref for name, ref in left.items() if name not in taken} if taken else left
+    return weights
 
 
 def _placed(
-    refs: Mapping[str, TensorRef], weights: list[Weight], method: str | None
-) -> tuple[list[Source], list[Dropped]]:
-    """Quantized weights in the places of their values, everything else as it is; and the scales that end with them."""
+    refs: Mapping[str, TensorRef], weights: Sequence[Read], method: str | None
+) -> tuple[list[Read], list[Dropped]]:
+    """Weights in the places of their values, what no encoding took as it is; and the scales that end with them."""
     leads = {weight.values.name: weight for weight in weights}
-    partners = {ref.name for weight in weights for ref in refs_of(weight)}
-    sources: list[Source] = []
+    partners = {ref.name for weight in weights for ref in weight.inputs}
+    reads: list[Read] = []
     dropped = []
     for ref in refs.values():
         if ref.name in leads:
-            sources.append(leads[ref.name])
-        elif ref.name not in partners and method and _ACTIVATION_SCALES.search(ref.name):
+            reads.append(leads[ref.name])
+        elif ref.name not in partners and method and is_activation_scale(ref.name):
             dropped.append(Dropped(ref, f"activation scale of the source's own quantization (`{method}`)"))
         elif ref.name not in partners:
-            sources.append(ref)
-    return sources, dropped
-
-
-def _quantized(
-    checkpoint: Checkpoint,
-    refs: Mapping[str, TensorRef],
-    block: Mapping[str, Any],
-    method: str | None,
-    read: Callable[[TensorRef], bytes],
-    errors: list[QuantConvertError],
-) -> list[Weight]:
-    """Every quantized weight; the tensors tell their kind, the config only what they leave open."""
-    dtype = _float_tag(checkpoint)
-    try:
-        weights = [*find_fp8(refs, block, dtype, errors), *find_mxfp4(refs, dtype, errors)]
-    except CheckpointError as error:
-        errors.append(error)
-        return []
-    if method in LAYOUTS:
-        taken = {ref.name for weight in weights for ref in refs_of(weight)}
-        rest = [r for r in refs.values() if r.name not in taken and not _ACTIVATION_SCALES.search(r.name)]
-        if rest and any(is_quantized(ref) for ref in rest):
-            layout, stored = find_stored(checkpoint, rest, read, errors)
-            for one in stored:
-                weights.append(
-                    Weight(
-                        one.module + WEIGHT_SUFFIX, one.shape, one.scale.dtype, "codes", one.refs,
-                        num_bits=one.scheme.num_bits, stored=one, layout=layout.name,
-                    )
-                )  # fmt: skip
-    return weights
+            reads.append(as_stored(ref))
+    return reads, dropped
 
 
 def _float_tag(checkpoint: Checkpoint) -> str:
@@ -123,9 +115,9 @@ def _float_tag(checkpoint: Checkpoint) -> str:
     return "BF16"
 
 
-def _check_strays(sources: list[Source], errors: list[QuantConvertError]) -> None:
+def _check_strays(reads: Sequence[Read], errors: list[QuantConvertError]) -> None:
     """A scale without its weight, or codes that nothing explains: copied, they would be taken for a plain model."""
-    strays = [source for source in sources if isinstance(source, TensorRef) and is_quantized(source)]
+    strays = [read.values for read in reads if read.encoding == PLAIN and is_quantized(read.values)]
     if strays and not errors:
         errors.append(
             CheckpointError(
@@ -136,14 +128,14 @@ def _check_strays(sources: list[Source], errors: list[QuantConvertError]) -> Non
         )
 
 
-def _check_names(sources: list[Source], errors: list[QuantConvertError]) -> None:
+def _check_names(reads: Sequence[Read], errors: list[QuantConvertError]) -> None:
     """One weight a name: a plain form beside the quantized one, or an expert beside the fused ones, contradict."""
-    first: dict[str, Source] = {}
-    for source in sources:
-        other = first.setdefault(source.name, source)
-        if other is not source and not errors:
-            names = [f"`{refs_of(one)[0].name}`" for one in (other, source)]
-            errors.append(CheckpointError(f"`{source.name}` is stored twice: as {' and as '.join(names)}"))
+    first: dict[str, Read] = {}
+    for read in reads:
+        other = first.setdefault(read.name, read)
+        if other is not read and not errors:
+            names = f"as `{other.values.name}` and as `{read.values.name}`"
+            errors.append(CheckpointError(f"`{read.name}` is stored twice: {names}"))
 
 
 def _aliases(checkpoint: Checkpoint) -> Iterator[tuple[TensorRef, str]]:

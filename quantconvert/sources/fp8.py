@@ -9,47 +9,65 @@ float8_e8m0 is the exponent: 2^(u - 127) (`scale_fmt: ue8m0`).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
 
 from quantconvert.checkpoint import TensorRef
-from quantconvert.errors import CheckpointError, QuantConvertError
+from quantconvert.errors import CheckpointError
 from quantconvert.patterns import WEIGHT_SUFFIX
-from quantconvert.sources.read import Weight
+from quantconvert.sources.encoding import Context
+from quantconvert.sources.plain import view_cost
+from quantconvert.sources.read import Cost, Read
+
+if TYPE_CHECKING:
+    from quantconvert.buffers import Workspace
+    from quantconvert.sources.rows import Files, Rows
 
 DEFAULT_BLOCK = (128, 128)
 SCALE_DTYPES = ("F32", "BF16", "F16", "U8", "F8_E8M0")
 _SUFFIXES = ("_scale_inv", "_scale")
 
 
-def find_fp8(
-    refs: Mapping[str, TensorRef], block: Mapping[str, Any], dtype: str, errors: list[QuantConvertError]
-) -> list[Weight]:
-    """Every float8 weight with its scale, wherever that lies; a weight without one is refused.
+class Fp8:
+    """float8 with scales; the detail of a read is (rows, columns) of the stored matrix that share a scale."""
 
-    refs: all tensors by name. block: the source's quantization_config. dtype: of the weights once decoded.
-    """
-    found = []
-    declared = _declared(block)
-    for ref in refs.values():
-        if not ref.dtype.startswith(("F8_E4M3", "F8_E5M2")):
-            continue
-        scale = refs.get(ref.name + _SUFFIXES[0]) or refs.get(ref.name + _SUFFIXES[1])
-        if scale is None and len(ref.shape) < 3 and not ref.name.endswith(WEIGHT_SUFFIX):
-            continue  # a buffer of its own
-        if scale is None:
-            wanted = " or ".join(f"`{ref.name}{suffix}`" for suffix in _SUFFIXES)
-            errors.append(CheckpointError(f"tensor `{ref.name}` in `{ref.file}` is {ref.dtype}: expected {wanted}"))
-            continue
-        try:
-            shared = _block(ref, scale, declared)
-        except CheckpointError as error:
-            errors.append(error)
-            continue
-        found.append(
-            Weight(ref.name, ref.shape, dtype, "fp8", {"weight": ref, "scale": scale}, num_bits=8, block=shared)
-        )
-    return found
+    name = "fp8"
+    out_first = False
+    methods = ("fp8", "fbgemm_fp8")
+
+    def find(self, context: Context) -> Iterator[Read]:
+        """Every float8 weight with its scale, wherever that lies; a weight without one is refused."""
+        refs = context.refs
+        declared = _declared(context.block)
+        for ref in refs.values():
+            if not ref.dtype.startswith(("F8_E4M3", "F8_E5M2")):
+                continue
+            scale = refs.get(ref.name + _SUFFIXES[0]) or refs.get(ref.name + _SUFFIXES[1])
+            if scale is None and len(ref.shape) < 3 and not ref.name.endswith(WEIGHT_SUFFIX):
+                continue  # a buffer of its own
+            try:
+                if scale is None:
+                    wanted = " or ".join(f"`{ref.name}{suffix}`" for suffix in _SUFFIXES)
+                    raise CheckpointError(f"tensor `{ref.name}` in `{ref.file}` is {ref.dtype}: expected {wanted}")
+                block = _block(ref, scale, declared)
+            except CheckpointError as error:
+                context.errors.append(error)
+                continue
+            tensors = {"weight": ref, "scale": scale}
+            yield Read(ref.name, ref.shape, context.dtype, self.name, tensors, num_bits=8, detail=block)
+
+    def cost(self, read: Read, slab_nbytes: int) -> Cost:
+        """Scales are held from the first row to the last: as stored, as indexes, as float32."""
+        scale = read.refs["scale"]
+        held = 16 * (scale.num_elements // (scale.shape[0] if read.view.expert is not None else 1))
+        return view_cost(read, slab_nbytes, read.view.step, held)
+
+    def open(self, read: Read, files: Files, work: Workspace, slab_nbytes: int) -> Rows:
+        """Each value times the scale of its block."""
+        from quantconvert.sources.fp8_rows import Fp8Rows
+        from quantconvert.sources.rows import matrix_of
+
+        return Fp8Rows(read, matrix_of(read, files, work, slab_nbytes), files, work)
 
 
 def _declared(block: Mapping[str, Any]) -> tuple[int, int]:

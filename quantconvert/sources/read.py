@@ -1,4 +1,4 @@
-"""The narrow waist on the way in: whatever the stored bytes look like, planning sees weights [O, I] by module name.
+"""The narrow waist on the way in: whatever the stored bytes look like, planning sees how each tensor is read.
 
 Legend: O out_features, I in_features, E experts, A and B the axes of a stored matrix.
 """
@@ -6,16 +6,16 @@ Legend: O out_features, I in_features, E experts, A and B the axes of a stored m
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from math import prod
-from typing import Literal
+from typing import Any
 
 from quantconvert.checkpoint import TensorRef
-from quantconvert.dtypes import DTYPES
 from quantconvert.layouts import Stored
 from quantconvert.patterns import WEIGHT_SUFFIX
+from quantconvert.sources.steps.base import Step
 
-Encoding = Literal["plain", "fp8", "mxfp4", "codes"]
+PLAIN = "plain"
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,27 +36,26 @@ WHOLE = View()
 
 
 @dataclass(frozen=True, slots=True)
-class Weight:
-    """A linear weight [O, I], or with `view` alone a vector [O], that is read from stored tensors in its own way.
+class Read:
+    """How one tensor of the model is read: a weight [O, I], or anything else as it is stored.
 
     name: that of a plain tensor of the same content (`M.weight`). dtype: the float type that its scales are rounded to
-    and that it has when it is written without being quantized. refs: every tensor it is read from, by role; the one
-    with the values comes first. parts: how many weights share these tensors; together they cover them exactly.
-    num_bits: of the stored values, None unless they are quantized. block: (rows, columns) of the stored matrix that
-    share one fp8 scale. stored: what a layout of ours says of integer codes, `layout` its name.
+    and that it has when it is written without being quantized. encoding: the name of a registered one. refs: every
+    stored tensor it is read from, by role; the one with the values comes first. parts: how many reads share these
+    tensors; together they cover them exactly. num_bits: of the stored values, None unless they are quantized. detail:
+    what the encoding keeps for itself. steps: what happens to the values on their way, in order.
     """
 
     name: str
     shape: tuple[int, ...]
     dtype: str
-    encoding: Encoding
+    encoding: str
     refs: Mapping[str, TensorRef]
     view: View = WHOLE
     parts: int = 1
     num_bits: int | None = None
-    block: tuple[int, int] = (1, 1)
-    stored: Stored | None = field(default=None, repr=False)
-    layout: str | None = None
+    detail: Any = None
+    steps: tuple[Step, ...] = ()
 
     @property
     def values(self) -> TensorRef:
@@ -77,44 +76,53 @@ class Weight:
         return prod(self.shape)
 
     @property
+    def matrix(self) -> tuple[int, int]:
+        """Its shape [O, I] as rows are read: a vector is one row."""
+        return (self.shape[0], self.shape[1]) if len(self.shape) == 2 else (1, self.num_elements)
+
+    @property
     def nbytes(self) -> int:
-        """Its share of the stored bytes, partners included (rounded down where weights share them)."""
+        """Its share of the stored bytes, partners included (rounded down where reads share them)."""
         return sum(ref.nbytes for ref in self.refs.values()) // self.parts
 
     @property
-    def row_nbytes(self) -> int:
-        """Bytes of the stored values that have to be read for one row [I]."""
-        return self.shape[-1] * self.view.step * DTYPES[self.values.dtype].bits // 8
+    def stored(self) -> Stored | None:
+        """What a layout of ours says of integer codes; None for every other encoding."""
+        return self.detail if isinstance(self.detail, Stored) else None
 
     @property
-    def held_nbytes(self) -> int:
-        """Bytes that a reader takes for scales, from the first row to the last: as stored, as indexes, as float32."""
-        if self.encoding != "fp8":
-            return 0
-        scale = self.refs["scale"]
-        return 16 * (scale.num_elements // (scale.shape[0] if self.view.expert is not None else 1))
+    def is_stored(self) -> bool:
+        """Whether the stored bytes of one tensor are the value, so that they can be copied."""
+        return self.encoding == PLAIN and self.view is WHOLE and self.parts == 1 and not self.steps
 
     @property
-    def bytes_per_element(self) -> int:
-        """Bytes of a block's raw form beside float32, for each weight in it."""
-        if self.encoding == "codes":
-            return 4
-        raw = DTYPES[self.values.dtype].bits * self.view.step // 8
-        return 4 * self.view.step if self.encoding == "mxfp4" else raw
+    def inputs(self) -> tuple[TensorRef, ...]:
+        """Every stored tensor whose bytes end here, the one with the values first."""
+        return tuple(self.refs.values())
+
+    @property
+    def partners(self) -> tuple[TensorRef, ...]:
+        """Every stored tensor that steps look at; it ends in a place of its own."""
+        return tuple(ref for step in self.steps for ref in step.partners)
 
 
-# What planning decides on: a stored tensor as it is, or a weight that is read in its own way.
-Source = TensorRef | Weight
+def as_stored(ref: TensorRef) -> Read:
+    """A stored tensor as it is."""
+    return Read(ref.name, ref.shape, ref.dtype, PLAIN, {"weight": ref})
 
 
-def refs_of(source: Source) -> tuple[TensorRef, ...]:
-    """Every stored tensor that `source` is read from."""
-    return tuple(source.refs.values()) if isinstance(source, Weight) else (source,)
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What reading takes beside tiles of float32: bytes of the raw form for each element of a tile, bytes held
+    throughout, and bytes for each row of a slab of `slab_rows` (or of a tile, if that is more) where the values are
+    stored transposed. row_multiple: rows can be read from multiples of this on, as several share a word.
+    """
 
-
-def bits_of(source: Source) -> int | None:
-    """The bits of its values where `source` is quantized, else None."""
-    return source.num_bits if isinstance(source, Weight) else None
+    raw: int
+    held: int = 0
+    row_nbytes: int = 0
+    slab_rows: int = 0
+    row_multiple: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +140,6 @@ class Sources:
     method: the quantization that the source has, as its config or its tensors call it; None for a plain one.
     """
 
-    tensors: tuple[Source, ...]
+    reads: tuple[Read, ...]
     dropped: tuple[Dropped, ...] = ()
     method: str | None = None

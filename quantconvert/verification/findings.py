@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from math import log10, sqrt
+from math import fsum, log10, sqrt
 from typing import Any, Literal, get_args
 
 # In the order in which they are looked for; one class of findings does not stop the next, unless it cannot run.
@@ -42,6 +43,28 @@ class TensorError:
         relative = float(f"{sqrt(noise) / sqrt(signal):.6g}") if signal else 0.0
         sqnr = round(10 * (log10(signal) - log10(noise)), 2) if noise and signal else None
         return cls(name, scheme, round(max_error, 4), relative, sqnr)
+
+
+@dataclass(frozen=True, slots=True)
+class Quality:
+    """How far a conversion's weights are from their source, in a few numbers: SQNR in dB over all noisy weights."""
+
+    num_weights: int
+    mean_sqnr: float
+    worst_sqnr: float
+    worst_name: str
+
+    @classmethod
+    def of(cls, errors: Iterable[TensorError]) -> Quality | None:
+        """None where no weight has noise. The order of `errors` does not matter."""
+        found = sorted((error.sqnr, error.name) for error in errors if error.sqnr is not None)
+        if not found:
+            return None
+        mean = fsum(sqnr for sqnr, _ in found) / len(found)
+        return cls(len(found), round(mean, 2), *found[0])
+
+    def __str__(self) -> str:
+        return f"{self.mean_sqnr:.1f} dB SQNR on average, {self.worst_sqnr:.1f} dB at worst ({self.worst_name})"
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from quantconvert.checkpoint.local import open_regular
+from quantconvert.checkpoint.ranges import open_regular
 from quantconvert.errors import OutputError
 from quantconvert.planning import Plan, Task
 from quantconvert.verification.findings import TensorError

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from quantconvert.checkpoint import Checkpoint, LocalFolder, load_checkpoint
-from quantconvert.checkpoint.files import INDEX_NAME, STATE_FOLDER
+from quantconvert.checkpoint.files import INDEX_NAME
 from quantconvert.checkpoint.header import parse_object
 from quantconvert.checkpoint.load import MAX_JSON_VALUES
 from quantconvert.errors import CheckpointError, QuantConvertError, Refusal
@@ -15,13 +15,18 @@ from quantconvert.families import Classifier
 from quantconvert.layouts import LAYOUTS, Layout
 from quantconvert.patterns import WEIGHT_SUFFIX
 from quantconvert.planning.decision import LINEAR_REASONS
-from quantconvert.sources import Source, Weight, find_sources
+from quantconvert.sources import Read, find_sources
 from quantconvert.verification.findings import Finding
 from quantconvert.verification.report import REPORT_NAME, read_report, sha256_of
 
 
-def check_structure(local: LocalFolder, findings: list[Finding]) -> tuple[Checkpoint, tuple[Source, ...]] | None:
-    """The checkpoint and its tensors as weights; None, with findings, where they cannot be read."""
+def check_structure(
+    local: LocalFolder, findings: list[Finding], is_ours: bool = False
+) -> tuple[Checkpoint, tuple[Read, ...]] | None:
+    """The checkpoint and its tensors as weights; None, with findings, where they cannot be read.
+
+    is_ours: whether a conversion of ours is about to put it in place.
+    """
     folder = local.path
     try:
         checkpoint = load_checkpoint(local)
@@ -36,16 +41,20 @@ def check_structure(local: LocalFolder, findings: list[Finding]) -> tuple[Checkp
             return file.read(ref.nbytes)
 
     sources = find_sources(checkpoint, None, read, errors)
+    is_ours = is_ours or (folder / REPORT_NAME).is_file()
+    if not errors and not is_ours and not any(read.num_bits for read in sources.reads):
+        message = "has no quantization_config, and no weight is quantized: expected a converted checkpoint"
+        findings.append(Finding("structure", "config.json", message))
     findings += [Finding("structure", str(folder), part.message) for error in errors for part in _parts(error)]
     _check_index(folder, checkpoint, findings)
     if errors:
         return None
     try:
-        _check_config(folder, checkpoint, sources.tensors, findings)
+        _check_config(checkpoint, sources.reads, findings, is_ours)
     except (re.error, QuantConvertError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError,
             RecursionError) as error:  # fmt: skip
         findings.append(Finding("structure", "config.json", f"quantization_config cannot be read: {error}"))
-    return checkpoint, sources.tensors
+    return checkpoint, sources.reads
 
 
 def _parts(error: QuantConvertError) -> tuple[QuantConvertError, ...]:
@@ -76,7 +85,7 @@ def _check_index(folder: Path, checkpoint: Checkpoint, findings: list[Finding]) 
         findings.append(Finding("structure", INDEX_NAME, message))
 
 
-def _check_config(folder: Path, checkpoint: Checkpoint, tensors: tuple[Source, ...], findings: list[Finding]) -> None:
+def _check_config(checkpoint: Checkpoint, tensors: tuple[Read, ...], findings: list[Finding], is_ours: bool) -> None:
     """The config must tell engines to quantize exactly the modules that are."""
     block = checkpoint.quantization_block
     layout: Layout | None = LAYOUTS.get(str(block.get("quant_method"))) if block else None
@@ -84,20 +93,28 @@ def _check_config(folder: Path, checkpoint: Checkpoint, tensors: tuple[Source, .
         return
     leaves = layout.leaves(block)
     classifier = Classifier(checkpoint)
-    ours = (folder / REPORT_NAME).is_file() or folder.name == STATE_FOLDER
     for source in tensors:
         module = source.name.removesuffix(WEIGHT_SUFFIX)
-        if isinstance(source, Weight) and source.num_bits is not None:
+        if source.num_bits is not None:
             if leaves(module):
                 findings.append(Finding("structure", module, "is quantized, but quantization_config leaves it alone"))
             _check_width(source, layout.width(block, module), findings)
-        elif ours and len(source.shape) == 2 and source.name.endswith(WEIGHT_SUFFIX) and not module.endswith("lm_head"):
+        elif (
+            is_ours
+            and len(source.shape) == 2
+            and source.name.endswith(WEIGHT_SUFFIX)
+            and not module.endswith("lm_head")
+        ):
             reason = classifier.role(source).reason
             if (reason is None or reason in LINEAR_REASONS) and not leaves(module):
                 findings.append(Finding("structure", module, "is plain, but quantization_config says it is quantized"))
 
 
-def _check_width(weight: Weight, stated: tuple[int, int] | None, findings: list[Finding]) -> None:
+def _is_matrix(read: Read) -> bool:
+    return len(read.shape) == 2 and read.name.endswith(WEIGHT_SUFFIX)
+
+
+def _check_width(weight: Read, stated: tuple[int, int] | None, findings: list[Finding]) -> None:
     """Engines take bits and group size from the config, where we take them from the tensors."""
     if stated is None or weight.stored is None:
         return

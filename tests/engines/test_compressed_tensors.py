@@ -1,8 +1,8 @@
 """Golden checks against the compressed-tensors package: the same scales, zero points, codes, words and config.
 
-Documented departures (`quantconvert/methods/rtn.py`), each with a test of its own here: an all-zero group has scale 1
-rather than the dtype's epsilon, and codes divide in float32, as compressed-tensors does on a GPU and, on a CPU, for
-float32 weights only.
+Documented departures (`quantconvert/methods/rounding.py`), each with a test of its own here: an all-zero group has
+scale 1 rather than the dtype's epsilon, and codes divide in float32, as compressed-tensors does on a GPU and, on a CPU,
+for float32 weights only.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from compressed_tensors.quantization.lifecycle.forward import dequantize, quanti
 from compressed_tensors.quantization.utils import calculate_qparams
 
 from quantconvert.api import convert, plan
-from quantconvert.kernels.packing import pack_columns, pack_rows
-from quantconvert.methods import rtn
+from quantconvert.layouts.packing import pack_columns, pack_rows
+from quantconvert.methods import rounding as rtn
 from quantconvert.schemes import Scheme
 from tests.builders import llama_tensors, weight, write_checkpoint
 from tests.engines.common import TINY_LLAMA
@@ -95,7 +95,7 @@ def test_codes_and_words_are_theirs_in_float32_arithmetic(scheme: Scheme, dtype:
     assert torch.equal((ours.codes.int() - 2 ** (scheme.num_bits - 1)).to(torch.int8), codes)
     assert torch.equal(pack_columns(ours.codes, scheme.num_bits), pack_to_int32(codes, scheme.num_bits))
     if not scheme.symmetric:
-        packed = pack_rows(ours.zero_points(scheme), scheme.num_bits)
+        packed = pack_rows(ours.zero_points(), scheme.num_bits)
         assert torch.equal(packed, pack_to_int32(zero_point, scheme.num_bits, packed_dim=0))
 
 
@@ -131,7 +131,7 @@ def test_departure_a_group_of_zeros_has_scale_one_and_stays_zero(scheme: Scheme,
     ours = rtn.quantize(w.float(), scheme, dtype, dtype)
     assert (scale == torch.finfo(dtype).eps).all()
     assert (ours.scale == 1).all()
-    assert (ours.codes == ours.zero_points(scheme).max()).all()
+    assert (ours.codes == ours.zero_points().max()).all()
 
 
 CONFIGS = {

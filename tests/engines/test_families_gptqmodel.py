@@ -25,7 +25,8 @@ pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.usefixtures("pla
 
 CASES = dense_families.CASES | encoder_families.CASES
 
-# The families whose tables have an `awq_problem`. Missing keys: transformers goes on with uninitialised memory.
+# The families that `engines/transformers.py` says do not load from AWQ. Missing keys: transformers goes on with
+# uninitialised memory.
 SCALED = {"starcoder2", "gptj", "gpt_neox", "falcon", "falcon 40b", "bloom", "mpt"}
 REINITIALIZED = {"gpt_bigcode", "mamba", "mamba2", "falcon_mamba", "modernbert", "modernbert classifier",
                  "modernbert-decoder", "t5", "t5 gated", "t5 encoder", "t5 classifier", "mt5", "umt5"}  # fmt: skip

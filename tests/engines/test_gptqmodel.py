@@ -28,8 +28,8 @@ from gptqmodel.quantization.awq.utils.packing_utils import dequantize_gemm, pack
 from transformers import AwqConfig
 
 from quantconvert.api import convert
-from quantconvert.kernels.packing import pack_rows_int4
 from quantconvert.layouts.awq import ORDER
+from quantconvert.layouts.packing import pack_rows_int4
 from tests.builders import decode_awq, read_tensors
 from tests.engines import moe
 from tests.engines.common import TINY_LLAMA, decode, heldout_loss, heldout_windows, load, logits, write_reference

@@ -57,19 +57,22 @@ def test_short_writes(ask: Ask, source: Path, whole: dict[str, str], tmp_path: P
 
 
 def test_a_disk_that_is_really_full(source: Path, whole: dict[str, str], tmp_path: Path, monkeypatch):
-    """On a small file system; the check beforehand is what would refuse, so it is told that there is room."""
+    """On a small file system; the check beforehand is what would refuse, so it is told that there is room.
+
+    1 MB and a little of it is the room that is kept for the small files.
+    """
     disk = tmp_path / "disk"
     disk.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=200k", "none", str(disk)]
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1180k", "none", str(disk)]
     if os.geteuid() or subprocess.run(mount, capture_output=True).returncode:
         pytest.skip("mounting is not allowed here")
     try:
-        monkeypatch.setattr("quantconvert.run.output.free_nbytes", lambda out: 1 << 40)
-        monkeypatch.setattr("quantconvert.run.shards.FLUSH_NBYTES", 0)
+        monkeypatch.setattr("quantconvert.run.folder.preflight.free_nbytes", lambda out: 1 << 40)
+        monkeypatch.setattr("quantconvert.run.ledger.FLUSH_NBYTES", 0)
         with pytest.raises(quantconvert.OutputError, match="No space left on device") as caught:
             quantconvert.convert(source, disk / "out", **OPTIONS)
         assert "tasks are done and kept" in caught.value.__notes__[0]
-        subprocess.run(["mount", "-o", "remount,size=2m", str(disk)], check=True)
+        subprocess.run(["mount", "-o", "remount,size=3m", str(disk)], check=True)
         quantconvert.convert(source, disk / "out", **OPTIONS)
         assert digests(disk / "out") == whole
         assert not (disk / "out" / STATE).exists()

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from quantconvert.checkpoint import RepoFile
+from quantconvert.checkpoint.contents import Download
+from quantconvert.checkpoint.ranges import RangeReader
 
 
 class MemoryRepo:
@@ -20,6 +22,15 @@ class MemoryRepo:
 
     def read(self, path: str, offset: int, nbytes: int) -> bytes:
         return self.contents[path][offset : offset + nbytes]
+
+    def open(self, path: str) -> RangeReader:
+        raise AssertionError("nothing here converts")
+
+    def prepare(self, paths: tuple[str, ...]) -> None:
+        raise AssertionError("nothing here converts")
+
+    def download(self, paths: tuple[str, ...]) -> Download | None:
+        return None
 
     def materialize(self, paths: tuple[str, ...]) -> Path:
         raise AssertionError("nothing here converts")

@@ -107,7 +107,7 @@ def swap(event):
         os.mkfifo(sys.argv[1] + "/tokenizer.json")
 try:
     quantconvert.convert(sys.argv[1], sys.argv[2], report=swap)
-except quantconvert.OutputError as error:
+except quantconvert.CheckpointError as error:
     print(error)
 """
 
@@ -116,7 +116,7 @@ except quantconvert.OutputError as error:
 def test_a_fifo_in_the_place_of_a_side_file_does_not_block(tmp_path: Path) -> None:
     command = [sys.executable, "-c", SWAP, str(good(tmp_path / "source")), str(tmp_path / "out")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
-    assert done.stdout == "cannot copy `tokenizer.json`: not a regular file\n"
+    assert done.stdout == "cannot open `tokenizer.json` of the source: not a regular file\n"
     assert issubclass(OutputError, quantconvert.QuantConvertError)
 
 

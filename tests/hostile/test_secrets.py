@@ -118,7 +118,8 @@ def test_a_folder_s_name_does_not_command_the_terminal(tmp_path: Path, words: tu
 
 
 def test_the_card_s_fence_holds_the_command(tmp_path: Path) -> None:
-    made = quantconvert.plan(good(tmp_path / "source"))
-    card = render_card(made, "quantconvert '```\n# Injected' x\x1b[2J \udcff")
-    assert "\n````\nquantconvert '```\n# Injected' x\\x1b[2J \\udcff\n````\n" in card
+    made = quantconvert.plan(good(tmp_path / "source"), base_model="```\n# Injected\x1b[2J \udcff")
+    card = render_card(made)
+    command = "quantconvert SRC OUT --base-model '```\n# Injected\\x1b[2J \\udcff'"
+    assert f"\n````bash\n{command}\n````\n" in card
     card.encode()

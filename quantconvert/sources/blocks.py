@@ -1,39 +1,37 @@
-"""Reading the codes of a quantized checkpoint, a block of rows at a time.
+"""Reading the codes of a quantized checkpoint, a block of rows at a time. Imports torch.
 
 Shapes: O rows of the block, I columns, G groups of a row.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
+from quantconvert.buffers import Workspace, bytes_of, torch_dtype
 from quantconvert.errors import UnsupportedError
-from quantconvert.layouts import Layout, Stored
-from quantconvert.methods.base import Quantized
-from quantconvert.run.io import Files, Workspace, bytes_of, torch_dtype
-from quantconvert.schemes import Scheme
+from quantconvert.layouts import LAYOUTS, Stored
+from quantconvert.quantized import Quantized
 from quantconvert.sources.codes import specs_of
+from quantconvert.sources.rows import Files
 
 
 class BlockReader:
     """The rows of one stored module. What is stored transposed, or does not depend on rows, is read once and held."""
 
-    def __init__(self, fmt: Layout, stored: Stored, files: Files, work: Workspace) -> None:
-        self.format, self.stored, self.files, self.work = fmt, stored, files, work
-        self.specs = {suffix: spec for suffix, spec in specs_of(fmt, stored).items() if suffix in stored.refs}
+    def __init__(self, stored: Stored, files: Files, work: Workspace) -> None:
+        self.stored, self.files, self.work = stored, files, work
+        self.layout = LAYOUTS[stored.layout]
+        self.specs = {suffix: spec for suffix, spec in specs_of(stored).items() if suffix in stored.refs}
         self._whole = {
             suffix: self._read(suffix, 0, stored.refs[suffix].shape[0])
             for suffix, spec in self.specs.items()
             if spec.transposed or spec.rows_per_element == 0
         }
         self.scale_tag = stored.scale.dtype
-        self.row_multiple = fmt.row_multiple(stored.scheme)
-
-    @property
-    def column_groups(self) -> Tensor | None:
-        """GPTQ's `g_idx` [I], where columns are not in the order of their groups."""
-        return self._whole["g_idx"].long() if self.stored.reordered else None
+        self.row_multiple = self.layout.row_multiple(stored.scheme)
 
     def _read(self, suffix: str, first: int, last: int) -> Tensor:
         ref = self.stored.refs[suffix]
@@ -43,8 +41,8 @@ class BlockReader:
         self.files.read_into(ref.file, bytes_of(tensor), ref.offset + first * row)
         return tensor
 
-    def rows(self, first: int, last: int) -> Quantized:
-        """Rows first..last, which start at a multiple of the format's `row_multiple`."""
+    def blocks(self, first: int, last: int) -> dict[str, Tensor]:
+        """What is stored of rows first..last, by suffix, row axis first; `first` is a multiple of `row_multiple`."""
         assert first % self.row_multiple == 0
         blocks = {}
         for suffix, spec in self.specs.items():
@@ -56,21 +54,27 @@ class BlockReader:
                 blocks[suffix] = self._whole[suffix].t()[begin:end].contiguous()
             else:
                 blocks[suffix] = self._read(suffix, begin, end)
-        return self.format.decode(blocks, self.stored, last - first)
+        return blocks
+
+    def quantized(self, first: int, last: int) -> Quantized:
+        """The codes of rows first..last."""
+        return self.layout.decode(self.blocks(first, last), self.stored, last - first)
 
 
-def dequantize(quantized: Quantized, scheme: Scheme, column_groups: Tensor | None = None) -> Tensor:
-    """float32 [O, I] = (codes - zero_point) * scale, each product rounded once.
+class CodesRows:
+    """Integer codes of a registered layout, as that layout's own dequantizer gives them."""
 
-    column_groups: the group of each column [I], where it is not `column // group_size`.
-    """
-    codes_OI, scale_OG = quantized.codes, quantized.scale.float()
-    zero_OG = quantized.zero_points(scheme).float()
-    if column_groups is not None:
-        return (codes_OI.float() - zero_OG[:, column_groups]) * scale_OG[:, column_groups]
-    rows, columns = codes_OI.shape
-    w_OGS = codes_OI.float().view(rows, scale_OG.shape[1], columns // scale_OG.shape[1])
-    return w_OGS.sub_(zero_OG.unsqueeze(-1)).mul_(scale_OG.unsqueeze(-1)).view(rows, columns)
+    def __init__(self, reader: BlockReader) -> None:
+        self.reader = reader
+
+    def rows(self, first: int, last: int, columns: tuple[int, int] | None = None) -> Tensor:
+        begin = first - first % self.reader.row_multiple  # codes or zero points of several rows share a word
+        blocks = self.reader.blocks(begin, last)
+        w_OI = self.reader.layout.dequantize(blocks, self.reader.stored, last - begin)[first - begin :]
+        return w_OI[:, slice(*columns)].contiguous() if columns else w_OI
+
+    def raw(self, first: int, last: int) -> Mapping[str, Tensor]:
+        return self.reader.blocks(first, last)
 
 
 def recast(quantized: Quantized, dtype: torch.dtype, stored: Stored) -> Quantized:
@@ -81,4 +85,4 @@ def recast(quantized: Quantized, dtype: torch.dtype, stored: Stored) -> Quantize
             f"`{stored.module}` has scales that {dtype} does not hold exactly: repacking would change its weights",
             hint="choose a format that stores scales in the weight's own dtype: compressed-tensors or rtn",
         )
-    return Quantized(quantized.codes, scale, quantized.zero_point)
+    return Quantized(quantized.codes, scale, quantized.offset, quantized.number)

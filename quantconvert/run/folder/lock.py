@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 from contextlib import suppress
 from pathlib import Path
 
 from quantconvert.errors import OutputError
+from quantconvert.machine import Locking, lock
 
 
 class Lock:
@@ -21,6 +21,11 @@ class Lock:
     def held(self) -> bool:
         """Whether this object has the lock."""
         return self._fd is not None
+
+    @property
+    def is_named(self) -> bool:
+        """Whether the file that this object holds still has the name: nobody removed or replaced the folder."""
+        return self._fd is not None and _is_named(self._fd, self.path)
 
     def acquire(self) -> bool:
         """Take the lock; raises `OutputError` at once where another has it. False: this file system has no locks.
@@ -66,23 +71,20 @@ def probe(path: Path) -> None:
 
 
 def _try_lock(fd: int, path: Path) -> bool:
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+    answer = lock(fd)
+    if answer is Locking.TAKEN:
         owner = ""
         with suppress(OSError, ValueError):
             owner = f" (process {int(os.pread(fd, 20, 0))})"
         raise OutputError(
             f"output `{path.parent.parent}` is being written by another conversion{owner}",
             hint="wait for it, or choose another folder",
-        ) from None
-    except OSError:
-        return False
-    return True
+        )
+    return answer is Locking.LOCKED
 
 
 def _is_named(fd: int, path: Path) -> bool:
     try:
         return os.path.samestat(os.fstat(fd), path.stat())
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return False

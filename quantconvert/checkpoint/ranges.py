@@ -1,0 +1,129 @@
+"""Reading a source by ranges: a reader for each file, and the readers of one repository, opened once and shared."""
+
+from __future__ import annotations
+
+import os
+import stat
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+from quantconvert.errors import CheckpointError
+from quantconvert.machine import read_at
+
+if TYPE_CHECKING:
+    from quantconvert.checkpoint.contents import Repo
+
+
+class Version(NamedTuple):
+    """What tells one content of a file from another; None where a place does not say.
+
+    nbytes: its size. mtime_ns, ctime_ns: when its content, and anything about it, was last changed; the second cannot
+    be set back, and changes when another file takes the name. (Its inode would add nothing but false alarms: file
+    systems in user space number a file anew.) etag: the checksum that a Hub has for it.
+    """
+
+    nbytes: int
+    mtime_ns: int | None = None
+    ctime_ns: int | None = None
+    etag: str | None = None
+
+    def matches(self, other: Version) -> bool:
+        """Whether nothing that both know differs."""
+        return all(a == b for a, b in zip(self, other, strict=True) if a is not None and b is not None)
+
+
+class RangeReader(Protocol):
+    """One file of a source, for several threads at once: every read says where it begins."""
+
+    def read_into(self, buffer: memoryview, offset: int) -> None:
+        """Fill `buffer` from `offset` on; raises `CheckpointError` when the file ends before, or cannot be read."""
+        ...
+
+    def version(self) -> Version:
+        """What the file is now."""
+        ...
+
+    def fileno(self) -> int | None:
+        """A descriptor for positioned reads where the bytes are on this machine; None where they are not."""
+        ...
+
+    def close(self) -> None:
+        """Give up what is open."""
+        ...
+
+
+class LocalReader:
+    """A file on this machine. `name` stands for it in messages; raises `CheckpointError` when it cannot be opened."""
+
+    def __init__(self, path: Path, name: str) -> None:
+        self.name = name
+        try:
+            self._fd = open_regular(str(path), os.O_RDONLY)
+        except OSError as error:
+            raise CheckpointError(f"cannot open `{name}` of the source: {error.strerror}") from error
+
+    def read_into(self, buffer: memoryview, offset: int) -> None:
+        done = 0
+        while done < len(buffer):
+            try:
+                count = read_at(self._fd, buffer[done:], offset + done)
+            except OSError as error:
+                raise CheckpointError(f"cannot read `{self.name}` at byte {offset + done}: {error.strerror}") from error
+            if count == 0:
+                raise CheckpointError(
+                    f"`{self.name}` became shorter while it was read:"
+                    f" expected {len(buffer)} bytes at {offset}, got {done}"
+                )
+            done += count
+
+    def version(self) -> Version:
+        status = os.fstat(self._fd)
+        return Version(status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+
+    def fileno(self) -> int | None:
+        return self._fd
+
+    def close(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+
+class Files:
+    """The readers of a repository's files, opened on first use and shared by all threads."""
+
+    def __init__(self, repo: Repo) -> None:
+        self.repo = repo
+        self._readers: dict[str, RangeReader] = {}
+        self._lock = threading.Lock()
+
+    def reader(self, file: str) -> RangeReader:
+        """The open reader of `file`."""
+        with self._lock:
+            if file not in self._readers:
+                self._readers[file] = self.repo.open(file)
+            return self._readers[file]
+
+    def fd(self, file: str) -> int | None:
+        """A descriptor for positioned reads, where the file is on this machine."""
+        return self.reader(file).fileno()
+
+    def read_into(self, file: str, buffer: memoryview, offset: int) -> None:
+        """Fill `buffer` from `offset` on; raises `CheckpointError` when the file ends before."""
+        self.reader(file).read_into(buffer, offset)
+
+    def close(self) -> None:
+        """Close all of them."""
+        for reader in self._readers.values():
+            reader.close()
+        self._readers.clear()
+
+
+def open_regular(path: str, flags: int) -> int:
+    """An `opener` that neither waits for the other end of a fifo nor reads from a device."""
+    fd = os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC)
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise OSError(0, "not a regular file", path)
+    return fd

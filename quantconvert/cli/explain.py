@@ -1,0 +1,78 @@
+"""`plan`: the dry run on stdout, as totals, as kinds of tensor, or tensor by tensor with the rule behind each."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from rich.table import Table
+
+from quantconvert.cli.output import accounts, kept_rows, plain, plan_rows, print_facts, size_rows, stdout
+from quantconvert.families import REASON_TEXT
+from quantconvert.patterns import template_of
+from quantconvert.planning import Plan, Task
+from quantconvert.planning.tasks import role_of
+from quantconvert.text import size
+
+Detail = Literal["totals", "kinds", "tensors"]
+
+
+def print_plan(plan: Plan, free: int | None, detail: Detail) -> None:
+    """Totals and kinds of decision; before them what `detail` asks for. free: bytes where the result would go."""
+    if detail != "totals":
+        stdout.print(_kinds(plan) if detail == "kinds" else _tensors(plan))
+    rows = plan_rows(plan) + size_rows(plan)
+    rows.append(("tensors", accounts(plan)))
+    rows += kept_rows(plan)
+    rows.append(("memory", f"{size(plan.peak_nbytes)} at its peak with {plan.execution.workers} workers, "
+                           "on top of Python with torch"))  # fmt: skip
+    rows.append(("disk", f"{size(plan.output_nbytes)} needed" + (f", {size(free)} free" if free is not None else "")))
+    rows += [("note", note) for note in plan.notes]
+    print_facts(stdout, rows)
+
+
+def _table(*names: str) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for name in names:
+        table.add_column(name, overflow="fold")
+    return table
+
+
+def _kinds(plan: Plan) -> Table:
+    """A row for all tensors that differ in numbers of their names alone and fare alike."""
+    rows: dict[tuple[str, ...], int] = {}
+    for task in plan.tasks:
+        row = (template_of(task.source.name), _dtypes(task), _what(task))
+        rows[row] = rows.get(row, 0) + 1
+    for dropped in plan.dropped:
+        row = (template_of(dropped.ref.name), dropped.ref.dtype, f"dropped: {dropped.reason}")
+        rows[row] = rows.get(row, 0) + 1
+    table = _table("tensor (N = any number)", "count", "dtype", "what becomes of it")
+    for (name, dtype, what), count in rows.items():
+        table.add_row(plain(name), str(count), dtype, plain(what))
+    return table
+
+
+def _what(task: Task) -> str:
+    """`int4 g128 symmetric`, or why it stays: `embedding: embeddings are looked up, not multiplied`."""
+    if task.reason is not None:
+        return f"{task.reason}: {REASON_TEXT[task.reason]}"
+    return task.scheme.label if task.scheme else "plain"
+
+
+def _tensors(plan: Plan) -> Table:
+    table = _table("tensor", "shape", "dtype", "role", "decision", "rule")
+    for task in plan.tasks:
+        decision = task.scheme.label if task.scheme else f"keep: {task.reason}"
+        shape = "x".join(map(str, task.source.shape))
+        table.add_row(plain(task.source.name), shape, _dtypes(task), role_of(task), decision, plain(task.evidence))
+    for dropped in plan.dropped:
+        ref = dropped.ref
+        shape = "x".join(map(str, ref.shape))
+        table.add_row(plain(ref.name), shape, ref.dtype, "duplicate or scale", "drop", plain(dropped.reason))
+    return table
+
+
+def _dtypes(task: Task) -> str:
+    """What is stored, and what it is read as where that differs: `F8_E4M3 as BF16`."""
+    stored = task.inputs[0].dtype
+    return stored if stored == task.source.dtype else f"{stored} as {task.source.dtype}"

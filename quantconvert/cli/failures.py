@@ -1,0 +1,98 @@
+"""The one place where errors become messages and exit codes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import typer
+
+from quantconvert.cli.output import plain, print_json, stderr
+from quantconvert.cli.signals import Terminated
+from quantconvert.cli.streams import ReaderGone, StdoutError, drop_stdout
+from quantconvert.errors import QuantConvertError, Refusal, UsageError
+from quantconvert.options.option import did_you_mean, nearest_word
+
+# The parser's own exceptions; older versions of typer take them from click.
+ParserError: type[Exception] = next(k for k in typer.BadParameter.__mro__ if k.__name__ == "ClickException")
+CLOSED_PIPE = 141  # as a shell says it for SIGPIPE
+
+
+@dataclass(slots=True)
+class Session:
+    """What is known of this call: whether a program reads stdout, and wants errors there too."""
+
+    as_json: bool = False
+
+
+def guarded(work: Callable[[], object], session: Session) -> int:
+    """The exit code of `work`, whose errors are printed; what has no message is a bug's traceback."""
+    try:
+        code = work()
+        return code if isinstance(code, int) else 0
+    except ReaderGone:  # whoever read our output has seen enough
+        drop_stdout()
+        return CLOSED_PIPE
+    except (KeyboardInterrupt, Terminated) as interruption:
+        notes = getattr(interruption, "__notes__", ["the output folder is as it was before"])
+        stderr.print(f"interrupted: {plain(notes[-1])}")
+        return 130 if isinstance(interruption, KeyboardInterrupt) else 143
+    except typer.Abort:
+        return 1
+    except typer.Exit as ending:
+        return ending.exit_code
+    except (QuantConvertError, ParserError) as error:
+        if type(error).__name__ == "NoArgsIsHelpError":
+            stderr.print(plain(str(error.args[0])))
+            return UsageError.exit_code
+        return _report(error if isinstance(error, QuantConvertError) else _usage(error), session.as_json)
+
+
+def _report(error: QuantConvertError, as_json: bool) -> int:
+    print_error(error)
+    if isinstance(error, StdoutError):
+        drop_stdout()
+    elif as_json:
+        try:
+            print_json({"exit_code": error.exit_code, "errors": [_error_json(part) for part in _parts(error)]})
+        except (StdoutError, ReaderGone):
+            drop_stdout()
+    return error.exit_code
+
+
+def _parts(error: QuantConvertError) -> tuple[QuantConvertError, ...]:
+    return error.errors if isinstance(error, Refusal) else (error,)
+
+
+def _error_json(error: QuantConvertError) -> dict[str, Any]:
+    return {"kind": error.label, "exit_code": error.exit_code, "message": error.message, "hint": error.hint}
+
+
+def print_error(error: QuantConvertError) -> None:
+    """Each error and its hint, on stderr."""
+    for i, part in enumerate(_parts(error)):
+        if i:
+            stderr.print()
+        stderr.print(f"[red]error:[/red] {plain(part.message)}")
+        if part.hint:
+            stderr.print(f"\n[bold]hint:[/bold] {plain(part.hint)}")
+    for note in getattr(error, "__notes__", ()):
+        stderr.print(f"\n{plain(note)}")
+
+
+def _usage(error: Any) -> UsageError:
+    """What the parser complains of, in our words."""
+    context = getattr(error, "ctx", None)
+    usage = f"usage: {' '.join(context.get_usage().removeprefix('Usage: ').split())}" if context else None
+    kind = type(error).__name__
+    if kind == "NoSuchOption":
+        known = [flag for param in context.command.get_params(context) for flag in param.opts] if context else []
+        near = did_you_mean(nearest_word(error.option_name, known))
+        return UsageError(f"unknown option `{error.option_name}`", hint=near or usage)
+    if kind == "MissingParameter" and error.param is not None:
+        param = error.param
+        name = param.opts[0] if param.param_type_name == "option" else param.metavar
+        return UsageError(f"{name} is missing", hint=usage)
+    message = str(error.format_message()).rstrip(".")
+    return UsageError(message[:1].lower() + message[1:], hint=usage)

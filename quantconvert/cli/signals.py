@@ -1,0 +1,42 @@
+"""Ctrl-C and SIGTERM, in each part of the program's life."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+from contextlib import suppress
+from types import FrameType
+
+NUMBERS = (signal.SIGINT, signal.SIGTERM)
+Handler = Callable[[int, FrameType | None], object]
+
+
+class Terminated(BaseException):
+    """SIGTERM, raised in the main thread so that everything is cleaned up on the way out."""
+
+
+def _leave(signum: int, frame: FrameType | None) -> None:
+    with suppress(OSError):
+        os.write(2, b"interrupted: nothing was begun\n")
+    os._exit(128 + signum)
+
+
+def _stop(signum: int, frame: FrameType | None) -> None:
+    for number in NUMBERS:
+        signal.signal(number, signal.SIG_DFL)
+    raise KeyboardInterrupt if signum == signal.SIGINT else Terminated
+
+
+# Nothing is begun while modules are imported, and an exception in the middle of them can be lost or abort the process.
+IMPORTING: Handler = _leave
+# Stop, and journal what is done; a second signal kills at once, which the next run survives as well.
+RUNNING: Handler = _stop
+# The result is in place: there is nothing left to interrupt.
+DONE = signal.SIG_IGN
+
+
+def take_signals(handler: Handler | signal.Handlers) -> None:
+    """Let `handler` answer from now on."""
+    for number in NUMBERS:
+        signal.signal(number, handler)

@@ -1,0 +1,112 @@
+"""transformers 5.23, run with compressed-tensors 0.20, optimum 2.3 and GPTQModel 7.7 on a CPU (`tests/engines`)."""
+
+from __future__ import annotations
+
+from quantconvert.engines.row import PLAIN, Engine, ModelClass, Row, When
+
+_AWQ = "tests/engines/test_gptqmodel.py"
+_GPTQ = "tests/engines/test_gptq.py"
+_PACKED = "tests/engines/test_transformers.py"
+_W8A8 = "tests/engines/test_w8a8.py"
+_RTN = "tests/engines/test_rtn.py"
+_DENSE = "tests/engines/test_families_dense.py"
+_MOE = "tests/engines/test_families_moe.py"
+_BY_FAMILY = "tests/engines/test_families_gptqmodel.py"
+CT, AWQ, GPTQ, RTN = ("compressed-tensors",), ("awq",), ("gptq",), ("rtn",)
+
+DEQUANTIZE = "quantization_config=CompressedTensorsConfig(dequantize=True)"
+_BESIDE_AWQ, _BESIDE_CT, _BESIDE_GPTQ = ("gptqmodel",), CT, ("optimum", "gptqmodel")
+# It puts a factor behind the activation of these and wants calibration's `act.scales` in the checkpoint
+# (`integrations/awq.py`); vLLM and SGLang stop at such a tensor, so that none is written.
+SCALED = ("starcoder2", "gpt-j", "gpt-neox", "falcon", "bloom", "mpt")
+# It initialises layers of these once more after loading and stops at those without a `weight`.
+REINITIALIZED = ("gpt-bigcode", "mamba", "modernbert", "t5")
+
+TRANSFORMERS = Engine(
+    name="transformers",
+    title="transformers",
+    version="5.23",
+    load='{before}{model_class}.from_pretrained("{out}"{argument})',
+    usual=True,
+    classes=(
+        ModelClass("ForCausalLM", "AutoModelForCausalLM"),
+        ModelClass("LMHeadModel", "AutoModelForCausalLM"),
+        ModelClass("ForMaskedLM", "AutoModelForMaskedLM"),
+        ModelClass("ForSequenceClassification", "AutoModelForSequenceClassification"),
+        ModelClass("", "AutoModel"),
+    ),
+    rows=(
+        Row(When((PLAIN,)), "loads", _PACKED),
+        Row(When(AWQ, 4, ("group",)), "loads", _AWQ, short="with gptqmodel", packages=_BESIDE_AWQ),
+        Row(
+            When(AWQ, 4, ("channel",)), "loads", "a CPU by hand",
+            'a CPU needs AwqConfig(backend="torch_awq") for AWQ per channel', 'CPU: `AwqConfig(backend="torch_awq")`',
+            packages=_BESIDE_AWQ,
+        ),
+        Row(
+            When(AWQ, experts=True), "wrong", _MOE,
+            "experts of a mixture of experts load as random numbers from AWQ, without an error",
+        ),
+        Row(
+            When(AWQ, families=SCALED), "wrong", _BY_FAMILY,
+            "AWQ activations of this family are multiplied by tensors that are not there: random numbers",
+        ),
+        Row(
+            When(AWQ, families=REINITIALIZED), "refuses", _BY_FAMILY,
+            "packed layers of this family do not load, but from compressed-tensors with dequantize=True",
+        ),
+        Row(
+            When((*AWQ, *CT, *GPTQ, *RTN), families=("nomic-bert",)), "refuses", _BY_FAMILY,
+            "the stored Wqkv is cut into three layers during loading, and packed words cannot be cut so",
+        ),
+        Row(
+            When(CT, None, symmetric=True, activations=False), "loads", _PACKED, packages=_BESIDE_CT,
+        ),
+        Row(
+            When(CT, symmetric=False, activations=False), "loads", _PACKED,
+            "asymmetric weights load with dequantize=True only, not beside a second scheme", "`dequantize=True`",
+            argument=DEQUANTIZE, packages=_BESIDE_CT,
+        ),
+        Row(When(CT, symmetric=False, several=True), "refuses", "integrations/compressed_tensors.py; run"),
+        Row(
+            When(CT, symmetric=False, experts=True), "refuses", "integrations/compressed_tensors.py; run",
+            "asymmetric experts fail to load",
+        ),
+        Row(When(CT, activations=True), "loads", _W8A8, packages=_BESIDE_CT),
+        Row(When(CT, activations=True, experts=True), "refuses", _W8A8, "W8A8 experts do not load"),
+        Row(
+            When((*AWQ, *GPTQ), families=("gpt2",)), "refuses", "pytorch_utils.py (Conv1D); run",
+            "layers of this family (Conv1D) load from no quantized layout",
+        ),
+        Row(
+            When((*CT, *RTN), families=("gpt2",)), "wrong", "pytorch_utils.py (Conv1D); run",
+            "layers of this family (Conv1D) load from no quantized layout, and from compressed-tensors as random "
+            "numbers",
+        ),
+        Row(
+            When((*AWQ, *CT, *GPTQ, *RTN), families=("gpt-oss",)), "wrong", _MOE,
+            "experts of gpt-oss load as random numbers",
+        ),
+        Row(
+            When(GPTQ, strategies=("group",)), "loads", _GPTQ, short="with gptqmodel", packages=_BESIDE_GPTQ,
+        ),
+        Row(
+            When(GPTQ, strategies=("channel",)), "loads", f"{_GPTQ}; not run on a GPU",
+            "a CPU has no kernel for GPTQ per channel", "not on a CPU", packages=_BESIDE_GPTQ,
+        ),
+        Row(
+            When(GPTQ, several=True), "refuses", "optimum gptq/quantizer.py",
+            "GPTQ's `dynamic` is ignored, and several schemes fail",
+        ),
+        Row(
+            When(GPTQ, experts=True), "wrong", _MOE,
+            "experts of a mixture of experts load as random numbers from GPTQ, without an error",
+        ),
+        Row(
+            When(RTN), "loads", _RTN,
+            "rtn loads after `import quantconvert.integrations.transformers`; without it 8-bit codes are taken for "
+            "weights with no more than a warning", "after `import quantconvert.integrations.transformers`",
+            before="import quantconvert.integrations.transformers; ",
+        ),
+    ),
+)  # fmt: skip

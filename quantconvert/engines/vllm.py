@@ -1,0 +1,81 @@
+"""vLLM 0.32. Read in its loaders (`vllm/model_executor/...`), and run by hand on a CPU where a row says so."""
+
+from __future__ import annotations
+
+from quantconvert.engines.row import KERNEL_GROUPS, PLAIN, Engine, Row, When
+
+_AWQ = "layers/quantization/auto_awq.py"
+_GPTQ = "layers/quantization/auto_gptq.py"
+_PACKED = "layers/quantization/compressed_tensors/compressed_tensors.py"
+_KERNELS = "kernels/linear/mixed_precision"
+CT = ("compressed-tensors",)
+CODES = ("awq", *CT, "gptq", "rtn")
+
+VLLM = Engine(
+    name="vllm",
+    title="vLLM",
+    version="0.32",
+    load="vllm serve {out}",
+    serves=True,
+    usual=True,
+    rows=(
+        Row(When((PLAIN,)), "loads", "model_loader/default_loader.py"),
+        Row(When(("awq",), 4, groups=KERNEL_GROUPS), "loads", f"{_AWQ}; run on a CPU", short="CPU too"),
+        Row(
+            When(("awq",), 4, ("channel",)), "loads", f"{_AWQ}; run on a CPU",
+            "AWQ per channel fails with experts or tensor parallelism", "one rank",
+        ),
+        Row(When(("awq",), 4, ("channel",), experts=True), "refuses", _AWQ),
+        Row(
+            When(("awq",), other_groups=KERNEL_GROUPS), "refuses", f"{_KERNELS}/marlin.py",
+            "AWQ kernels read group sizes 32, 64 and 128, not {width}",
+        ),
+        Row(
+            When(CT, 4, ("group", "channel"), symmetric=True, activations=False), "loads", f"{_PACKED}; run on a CPU",
+            short="CPU too",
+        ),
+        Row(When(CT, 4, ("group", "channel"), symmetric=False), "loads", f"{_PACKED}; run on a CPU"),
+        Row(
+            When(CT, 8, ("group", "channel"), symmetric=True, activations=False), "loads", f"{_KERNELS}/marlin.py",
+            "a CPU has no int8 weight-only kernel", "GPU",
+        ),
+        Row(
+            When(CT, 8, ("group", "channel"), symmetric=False), "loads", f"{_KERNELS}/machete.py",
+            "asymmetric int8 weights run on Hopper only", "Hopper",
+        ),
+        Row(
+            When(CT, other_groups=KERNEL_GROUPS), "loads", f"{_KERNELS}/marlin.py",
+            "the Marlin kernel reads group sizes 32, 64, 128 and -1, not {width}",
+        ),
+        Row(
+            When(CT, strategies=("tensor",), activations=False), "refuses", "schemes/compressed_tensors_wNa16.py",
+            "weight-only per-tensor scales are rejected (group or channel is required)",
+        ),
+        Row(
+            When(CT, activations=True), "loads", f"{_PACKED}; run on a CPU", short="CPU too",
+        ),
+        Row(
+            When(CT, activations=True, experts=True), "loads", "compressed_tensors_moe_w8a8_int8.py",
+            "W8A8 experts load on a GPU only",
+        ),
+        Row(
+            When(("gptq",), 4, groups=KERNEL_GROUPS, symmetric=True), "loads", f"{_GPTQ}; run on a CPU",
+            short="CPU too",
+        ),
+        Row(When(("gptq",), strategies=("channel",), symmetric=True), "loads", _GPTQ),
+        Row(
+            When(("gptq",), 8, symmetric=True), "loads", _GPTQ, "a CPU has no int8 weight-only kernel", "GPU",
+        ),
+        Row(When(("gptq",), symmetric=False), "refuses", f"{_GPTQ}; run", "asymmetric GPTQ is rejected"),
+        Row(
+            When(("gptq",), other_groups=KERNEL_GROUPS), "refuses", _GPTQ,
+            "GPTQ group sizes 32, 64, 128 and -1 are read, not {width}",
+        ),
+        Row(When(("rtn",)), "refuses", "layers/quantization/__init__.py", "rtn is not read"),
+        Row(
+            When(CODES, families=("gpt-oss",)), "wrong", "models/gpt_oss.py",
+            "int4 experts of gpt-oss are read only as fused w13 and w2, and others dropped without a message: these "
+            "have the names that llm-compressor writes",
+        ),
+    ),
+)  # fmt: skip

@@ -1,0 +1,112 @@
+"""Every call that not all systems have, each with a fall-back; nothing else in the package makes them.
+
+Missing on macOS (Python's `os` documentation): sched_getaffinity, fdatasync, posix_fallocate, copy_file_range, and
+preadv before version 11. Each call is looked up when it is made. At the bottom of all rooms, as planning counts cores.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+from enum import Enum
+
+# What a file system answers that cannot allocate, or copy, without the bytes passing through us.
+_CANNOT = {errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS, errno.EXDEV}
+
+
+def cpu_count() -> int:
+    """Cores that this process may use."""
+    allowed = getattr(os, "sched_getaffinity", None)
+    return len(allowed(0)) if allowed else os.cpu_count() or 1
+
+
+def peak_rss_nbytes() -> int:
+    """The largest resident memory of this process so far; 0 where the system does not say."""
+    try:
+        import resource
+    except ImportError:
+        return 0
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def read_at(fd: int, buffer: memoryview, offset: int) -> int:
+    """Bytes read into `buffer` from `offset` on: 0 at the end of the file, maybe fewer than there is room for."""
+    into = getattr(os, "preadv", None)
+    if into:
+        count: int = into(fd, [buffer], offset)
+        return count
+    data = os.pread(fd, min(len(buffer), 1 << 22), offset)
+    buffer[: len(data)] = data
+    return len(data)
+
+
+def allocate(fd: int, nbytes: int) -> None:
+    """Make the file at least `nbytes` long with room on the disk for all of it; only long where that cannot be had."""
+    allocated = getattr(os, "posix_fallocate", None)
+    if allocated and nbytes:
+        try:
+            allocated(fd, 0, nbytes)
+            return
+        except OSError as error:
+            if error.errno not in _CANNOT:
+                raise
+    if os.fstat(fd).st_size < nbytes:
+        os.ftruncate(fd, nbytes)
+
+
+def sync_data(fd: int) -> None:
+    """Make the bytes of a file durable, and what is needed to find them."""
+    os_sync = getattr(os, "fdatasync", None)
+    if os_sync:
+        os_sync(fd)
+    else:
+        sync(fd)
+
+
+def sync(fd: int) -> None:
+    """Make a file or folder durable. macOS empties the disk's own cache only on request (man 2 fsync)."""
+    os.fsync(fd)
+    if sys.platform == "darwin":
+        import fcntl
+
+        try:
+            fcntl.fcntl(fd, fcntl.F_FULLFSYNC)
+        except OSError:  # a network file system has no such request
+            return
+
+
+def copy_range(source: int | None, target: int, count: int, source_offset: int, target_offset: int) -> int:
+    """Bytes copied inside the kernel; 0 where it cannot, and where the source is no local file."""
+    copied = getattr(os, "copy_file_range", None)
+    if copied is None or source is None:
+        return 0
+    try:
+        done: int = copied(source, target, count, source_offset, target_offset)
+        return done
+    except OSError:
+        return 0
+
+
+class Locking(Enum):
+    """What came of asking for a lock."""
+
+    LOCKED = "locked"
+    TAKEN = "another process has it"
+    NONE = "no locks here"
+
+
+def lock(fd: int) -> Locking:
+    """Lock the file for this process until it closes it or dies, without waiting."""
+    try:
+        import fcntl
+    except ImportError:
+        return Locking.NONE
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return Locking.TAKEN
+    except OSError:
+        return Locking.NONE
+    return Locking.LOCKED

@@ -1,0 +1,249 @@
+"""Every option of the command line, the library and recipes, declared once.
+
+A new option is a line here. Where the library works with it, `quantconvert.job.Job` has a field of the same name (a
+test compares the two); what only the command line knows stands in the classes at the end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Literal, TypedDict
+
+from quantconvert.engines import ENGINES
+from quantconvert.layouts import LAYOUTS
+from quantconvert.methods import DEFAULT_METHOD, METHODS
+from quantconvert.options.option import Option
+from quantconvert.rules import PRESETS, Rule
+from quantconvert.schemes import SCHEMES
+
+SCHEME, RULES, LIMITS = "Scheme", "What stays in high precision", "Limits"
+
+OnIndivisible = Literal["error", "skip", "channel"]
+NanPolicy = Literal["error", "keep"]
+PlainDType = Literal["bfloat16", "float16", "float32"]
+DEFAULT_DTYPE: PlainDType = "bfloat16"
+
+
+class SourceOptions(TypedDict, total=False):
+    """Where in the source the model is."""
+
+    revision: Annotated[str | None, Option("Branch, tag or commit of a Hub repository.", metavar="REV")]
+    subfolder: Annotated[str | None, Option("The folder inside the checkpoint that holds the model.", metavar="DIR")]
+
+
+class OutputOptions(TypedDict, total=False):
+    """What may be replaced."""
+
+    overwrite: Annotated[bool, Option("Replace the checkpoint in OUT once the new one is complete.", default=False)]
+
+
+class RunOptions(OutputOptions, total=False):
+    """How a conversion is carried out."""
+
+    restart: Annotated[
+        bool, Option("Discard what an interrupted run has done; without it, the run continues.", default=False)
+    ]
+    verify: Annotated[
+        bool,
+        Option("Check the result against SRC before it appears in OUT; exit code 6 if it fails.", default=False),
+    ]
+
+
+class LimitOptions(TypedDict, total=False):
+    """What may change the speed, never a byte."""
+
+    memory_limit: Annotated[
+        int | str,
+        Option("Most memory on top of Python with torch (about 260 MB).", metavar="SIZE", default=2_000_000_000,
+               shown="2GB", panel=LIMITS),
+    ]  # fmt: skip
+    workers: Annotated[int, Option("Threads; 0 = one a core.", metavar="N", default=0, panel=LIMITS, least=0)]
+    executor: Annotated[str, Option("How tasks are carried out.", metavar="NAME", default="threads", hidden=True)]
+
+
+class StreamOptions(LimitOptions, total=False):
+    """Keyword arguments of everything that writes a checkpoint."""
+
+    max_shard_size: Annotated[
+        int | str,
+        Option("Largest output file.", metavar="SIZE", default=5_000_000_000, shown="5GB", panel=LIMITS, changes=True,
+               in_recipe=True),
+    ]  # fmt: skip
+    base_model: Annotated[
+        str | None,
+        Option("Id for the model card, where SRC is a folder.", metavar="ID", changes=True, in_recipe=True),
+    ]
+
+
+class JobOptions(StreamOptions, total=False):
+    """What to write, as keyword arguments of `quantconvert.plan` and `quantconvert.convert`; each is optional.
+
+    A `scheme` sets bits, group_size and symmetric at once. `symmetric` None means what the format does best.
+    """
+
+    bits: Annotated[
+        int | None,
+        Option("Bits a weight.", metavar="4|8", shown="4", panel=SCHEME, in_recipe=True, suggest=lambda: ("4", "8")),
+    ]
+    group_size: Annotated[
+        int | None,
+        Option("Columns that share a scale; -1 = one scale a row (channel), 0 = one a tensor.", metavar="N",
+               shown="128", panel=SCHEME, in_recipe=True, suggest=lambda: ("32", "64", "128", "-1")),
+    ]  # fmt: skip
+    symmetric: Annotated[
+        bool | None,
+        Option("Without zero points.", negative="--asymmetric", negative_help="With zero points.",
+               shown="what the format does best", panel=SCHEME, in_recipe=True),
+    ]  # fmt: skip
+    scheme: Annotated[
+        str | None,
+        Option(f"Bits, width and symmetry at once: {', '.join(SCHEMES)}; `:g64`, `:channel` or `:tensor` may follow.",
+               metavar="NAME", panel=SCHEME, in_recipe=True, suggest=lambda: SCHEMES),
+    ]  # fmt: skip
+    format: Annotated[
+        str,
+        Option("Layout on disk.", metavar="|".join(("auto", *LAYOUTS)), default="auto", panel=SCHEME, changes=True,
+               in_recipe=True, suggest=lambda: ("auto", *LAYOUTS)),
+    ]  # fmt: skip
+    engines: Annotated[
+        Sequence[str],
+        Option("An engine that has to load the result; chooses the format; repeatable.", flags=("--engine",),
+               metavar="|".join(ENGINES), default=(), shown="all", panel=SCHEME, in_card=True, in_recipe=True,
+               suggest=lambda: ENGINES, item=lambda name: ENGINES.find(name).name),
+    ]  # fmt: skip
+    method: Annotated[
+        str,
+        Option("How codes are found.", metavar="|".join(METHODS), default=DEFAULT_METHOD, panel=SCHEME, changes=True,
+               in_recipe=True, suggest=lambda: METHODS),
+    ]  # fmt: skip
+    steps: Annotated[
+        Sequence[str],
+        Option("What is done to weights before; repeatable.", flags=("--step",), metavar="NAME", default=(),
+               hidden=True, changes=True, in_recipe=True),
+    ]  # fmt: skip
+    ignore: Annotated[
+        Sequence[str],
+        Option("Module to leave alone: exact name, glob, or re:REGEX. Repeatable.", metavar="PATTERN", default=(),
+               panel=RULES, changes=True, in_recipe=True),
+    ]  # fmt: skip
+    rules: Annotated[
+        Sequence[Rule | str],
+        Option("A scheme (or skip) for the modules that match; repeatable, later ones win.", flags=("--rule",),
+               metavar="PATTERN=SCHEME", default=(), panel=RULES, changes=True, in_recipe=True, item=Rule.parse),
+    ]  # fmt: skip
+    preset: Annotated[
+        str | None,
+        Option("; ".join(f"{name}: {text}" for name, (text, _) in PRESETS.items()) + ".",
+               metavar="|".join(PRESETS), panel=RULES, changes=True, in_recipe=True, suggest=lambda: PRESETS),
+    ]  # fmt: skip
+    tensor_parallel: Annotated[
+        int,
+        Option("Check every layer as an engine will shard it over N ranks.", metavar="N", default=1, panel=RULES,
+               least=1, changes=True, in_recipe=True),
+    ]  # fmt: skip
+    on_indivisible: Annotated[
+        OnIndivisible,
+        Option("Where the group size does not divide in_features.", default="error", panel=RULES, changes=True,
+               in_recipe=True),
+    ]  # fmt: skip
+    nan_policy: Annotated[
+        NanPolicy,
+        Option("A weight with NaN or Inf: refuse, or keep it as it is (reads the source twice).", default="error",
+               panel=RULES, changes=True, in_recipe=True),
+    ]  # fmt: skip
+    requantize: Annotated[
+        bool,
+        Option("Quantize once more, to as many bits or fewer, what SRC holds quantized; both errors add up.",
+               default=False, panel=RULES, in_recipe=True),
+    ]  # fmt: skip
+    strict: Annotated[
+        bool,
+        Option("Fail if a linear weight stays in high precision for a reason outside its family's table.",
+               default=False, panel=RULES, in_recipe=True),
+    ]  # fmt: skip
+
+
+class PlanOptions(JobOptions, SourceOptions, OutputOptions, total=False):
+    """Keyword arguments of `quantconvert.plan`."""
+
+
+class RankOptions(JobOptions, SourceOptions, total=False):
+    """Keyword arguments of `quantconvert.iter_quantized`."""
+
+
+class ConvertOptions(JobOptions, SourceOptions, RunOptions, total=False):
+    """Keyword arguments of `quantconvert.convert`."""
+
+
+class TranscodeOptions(StreamOptions, SourceOptions, RunOptions, total=False):
+    """Keyword arguments of `quantconvert.repack` and `quantconvert.dequantize`."""
+
+
+class VerifyOptions(SourceOptions, LimitOptions, total=False):
+    """Keyword arguments of `quantconvert.verify`."""
+
+    require_report: Annotated[bool, Option("A missing quantconvert.json is a finding.", default=False)]
+    method: Annotated[
+        str | None,
+        Option("How codes were found, where no quantconvert.json says it.", metavar="|".join(METHODS),
+               suggest=lambda: METHODS),
+    ]  # fmt: skip
+
+
+# What only the command line knows.
+
+
+class ShowWords(TypedDict, total=False):
+    """What is printed."""
+
+    json: Annotated[bool, Option("One JSON object on stdout, errors too.", default=False)]
+    verbose: Annotated[bool, Option("Each tensor, and why.", flags=("--verbose", "-v"), default=False)]
+
+
+class QuietWords(ShowWords, total=False):
+    """What is printed, or not."""
+
+    quiet: Annotated[bool, Option("Only errors.", flags=("--quiet", "-q"), default=False)]
+
+
+class RecipeWords(QuietWords, total=False):
+    """A file of options."""
+
+    recipe: Annotated[
+        str | None, Option("Options and rules from a TOML file; those given here win.", metavar="FILE", panel=RULES)
+    ]
+
+
+class ConvertWords(RecipeWords, total=False):
+    """Of `convert` alone."""
+
+    dry_run: Annotated[bool, Option("Plan only; same as `quantconvert plan SRC OUT`.", default=False)]
+
+
+class PlanWords(RecipeWords, total=False):
+    """Of `plan` alone."""
+
+    explain: Annotated[
+        bool,
+        Option("Each kind of tensor: its role, what becomes of it, and why; with --verbose each tensor, and the rule.",
+               default=False),
+    ]  # fmt: skip
+    write_recipe: Annotated[bool, Option("Print the options as a recipe and nothing else.", default=False)]
+
+
+class VerifyWords(QuietWords, total=False):
+    """Of `verify` alone."""
+
+    source: Annotated[str | None, Option("What it was converted from: each value is compared.", metavar="SRC")]
+
+
+class RepackWords(QuietWords, total=False):
+    """Of `repack` alone; `format` has no default."""
+
+    format: Annotated[str, Option("Layout to write.", metavar="|".join(LAYOUTS), suggest=lambda: LAYOUTS)]
+
+
+class DequantizeWords(QuietWords, total=False):
+    """Of `dequantize` alone."""
+
+    dtype: Annotated[PlainDType, Option("Element type to write.", default=DEFAULT_DTYPE)]

@@ -1,0 +1,46 @@
+"""Rules: which modules get which scheme; and the presets, which are named sets of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from quantconvert.errors import UsageError
+from quantconvert.schemes import SCHEME_HINT
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """Modules that match `pattern` get the scheme that `scheme` names, or stay as they are when it is `skip`."""
+
+    pattern: str
+    scheme: str
+
+    @classmethod
+    def parse(cls, text: str) -> Rule:
+        """From `PATTERN=SCHEME`; raises `UsageError`."""
+        pattern, equals, scheme = text.rpartition("=")
+        if not equals or not pattern or not scheme:
+            raise UsageError(f"--rule: expected PATTERN=SCHEME, got `{text}`", hint=f"{SCHEME_HINT}, or skip")
+        return cls(pattern, scheme)
+
+    def __str__(self) -> str:
+        return f"{self.pattern}={self.scheme}"
+
+
+_NOT_EXPERTS = r"re:(?!.*\.experts\.\d+\.)"
+# By name: a sentence for people, and the rules for a model of so many layers.
+PRESETS: dict[str, tuple[str, Callable[[int], tuple[Rule, ...]]]] = {
+    "first-last-8": (
+        "first and last decoder layer at 8 bits",
+        lambda layers: (Rule(rf"re:(.*\.)?(layers|layer|h|blocks)\.(0|{layers - 1})\..*", "W8A16"),),
+    ),
+    "down-8": (
+        "down projections outside experts at 8 bits",
+        lambda layers: (Rule(_NOT_EXPERTS + r".*\.(down_proj|w2|fc2|dense_4h_to_h|output\.dense)$", "W8A16"),),
+    ),
+    "experts-4-rest-8": (
+        "routed experts at 4 bits, every other layer at 8",
+        lambda layers: (Rule(_NOT_EXPERTS + ".*", "W8A16"),),
+    ),
+}

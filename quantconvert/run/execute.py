@@ -1,0 +1,69 @@
+"""The tasks of a plan into the files of its shards: prove what is there, have the rest done, watch the source."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from pathlib import Path
+
+from quantconvert.checkpoint import Repo, RepoFile
+from quantconvert.checkpoint.ranges import Files, Version
+from quantconvert.errors import CheckpointError, OutputError
+from quantconvert.events import Reporter
+from quantconvert.planning import Plan
+from quantconvert.run.executors import Build, get_executor
+from quantconvert.run.journal import Journal
+from quantconvert.run.ledger import Ledger, one_at_a_time
+
+
+def execute(plan: Plan, source: Repo, folder: Path, journal: Journal, report: Reporter) -> None:
+    """Make every shard of `plan` complete in `folder`, by the executor that the job names.
+
+    On errors and interruptions what was finished is journalled. Raises `CheckpointError` also where a file of the
+    source is not what was planned, or changes before the end.
+    """
+    report = one_at_a_time(report)
+    before = [_version(source, file) for file in plan.checkpoint.weight_files]
+    for file, version in zip(plan.checkpoint.weight_files, before, strict=True):
+        _check(file.path, file.version or Version(file.nbytes), version)
+    ledger = Ledger(plan, folder, journal, report)
+    files = Files(source)
+    try:
+        tasks = ledger.begin(files)
+        if tasks:
+            get_executor(plan.job.limits.executor).run(Build(plan, source, folder), tasks, ledger, report)
+        ledger.flush()
+    except BaseException:
+        with suppress(OutputError):
+            ledger.flush()
+        raise
+    finally:
+        files.close()
+        ledger.close()
+    for file, version in zip(plan.checkpoint.weight_files, before, strict=True):
+        _check(file.path, version, _version(source, file))
+
+
+def _version(source: Repo, file: RepoFile) -> Version:
+    """What the file is now, by its name."""
+    reader = source.open(file.path)
+    try:
+        return reader.version()
+    finally:
+        reader.close()
+
+
+def _check(path: str, before: Version, now: Version) -> None:
+    if before.matches(now):
+        return
+    fields = [
+        f"{label} {old}, got {new}"
+        for label, old, new in zip(_LABELS, before, now, strict=True)
+        if None not in (old, new) and old != new
+    ]
+    raise CheckpointError(
+        f"`{path}` of the source changed after it was planned: expected {', '.join(fields)}",
+        hint="the result would be a mixture: convert again when nobody writes into the source",
+    )
+
+
+_LABELS = ("a size of", "a modification time of", "a change time of", "an etag of")

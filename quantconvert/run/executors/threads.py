@@ -1,0 +1,134 @@
+"""The thread executor: tasks in the source's order, as many at once as workers and memory allow.
+
+Torch runs single-threaded inside each worker (its operations release the interpreter's lock), so that the number of
+workers is the number of busy cores.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sequence
+
+import torch
+
+from quantconvert.buffers import Workspace
+from quantconvert.checkpoint.ranges import Files
+from quantconvert.events import Progress, Reporter
+from quantconvert.planning import Task
+from quantconvert.run import ledger as books
+from quantconvert.run.executors.base import Build
+from quantconvert.run.ledger import Ledger
+from quantconvert.run.shards import ShardWriter
+from quantconvert.run.work import Bench
+
+POLL_SECONDS = 0.2
+
+
+class Threads:
+    """Runs tasks with `plan.execution.workers` threads of this process."""
+
+    name = "threads"
+
+    def run(self, build: Build, tasks: Sequence[int], ledger: Ledger, report: Reporter) -> None:
+        """Carry out `tasks`. The first error stops all workers and is raised."""
+        _Run(build, tasks, ledger, report).run()
+
+
+class _Budget:
+    """Admits tasks while the sum of their peaks stays within the limit; one task is always admitted."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit, self._used = limit, 0
+        self._changed = threading.Condition()
+
+    def acquire(self, nbytes: int) -> None:
+        with self._changed:
+            self._changed.wait_for(lambda: self._used == 0 or self._used + nbytes <= self._limit)
+            self._used += nbytes
+
+    def release(self, nbytes: int) -> None:
+        with self._changed:
+            self._used -= nbytes
+            self._changed.notify_all()
+
+
+class _Run:
+    """The workers of one run, and what they share."""
+
+    def __init__(self, build: Build, tasks: Sequence[int], ledger: Ledger, report: Reporter) -> None:
+        self.plan, self.ledger, self.report = build.plan, ledger, report
+        self.files, self.writer = Files(build.source), ShardWriter(build.plan, build.folder)
+        self._count = min(self.plan.execution.workers, len(tasks))
+        self._lock = threading.Lock()
+        self._pending: Iterator[tuple[int, Task]] = ((index, self.plan.tasks[index]) for index in tasks)
+        self._budget = _Budget(self.plan.execution.memory_limit)
+        self._errors: list[BaseException] = []
+        self._stop = threading.Event()
+
+    def run(self) -> None:
+        """Start the workers, journal what they finish, and end when they have."""
+        threads_before = torch.get_num_threads()
+        ends = [threading.Event() for _ in range(self._count)]
+        threads = [threading.Thread(target=self._work, args=(end,), daemon=True) for end in ends]
+        try:
+            for thread in threads:
+                thread.start()
+            self._wait(ends, flush=True)
+        finally:
+            self._stop.set()
+            self._wait([end for thread, end in zip(threads, ends, strict=True) if thread.ident is not None])
+            for thread in threads:
+                thread.join()
+            self.files.close()
+            self.writer.close()
+            torch.set_num_threads(threads_before)
+        if self._errors:
+            raise self._errors[0]
+
+    def _wait(self, ends: list[threading.Event], flush: bool = False) -> None:
+        """Wait for workers, in short steps so that the main thread hears signals; journal meanwhile what they finish.
+
+        Not by `Thread.join`: when an exception interrupts it, Python before 3.13 takes a running thread for finished
+        (bpo-45274), and a worker that is inside torch when the process ends aborts it.
+        """
+        for end in ends:
+            while not end.wait(POLL_SECONDS):
+                if flush and self.ledger.due:
+                    for shard in self.ledger.flush():
+                        self.writer.release(shard)
+
+    def _advance(self, name: str, nbytes: int) -> None:
+        if self._stop.is_set():
+            raise _Stopped
+        self.report(Progress(name, nbytes))
+
+    def _next(self) -> tuple[int, Task] | None:
+        with self._lock:
+            return None if self._stop.is_set() else next(self._pending, None)
+
+    def _work(self, end: threading.Event) -> None:
+        torch.set_num_threads(1)
+        plan = self.plan
+        bench = Bench(self.files, self.writer, Workspace(), plan.execution, self._advance)
+        try:
+            while (step := self._next()) is not None:
+                index, task = step
+                self._budget.acquire(task.peak_nbytes)
+                try:
+                    self.ledger.add(index, bench.carry_out(task))
+                finally:
+                    self._budget.release(task.peak_nbytes)
+                while self.ledger.waiting_nbytes > books.MAX_WAITING_NBYTES and not self._stop.wait(0.01):
+                    pass
+        except _Stopped:
+            pass
+        except BaseException as error:  # handed to the thread that called run()
+            with self._lock:
+                self._errors.append(error)
+            self._stop.set()
+        finally:
+            end.set()
+
+
+class _Stopped(Exception):
+    """Another worker failed, or the user interrupted: drop the current tile."""

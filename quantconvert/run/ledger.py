@@ -1,0 +1,214 @@
+"""What is done and what is left of a plan: proof of what an interrupted run wrote, durable progress, complete files.
+
+An executor is given the tasks that `begin` returns and hands each result to `add`; one thread calls `flush` now and
+then. A task counts as done once its bytes are synced and its line is in the journal; a file gets its name once all of
+its tasks are done. Nothing here computes a byte.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import threading
+import time
+from collections import Counter, deque
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import suppress
+from pathlib import Path
+
+from quantconvert import machine
+from quantconvert.checkpoint.ranges import Files
+from quantconvert.errors import OutputError
+from quantconvert.events import Event, Note, Progress, Reporter, ShardWritten
+from quantconvert.planning import Copy, Output, Plan, Task
+from quantconvert.run.disk import fsync_folder
+from quantconvert.run.journal import Journal
+from quantconvert.run.partial import open_partial, read_back
+from quantconvert.run.result import TaskResult
+from quantconvert.spans import spans
+
+# Finished work is made durable once there is this much of it, or it is this old. Bounds what a kill costs, and, as a
+# sync cannot be interrupted, how long an interrupted run takes to end.
+FLUSH_NBYTES, FLUSH_SECONDS = 128_000_000, 1.0
+# Workers pause while this much finished work waits for a disk that is slower than they are.
+MAX_WAITING_NBYTES = 512_000_000
+READ_NBYTES = 1 << 20
+
+
+class Ledger:
+    """The books of one run of `plan` in `folder`. `add` may be called by any thread, the rest by one."""
+
+    def __init__(self, plan: Plan, folder: Path, journal: Journal, report: Reporter) -> None:
+        self.plan, self.folder, self.journal, self.report = plan, folder, journal, report
+        self.waiting_nbytes = 0
+        self._waiting: list[tuple[int, TaskResult]] = []
+        self._left = Counter(_shard(task) for task in plan.tasks)
+        self._fds: dict[int, int] = {}
+        self._named: set[int] = set()
+        self._complete: set[int] = set()
+        self._flushed_at = time.monotonic()
+        self._failed = False
+        self._lock = threading.Lock()
+
+    def begin(self, files: Files) -> tuple[int, ...]:
+        """The numbers of the tasks that are to be done: those that the journal lacks, or whose bytes do not prove it.
+
+        files: of the source, with which copies are compared. Raises `OutputError`, and `CheckpointError` for those.
+        """
+        for shard in sorted({_shard(self.plan.tasks[index]) for index in self.journal.done}):
+            self._fd(shard)
+        proven = self._prove(files)
+        for index in proven:
+            self._left[_shard(self.plan.tasks[index])] -= 1
+        if lost := len(self.journal.done) - len(proven):
+            text = f"{lost} tasks were done again: their bytes are not what the interrupted run wrote"
+            self.report(Note("resume", text))
+        return tuple(index for index in range(len(self.plan.tasks)) if index not in proven)
+
+    def _prove(self, files: Files) -> set[int]:
+        """The journalled tasks whose bytes are still there, read by as many threads as the plan has workers."""
+        numbers, proven = deque(sorted(self.journal.done)), set[int]()
+        stop, errors = threading.Event(), list[BaseException]()
+
+        def work() -> None:
+            try:
+                while numbers:
+                    with suppress(IndexError):  # another took the last one
+                        index = numbers.popleft()
+                        task = self.plan.tasks[index]
+                        if self._is_proven(task, self.journal.done[index], files, stop):
+                            proven.add(index)
+                            self.report(Progress(task.source.name, task.source.nbytes))
+            except _Stopped:
+                pass
+            except BaseException as error:  # raised by the thread that waits
+                errors.append(error)
+                stop.set()
+
+        with ThreadPoolExecutor(max(1, self.plan.execution.workers)) as pool:
+            try:
+                wait([pool.submit(work) for _ in range(min(len(numbers), self.plan.execution.workers))])
+            except BaseException:
+                stop.set()
+                raise
+        if errors:
+            raise errors[0]
+        return proven
+
+    def _is_proven(self, task: Task, known: TaskResult, files: Files, stop: threading.Event) -> bool:
+        if not isinstance(task, Copy):
+            return all(self._sum(o, stop) == sum_ for o, sum_ in zip(task.outputs, known.sums, strict=True))
+        (output,), ref = task.outputs, task.source.values
+        mine, theirs = bytearray(min(READ_NBYTES, ref.nbytes)), bytearray(min(READ_NBYTES, ref.nbytes))
+        for begin, end in spans(0, output.nbytes, READ_NBYTES):
+            if end - begin < len(mine):
+                mine, theirs = bytearray(end - begin), bytearray(end - begin)
+            self._read_back(output, begin, memoryview(mine), stop)
+            files.read_into(ref.file, memoryview(theirs), ref.offset + begin)
+            if mine != theirs:
+                return False
+        return True
+
+    def _sum(self, output: Output, stop: threading.Event) -> str:
+        """sha256 of what the file holds of a tensor."""
+        digest, buffer = hashlib.sha256(), memoryview(bytearray(min(READ_NBYTES, output.nbytes)))
+        for begin, end in spans(0, output.nbytes, READ_NBYTES):
+            self._read_back(output, begin, buffer[: end - begin], stop)
+            digest.update(buffer[: end - begin])
+        return digest.hexdigest()
+
+    def _read_back(self, output: Output, begin: int, buffer: memoryview, stop: threading.Event) -> None:
+        if stop.is_set():
+            raise _Stopped
+        read_back(self._fds[output.shard], output, begin, buffer)
+
+    def add(self, index: int, result: TaskResult) -> None:
+        """Take a finished task; the next `flush` makes it count."""
+        task = self.plan.tasks[index]
+        with self._lock:
+            self._left[_shard(task)] -= 1
+            self._waiting.append((index, result))
+            self.waiting_nbytes += task.output_nbytes
+
+    @property
+    def due(self) -> bool:
+        """Whether enough finished work waits for a `flush`."""
+        return self.waiting_nbytes >= FLUSH_NBYTES or time.monotonic() - self._flushed_at >= FLUSH_SECONDS
+
+    def flush(self) -> tuple[int, ...]:
+        """Make finished tasks durable and journal them; name the files that are complete, and return their shards.
+
+        After one failure nothing is journalled any more: the system reports lost writes only once.
+        """
+        with self._lock:
+            batch = list(self._waiting)
+            complete = [s for s in range(len(self.plan.shards)) if self._left[s] == 0 and s not in self._complete]
+        self._flushed_at = time.monotonic()
+        if self._failed or not (batch or complete):
+            return ()
+        tasks = [self.plan.tasks[index] for index, _ in batch]
+        try:
+            for shard in sorted({*complete, *map(_shard, tasks)}):
+                self._sync(shard)
+            if batch:
+                self.journal.append(batch)
+        except OutputError:
+            self._failed = True
+            raise
+        with self._lock:
+            del self._waiting[: len(batch)]
+            self.waiting_nbytes -= sum(task.output_nbytes for task in tasks)
+        for shard in complete:
+            self._give_name(shard)
+        return tuple(complete)
+
+    def _fd(self, shard: int) -> int:
+        if shard not in self._fds:
+            self._fds[shard] = open_partial(self.folder, self.plan.shards[shard])
+        return self._fds[shard]
+
+    def _sync(self, shard: int) -> None:
+        fd = self._fd(shard)
+        try:
+            machine.sync_data(fd)
+            if shard not in self._named:
+                fsync_folder(self.folder)
+                self._named.add(shard)
+        except OSError as error:
+            raise OutputError(f"cannot sync `{self.plan.shards[shard].file}`: {error.strerror}") from error
+
+    def _give_name(self, shard: int) -> None:
+        done = self.plan.shards[shard]
+        os.close(self._fds.pop(shard))
+        try:
+            (self.folder / f"{done.file}.partial").replace(self.folder / done.file)
+        except OSError as error:
+            raise OutputError(f"cannot rename `{done.file}`: {error.strerror}") from error
+        self._complete.add(shard)
+        self.report(ShardWritten(done.file, done.nbytes))
+
+    def close(self) -> None:
+        """Close what is still open; complete files stay, partial ones stay partial."""
+        for fd in self._fds.values():
+            os.close(fd)
+        self._fds.clear()
+
+
+class _Stopped(Exception):
+    """Another thread failed, or the user interrupted."""
+
+
+def one_at_a_time(report: Reporter) -> Reporter:
+    """The same reporter for several threads."""
+    lock = threading.Lock()
+
+    def call(event: Event) -> None:
+        with lock:
+            report(event)
+
+    return call
+
+
+def _shard(task: Task) -> int:
+    """All outputs of a task are in one file."""
+    return task.outputs[0].shard

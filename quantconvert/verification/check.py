@@ -1,0 +1,112 @@
+"""All checks of one folder, in order: structure, checksums, codes, values."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from quantconvert.checkpoint import LocalFolder, Repo, load_checkpoint, reader_of
+from quantconvert.errors import QuantConvertError, VerificationError, raise_all, some
+from quantconvert.events import Reporter, silent
+from quantconvert.families import find_family
+from quantconvert.job import Limits
+from quantconvert.lazy import load_torch
+from quantconvert.methods import DEFAULT_METHOD, METHODS
+from quantconvert.planning import Plan
+from quantconvert.sources import Sources, find_sources
+from quantconvert.verification.findings import Finding, Verification
+from quantconvert.verification.report import REPORT_NAME, read_report
+from quantconvert.verification.structure import check_structure, check_sums
+
+_NO_REPORT: dict[str, Any] = {}
+
+
+def verify_folder(
+    folder: Path,
+    repo: Repo | None,
+    limits: Limits = Limits(),  # noqa: B008 (a value)
+    plan: Plan | None = None,
+    method: str | None = None,
+    report: Reporter = silent,
+    require_report: bool = False,
+) -> Verification:
+    """Structure, codes and, with a source, values of the checkpoint in `folder`.
+
+    plan: that of a conversion that is not in place yet. Without it the folder's report, where there is one, says by
+    which method and steps it was made (`method` where there is none), and its checksums are compared. limits: what it
+    may take. report: is told of progress. require_report: a missing report is a finding. Raises `CheckpointError` where
+    there is no such folder, or no source.
+    """
+    load_torch()
+    from quantconvert.verification.values import check_values
+
+    findings: list[Finding] = []
+    local = LocalFolder(folder)
+    found = check_structure(local, findings, is_ours=plan is not None)
+    num_checksums = 0 if plan else check_sums(folder, findings)
+    if require_report and not plan and not num_checksums and not findings:
+        findings.append(Finding("checksums", REPORT_NAME, "is missing: every conversion of ours leaves one"))
+    named, steps = _recorded(folder, plan, findings)
+    method = METHODS.find(method).name if method else named
+    sources = _sources(repo, steps) if repo is not None else None
+    checked = None
+    if found:
+        pair = (repo, sources) if repo is not None and sources else None
+        checked = check_values(folder, found[1], pair, limits, method, report)
+        findings += checked.findings
+    return Verification(
+        location=local.location,
+        source=repo.location if repo else None,
+        num_files=len(found[0].weight_files) if found else 0,
+        num_tensors=len(found[0].tensors) if found else 0,
+        num_checksums=num_checksums,
+        num_equal=checked.num_equal if checked else 0,
+        errors=tuple(checked.errors) if checked else (),
+        findings=tuple(findings),
+    )
+
+
+def _recorded(folder: Path, plan: Plan | None, findings: list[Finding]) -> tuple[str | None, tuple[str, ...]]:
+    """The method and the steps of a result; None for another tool's. Versions before this one knew but one method."""
+    if plan is not None:
+        return plan.job.method, plan.job.steps
+    try:
+        value = read_report(folder)
+    except (OSError, ValueError, RecursionError):
+        return None, ()  # the checksums have said so
+    if value is None:
+        return None, ()
+    job = value.get("job")
+    job = job if isinstance(job, dict) else _NO_REPORT
+    method, steps = str(job.get("method", DEFAULT_METHOD)), job.get("steps", [])
+    if method not in METHODS:
+        findings.append(Finding("checksums", REPORT_NAME, f"names a method that is not known here: `{method}`"))
+        return None, ()
+    return method, tuple(map(str, steps)) if isinstance(steps, list) else ()
+
+
+def _sources(repo: Repo, steps: tuple[str, ...]) -> Sources:
+    checkpoint = load_checkpoint(repo)
+    refusals: list[QuantConvertError] = []
+    sources = find_sources(checkpoint, find_family(checkpoint), reader_of(repo), refusals, steps)
+    raise_all(refusals)
+    return sources
+
+
+def check_complete(verification: Verification, plan: Plan) -> None:
+    """Every weight that the plan quantizes must have been found quantized; raises `VerificationError`."""
+    expected = {task.source.name for task in plan.quantized if task.scheme}
+    missing = expected - {error.name for error in verification.errors}
+    if missing and verification.is_ok:
+        raise VerificationError(f"{len(missing)} weights are not quantized in the result: {some(sorted(missing))}")
+
+
+def raise_findings(verification: Verification) -> None:
+    """All findings as one error, sorted by check."""
+    if verification.is_ok:
+        return
+    count = len(verification.findings)
+    lines = "".join(f"\n  {f.check}: `{f.where}` {f.message}" for f in verification.findings)
+    raise VerificationError(
+        f"verification of `{verification.location}` failed at {verification.failed}, {count} findings:{lines}"
+    )

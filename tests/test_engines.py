@@ -1,0 +1,189 @@
+"""Engines as data: what the rows say of a checkpoint, `--engine`, and that no other room names an engine."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import quantconvert
+from quantconvert.engines import ENGINES, Loadable, engine_notes, load_lines
+from quantconvert.layouts import LAYOUTS
+from quantconvert.schemes import Scheme
+from tests.builders import LLAMA_CONFIG, llama_tensors, weight, write_checkpoint
+
+PACKAGE = Path(quantconvert.__file__).parent
+INT4 = Scheme(4, True, "group", 128)
+INT4_ASYM = Scheme(4, False, "group", 128)
+INT8 = Scheme(8, True, "channel")
+W8A8 = Scheme(8, True, "channel", None, True)
+
+
+def verdicts(loadable: Loadable) -> str:
+    """The four engines' verdicts by first letter, in the order of the registry."""
+    return "".join(engine.verdict(loadable)[0] for engine in ENGINES.values())
+
+
+def literals(tree: ast.Module) -> list[str]:
+    """Every string in a module but for docstrings."""
+    found: list[str] = []
+
+    class Visitor(ast.NodeVisitor):
+        def visit_Expr(self, node: ast.Expr) -> None:
+            if not (isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)):
+                self.generic_visit(node)
+
+        def visit_Constant(self, node: ast.Constant) -> None:
+            if isinstance(node.value, str):
+                found.append(node.value)
+
+    Visitor().visit(tree)
+    return found
+
+
+def test_no_engine_is_named_outside_its_room():
+    names = [name.lower() for engine in ENGINES.values() for name in (engine.name, engine.title)]
+    seen = 0
+    for path in PACKAGE.rglob("*.py"):
+        room = path.relative_to(PACKAGE).parts[0]
+        for text in literals(ast.parse(path.read_text())):
+            named = [name for name in names if name in text.lower()]
+            assert not named or room in ("engines", "integrations"), f"{path.relative_to(PACKAGE)}: {text!r}"
+            seen += bool(named)
+    assert seen > 20
+
+
+def test_every_row_has_evidence_that_exists_and_a_layout_that_exists():
+    root = PACKAGE.parent
+    for engine in ENGINES.values():
+        for row in engine.rows:
+            assert row.evidence
+            assert not row.evidence.startswith("tests/") or (root / row.evidence.split(";")[0]).exists(), row.evidence
+            assert set(row.when.layouts) <= {*LAYOUTS, "plain"}
+            assert row.verdict == "loads" or not (row.packages or row.argument or row.before)
+
+
+@pytest.mark.parametrize(
+    ("loadable", "expected"),
+    [
+        (Loadable(), "llll"),
+        (Loadable("awq", (INT4_ASYM,), "llama"), "llll"),
+        (Loadable("awq", (INT4_ASYM,), "qwen-moe", has_experts=True), "llwl"),
+        (Loadable("awq", (INT4_ASYM,), "mixtral", has_experts=True), "llwr"),
+        (Loadable("awq", (Scheme(4, False, "channel"),), "llama"), "lrll"),
+        (Loadable("compressed-tensors", (INT4,), "llama"), "lllr"),
+        (Loadable("compressed-tensors", (INT4, INT8), "llama"), "lllr"),
+        (Loadable("compressed-tensors", (INT4_ASYM,), "qwen-moe", has_experts=True), "lwrr"),
+        (Loadable("compressed-tensors", (Scheme(8, False, "channel"),), "llama"), "lrlr"),
+        (Loadable("compressed-tensors", (Scheme(4, True, "tensor"),), "llama"), "rrlr"),
+        (Loadable("compressed-tensors", (W8A8,), "llama"), "lllr"),
+        (Loadable("compressed-tensors", (W8A8,), "qwen-moe", has_experts=True), "lrrr"),
+        (Loadable("gptq", (INT4,), "llama"), "llll"),
+        (Loadable("gptq", (INT4_ASYM,), "llama"), "rrll"),
+        (Loadable("gptq", (INT4, INT8), "llama"), "llrl"),
+        (Loadable("rtn", (INT4,), "llama"), "rrlr"),
+        (Loadable("awq", (INT4_ASYM,), "gpt-neox"), "llwl"),
+        (Loadable("compressed-tensors", (INT4,), "gpt-oss", has_experts=True), "wrwr"),
+    ],
+    ids=str,
+)
+def test_verdicts(loadable: Loadable, expected: str):
+    assert verdicts(loadable) == expected
+
+
+def test_engines_that_say_the_same_are_joined():
+    notes = engine_notes(Loadable("gptq", (INT4_ASYM,), "llama"))
+    assert notes == ["vLLM and SGLang: asymmetric GPTQ is rejected"]
+
+
+def test_an_engine_that_was_asked_for_is_not_silent():
+    loadable = Loadable("compressed-tensors", (INT4,), "llama")
+    assert engine_notes(loadable) == []
+    assert engine_notes(loadable, ["gptqmodel"]) == [
+        "GPTQModel: compressed-tensors is not read with int4 g128 symmetric"
+    ]
+
+
+def test_lines_are_those_of_engines_that_load_it():
+    assert load_lines(Loadable("awq", (INT4_ASYM,), "llama", architecture="LlamaForCausalLM"), "out") == [
+        "vllm serve out",
+        'AutoModelForCausalLM.from_pretrained("out")  # transformers + gptqmodel',
+    ]
+    asymmetric = Loadable("compressed-tensors", (INT4_ASYM,), "llama", architecture="LlamaForCausalLM")
+    assert load_lines(asymmetric, "out")[1] == (
+        'AutoModelForCausalLM.from_pretrained("out", quantization_config=CompressedTensorsConfig(dequantize=True))'
+        "  # transformers + compressed-tensors"
+    )
+    experts = Loadable("gptq", (INT4_ASYM,), "qwen-moe", has_experts=True)
+    assert load_lines(experts, "out") == ['GPTQModel.load("out")']
+    assert load_lines(Loadable("awq", (INT4,), "llama"), "out", ["sglang"]) == [
+        "python -m sglang.launch_server --model-path out"
+    ]
+
+
+MOE = LLAMA_CONFIG | {"model_type": "qwen3_moe", "num_experts": 1, "moe_intermediate_size": 128}
+
+
+def experts() -> dict:
+    return llama_tensors(layers=1) | {
+        f"model.layers.0.mlp.experts.0.{name}.weight": weight(128, 128)
+        for name in ("gate_proj", "up_proj", "down_proj")
+    }
+
+
+@pytest.mark.parametrize(
+    ("engines", "options", "expected"),
+    [
+        (["vllm"], {}, ("awq", "int4 g128 asymmetric")),
+        (["gptqmodel"], {"group_size": -1}, ("awq", "int4 per channel asymmetric")),
+        (["sglang"], {"group_size": -1}, ("compressed-tensors", "int4 per channel symmetric")),
+        (["gptqmodel"], {"bits": 8}, ("gptq", "int8 g128 symmetric")),
+        (["transformers"], {"bits": 8}, ("compressed-tensors", "int8 g128 symmetric")),
+        (["transformers", "gptqmodel"], {"bits": 8}, ("gptq", "int8 g128 symmetric")),
+        (["transformers"], {"group_size": 0, "symmetric": False}, ("compressed-tensors", "int4 per tensor asymmetric")),
+    ],
+    ids=str,
+)
+def test_auto_is_the_first_layout_that_the_engines_load(tmp_path: Path, engines, options, expected):
+    plan = quantconvert.plan(write_checkpoint(tmp_path / "model"), engines=engines, **options)
+    assert (plan.format, plan.scheme.label) == expected
+    assert "the first layout that" in plan.format_reason
+
+
+@pytest.mark.parametrize(
+    ("engines", "expected"),
+    [(["vllm"], "awq"), (["vllm", "gptqmodel"], "awq"), (["transformers"], "compressed-tensors"), ([], None)],
+)
+def test_auto_of_experts(tmp_path: Path, engines, expected):
+    source = write_checkpoint(tmp_path / "model", experts(), config=MOE)
+    assert quantconvert.plan(source, engines=engines).format == (expected or "compressed-tensors")
+
+
+def test_no_layout_for_the_engines_is_refused_with_every_reason(tmp_path: Path):
+    source = write_checkpoint(tmp_path / "model", experts(), config=MOE)
+    with pytest.raises(quantconvert.QuantConvertError) as caught:
+        quantconvert.plan(source, engines=["transformers", "gptqmodel"])
+    assert caught.value.exit_code == 4
+    lines = caught.value.message.splitlines()
+    assert lines[0] == "no layout of these weights loads in transformers and GPTQModel:"
+    assert [line.split(":")[0].strip() for line in lines[1:]] == list(LAYOUTS)
+    assert lines[1].startswith("  awq: transformers: experts of a mixture of experts load as random numbers from AWQ")
+    assert lines[2] == "  compressed-tensors: GPTQModel: compressed-tensors is not read with int4 g128 symmetric"
+
+
+def test_a_format_that_is_named_stays_and_the_engine_s_answer_is_told(tmp_path: Path):
+    plan = quantconvert.plan(write_checkpoint(tmp_path / "model"), format="rtn", engines=["vllm"])
+    assert plan.format == "rtn"
+    assert "vLLM: rtn is not read" in plan.notes
+
+
+def test_an_unknown_engine_is_a_mistake(tmp_path: Path):
+    with pytest.raises(quantconvert.UsageError, match="--engine: unknown engine `ollama`"):
+        quantconvert.plan(write_checkpoint(tmp_path / "model"), engines=["ollama"])
+
+
+def test_engines_change_no_digest_beside_the_layout(tmp_path: Path):
+    source = write_checkpoint(tmp_path / "model")
+    plain, asked = quantconvert.plan(source), quantconvert.plan(source, engines="vllm")
+    assert plain.digest == asked.digest
