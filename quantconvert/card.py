@@ -5,11 +5,10 @@ The same for the same result: the command is written from the job, not as it was
 
 from __future__ import annotations
 
-import ast
 import re
 import shlex
 
-from quantconvert.engines import load_lines
+from quantconvert.engines import NOBODY, load_lines, snippet
 from quantconvert.layouts import LAYOUTS
 from quantconvert.markdown import demoted, fenced
 from quantconvert.metadata import base_model_of, metadata_block, split_card, tags_of
@@ -127,20 +126,9 @@ def _loading(plan: Plan) -> list[str]:
     shell = [line for line in lines if "from_pretrained" not in line]
     blocks = [fenced("bash", "\n".join(shell))] if shell else []
     blocks += [fenced("python", snippet(line)) for line in lines if line not in shell]
-    return ["## Load it\n\nReplace `PATH` by this repository or folder.\n\n" + "\n".join(blocks)] if blocks else []
-
-
-_FROM_TRANSFORMERS = re.compile(r"(Auto|Awq|GPTQ|CompressedTensors)\w*")
-
-
-def snippet(line: str) -> str:
-    """A line of Python that loads a model, with the imports that it needs and the model as a variable."""
-    code, _, comment = line.partition("  # ")
-    *before, call = code.split("; ")
-    names = {node.id for node in ast.walk(ast.parse(call)) if isinstance(node, ast.Name)}
-    imports = f"from transformers import {', '.join(sorted(n for n in names if _FROM_TRANSFORMERS.fullmatch(n)))}"
-    needs = [f"# needs {comment}"] if comment else []
-    return "\n".join([*needs, *before, imports, "", f"model = {call}"])
+    if not blocks:
+        return [f"## Load it\n\nAs things stand {NOBODY}.\n"]
+    return ["## Load it\n\nReplace `PATH` by this repository or folder.\n\n" + "\n".join(blocks)]
 
 
 def _quality_text(quality: Quality) -> str:

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import ast
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 import quantconvert
-from quantconvert.engines import ENGINES, Loadable, engine_notes, load_lines
+from quantconvert.engines import ENGINES, NOBODY, Loadable, engine_notes, load_lines
 from quantconvert.layouts import LAYOUTS
+from quantconvert.planning.decision import is_kept_linear
 from quantconvert.schemes import Scheme
 from tests.builders import LLAMA_CONFIG, llama_tensors, weight, write_checkpoint
+from tests.byte_cases import gpt_oss
 
 PACKAGE = Path(quantconvert.__file__).parent
 INT4 = Scheme(4, True, "group", 128)
@@ -92,6 +97,81 @@ def test_verdicts(loadable: Loadable, expected: str):
     assert verdicts(loadable) == expected
 
 
+@pytest.mark.parametrize("family", ["qwen3-vl-moe", "granite-moe", "granite-hybrid", "gpt-oss"])
+@pytest.mark.parametrize("layout", ["compressed-tensors", "rtn"])
+def test_experts_that_transformers_knows_only_fused_are_told(layout: str, family: str):
+    loadable = Loadable(layout, (INT4,), family, has_experts=True)
+    assert ENGINES["transformers"].verdict(loadable) == "wrong"
+    assert any("experts of this family load as random numbers" in note for note in engine_notes(loadable))
+    assert not any("from_pretrained" in line for line in load_lines(loadable, "out"))
+
+
+def test_llama4_experts_load_from_compressed_tensors_alone():
+    verdict = ENGINES["transformers"].verdict
+    assert verdict(Loadable("compressed-tensors", (INT4,), "llama4", has_experts=True)) == "loads"
+    assert verdict(Loadable("rtn", (INT4,), "llama4", has_experts=True)) == "wrong"
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_gpt_oss_is_loaded_by_nobody_and_that_is_said(layout: str, tmp_path: Path):
+    loadable = Loadable(layout, (INT4,), "gpt-oss", has_experts=True)
+    assert "l" not in verdicts(loadable)
+    assert load_lines(loadable, "out") == []
+    assert any(note.startswith(NOBODY) for note in engine_notes(loadable))
+
+
+def test_a_result_that_nobody_loads_says_so_in_its_card_and_summary(tmp_path: Path):
+    gpt_oss(tmp_path / "in")
+    result = quantconvert.convert(tmp_path / "in", tmp_path / "out", requantize=True)
+    assert any(note.startswith(NOBODY) for note in result.plan.notes)
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert NOBODY in card
+    assert "vllm serve" not in card
+    command = [sys.executable, "-m", "quantconvert", tmp_path / "in", tmp_path / "again", "--requantize"]
+    shown = subprocess.run(command, capture_output=True, text=True, check=True).stderr
+    assert re.search(rf"^load it +{NOBODY}$", shown, re.M)
+
+
+PACKED = "compressed-tensors"
+DEQUANTIZE = ", quantization_config=CompressedTensorsConfig(dequantize=True))  # transformers + compressed-tensors"
+
+
+@pytest.mark.parametrize(
+    ("family", "architecture", "expected"),
+    [
+        ("falcon", "FalconForCausalLM", ["vllm serve out", 'AutoModelForCausalLM.from_pretrained("out"' + DEQUANTIZE]),
+        ("mamba", "Mamba2ForCausalLM", ['AutoModelForCausalLM.from_pretrained("out"' + DEQUANTIZE]),
+        ("t5", "T5ForConditionalGeneration", ['AutoModelForSeq2SeqLM.from_pretrained("out"' + DEQUANTIZE]),
+    ],
+)
+def test_lines_for_families_that_must_be_dequantized(family: str, architecture: str, expected: list[str]):
+    assert load_lines(Loadable(PACKED, (INT4,), family, architecture=architecture), "out") == expected
+    assert ENGINES["transformers"].verdict(Loadable(PACKED, (INT4, INT8), family)) == "refuses"
+    assert ENGINES["transformers"].line(Loadable(PACKED, (W8A8,), family), "out").count("dequantize") == 0
+
+
+@pytest.mark.parametrize(
+    ("family", "architecture", "name"),
+    [
+        ("vision-language", "Gemma3ForConditionalGeneration", "AutoModelForImageTextToText"),
+        ("llama4", "Llama4ForConditionalGeneration", "AutoModelForImageTextToText"),
+        ("llama4", "Llama4ForCausalLM", "AutoModelForCausalLM"),
+        ("whisper", "WhisperForConditionalGeneration", "AutoModelForSpeechSeq2Seq"),
+        ("bert", "BertModel", "AutoModel"),
+        ("llama", "", "AutoModelForCausalLM"),
+    ],
+)
+def test_the_class_has_the_head_that_the_model_has(family: str, architecture: str, name: str):
+    assert load_lines(Loadable(PACKED, (INT4,), family, architecture=architecture), "out")[-1].startswith(f"{name}.")
+
+
+@pytest.mark.parametrize("family", ["falcon", "bart", "bert", "mpt", "t5", "mamba", "whisper"])
+def test_gptq_that_transformers_does_not_load_is_told(family: str):
+    loadable = Loadable("gptq", (INT4,), family)
+    assert not any("from_pretrained" in line for line in load_lines(loadable, "out"))
+    assert any(note.startswith("transformers: ") and "GPTQ" in note for note in engine_notes(loadable))
+
+
 def test_engines_that_say_the_same_are_joined():
     notes = engine_notes(Loadable("gptq", (INT4_ASYM,), "llama"))
     assert notes == ["vLLM and SGLang: asymmetric GPTQ is rejected"]
@@ -120,6 +200,14 @@ def test_lines_are_those_of_engines_that_load_it():
     assert load_lines(Loadable("awq", (INT4,), "llama"), "out", ["sglang"]) == [
         "python -m sglang.launch_server --model-path out"
     ]
+
+
+def test_an_unknown_family_is_written_where_transformers_can_load_it(tmp_path: Path):
+    source = write_checkpoint(tmp_path / "model", config=LLAMA_CONFIG | {"model_type": "never_heard_of"})
+    plan = quantconvert.plan(source)
+    assert plan.format == "compressed-tensors"
+    assert "without a table" in plan.format_reason
+    assert quantconvert.plan(source, engines=["vllm"]).format == "awq"
 
 
 MOE = LLAMA_CONFIG | {"model_type": "qwen3_moe", "num_experts": 1, "moe_intermediate_size": 128}
@@ -187,3 +275,29 @@ def test_engines_change_no_digest_beside_the_layout(tmp_path: Path):
     source = write_checkpoint(tmp_path / "model")
     plain, asked = quantconvert.plan(source), quantconvert.plan(source, engines="vllm")
     assert plain.digest == asked.digest
+
+
+@pytest.mark.parametrize(
+    ("name", "reason", "expected"),
+    [
+        ("model.layers.0.conv.in_proj.weight", "conv", True),
+        ("encoder.embedding_hidden_mapping_in.weight", "embedding", True),
+        ("model.altup_unembed_projections.0.weight", "embedding", True),
+        ("time_embed.0.weight", "embedding", True),
+        ("electra.embeddings_project.weight", "embedding", True),
+        ("model.embed_tokens.weight", "embedding", False),
+        ("model.embed_tokens_per_layer.weight", "embedding", False),
+        ("bert.embeddings.word_embeddings.weight", "embedding", False),
+        ("transformer.wte.weight", "embedding", False),
+        ("gpt_neox.embed_in.weight", "embedding", False),
+        ("shared.weight", "embedding", False),
+        ("block.0.SelfAttention.relative_attention_bias.weight", "embedding", False),
+        ("model.embed_tokens.scale", "embedding", False),
+        ("model.norm.weight", "norm", False),
+        ("lm_head.weight", "lm_head", True),
+        ("model.layers.0.mlp.up_proj.weight", None, False),
+    ],
+)
+def test_what_is_kept_and_a_linear_layer_to_engines(name: str, reason, expected: bool):
+    assert is_kept_linear(name, 2, reason) == expected
+    assert not is_kept_linear(name, 3, reason)

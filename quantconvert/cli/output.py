@@ -15,6 +15,7 @@ from rich.table import Table
 
 from quantconvert.api import Result
 from quantconvert.card import load_hint
+from quantconvert.engines import NOBODY
 from quantconvert.families import REASON_TEXT
 from quantconvert.inventory import Inventory
 from quantconvert.planning import Plan
@@ -123,7 +124,7 @@ def print_result(result: Result) -> None:
     speed = plan.checkpoint.nbytes / max(result.seconds, 1e-9)
     rows.append(("time", f"{duration(result.seconds)} ({duration(result.cpu_seconds)} of CPU), {size(speed)}/s"))
     rows.append(("peak memory", f"{size(result.peak_rss_nbytes)}, Python and torch included"))
-    for i, hint in enumerate(load_hint(plan, str(result.out))):
+    for i, hint in enumerate(load_hint(plan, str(result.out)) or [NOBODY]):
         rows.append(("load it" if i == 0 else "", hint))
     print_facts(stderr, rows)
     stderr.print(f"[green]done[/green] {plain(str(result.out))}")

@@ -151,7 +151,6 @@ def _parameter(
         *flags,
         help=help,
         show_default=False,
-        hidden=option.option.hidden,
         rich_help_panel=option.option.panel,
         hidden=option.option.hidden,
         autocompletion=complete if words else None,

@@ -10,16 +10,19 @@ from collections.abc import Sequence
 from quantconvert.engines.gptqmodel import GPTQMODEL
 from quantconvert.engines.row import PLAIN, Engine, Loadable, Row, Verdict, When, filled
 from quantconvert.engines.sglang import SGLANG
+from quantconvert.engines.snippets import snippet
 from quantconvert.engines.transformers import TRANSFORMERS
 from quantconvert.engines.vllm import VLLM
 from quantconvert.registry import Registry
 
 __all__ = [
-    "ENGINES", "PLAIN", "Engine", "Loadable", "Row", "Verdict", "When", "engine_notes", "get_engines", "load_lines",
-    "titles",
+    "ENGINES", "NOBODY", "PLAIN", "Engine", "Loadable", "Row", "Verdict", "When", "engine_notes", "get_engines",
+    "load_lines", "snippet", "titles",
 ]  # fmt: skip
 
 ENGINES: Registry[Engine] = Registry("engine", VLLM, SGLANG, TRANSFORMERS, GPTQMODEL)
+
+NOBODY = "no engine loads this result as it is"
 
 
 def get_engines(names: Sequence[str]) -> tuple[Engine, ...]:
@@ -45,7 +48,10 @@ def engine_notes(loadable: Loadable, asked: Sequence[str] = ()) -> list[str]:
             said = [engine.why_not(loadable)]
         for text in said:
             found.setdefault(text, []).append(engine)
-    return [f"{titles(list(dict.fromkeys(engines)))}: {text}" for text, engines in found.items()]
+    notes = [f"{titles(list(dict.fromkeys(engines)))}: {text}" for text, engines in found.items()]
+    if not any(engine.loads(loadable) for engine in ENGINES.values()):
+        notes.append(f"{NOBODY}: {titles(list(ENGINES.values()))} were looked at")
+    return notes
 
 
 def load_lines(loadable: Loadable, out: str, asked: Sequence[str] = ()) -> list[str]:

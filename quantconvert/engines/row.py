@@ -174,13 +174,10 @@ class Engine:
         return tuple(dict.fromkeys(name for row, _ in self.found(loadable) for name in row.packages))
 
     def model_class(self, loadable: Loadable) -> str:
-        """The class for the checkpoint's architecture; the last of `classes` where none fits."""
-        fitting = (
-            c.name
-            for c in self.classes
-            if loadable.architecture.endswith(c.ending) and (not c.families or loadable.family in c.families)
-        )
-        return next(fitting, self.classes[-1].name if self.classes else "")
+        """The class for the checkpoint's architecture, by the first of `classes` that fits."""
+        name = loadable.architecture or "ForCausalLM"
+        ending = (c for c in self.classes if name.endswith(c.ending))
+        return next((c.name for c in ending if not c.families or loadable.family in c.families), "")
 
 
 def filled(note: str, scheme: Scheme | None) -> str:

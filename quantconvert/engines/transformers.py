@@ -21,6 +21,14 @@ _BESIDE_AWQ, _BESIDE_CT, _BESIDE_GPTQ = ("gptqmodel",), CT, ("optimum", "gptqmod
 SCALED = ("starcoder2", "gpt-j", "gpt-neox", "falcon", "bloom", "mpt")
 # It initialises layers of these once more after loading and stops at those without a `weight`.
 REINITIALIZED = ("gpt-bigcode", "mamba", "modernbert", "t5")
+# The same for compressed-tensors; Falcon's own linear class calls `weight`.
+TO_DEQUANTIZE = (*REINITIALIZED, "falcon")
+# It knows the experts of these as one tensor only (`conversion_mapping.py`), and has no names for single ones.
+FUSED_ONLY = ("gpt-oss", "qwen3-vl-moe", "granite-moe", "granite-hybrid")
+# Their `ForConditionalGeneration` sees pictures (`models/auto/modeling_auto.py`).
+PICTURES = ("vision-language", "qwen3-vl-moe", "qwen3.5", "qwen3.5-moe", "llama4")
+# optimum knows one stack of layers a model, under a name of its list (`gptq/constants.py`), and no encoders.
+NO_BLOCKS = ("mamba", "mpt", "bert", "mpnet", "distilbert", "deberta", "albert", "t5", "whisper", "llama4")
 
 TRANSFORMERS = Engine(
     name="transformers",
@@ -33,6 +41,11 @@ TRANSFORMERS = Engine(
         ModelClass("LMHeadModel", "AutoModelForCausalLM"),
         ModelClass("ForMaskedLM", "AutoModelForMaskedLM"),
         ModelClass("ForSequenceClassification", "AutoModelForSequenceClassification"),
+        ModelClass("ForTokenClassification", "AutoModelForTokenClassification"),
+        ModelClass("ForQuestionAnswering", "AutoModelForQuestionAnswering"),
+        ModelClass("ForConditionalGeneration", "AutoModelForSeq2SeqLM", ("t5", "bart")),
+        ModelClass("ForConditionalGeneration", "AutoModelForSpeechSeq2Seq", ("whisper",)),
+        ModelClass("ForConditionalGeneration", "AutoModelForImageTextToText", PICTURES),
         ModelClass("", "AutoModel"),
     ),
     rows=(
@@ -56,7 +69,11 @@ TRANSFORMERS = Engine(
             "packed layers of this family do not load, but from compressed-tensors with dequantize=True",
         ),
         Row(
-            When((*AWQ, *CT, *GPTQ, *RTN), families=("nomic-bert",)), "refuses", _BY_FAMILY,
+            When(AWQ, known=False), "refuses", "8 of 41 such models, run",
+            "AWQ layers of some families without a table here stop it; compressed-tensors loads",
+        ),
+        Row(
+            When((*AWQ, *CT, *RTN), families=("nomic-bert",)), "refuses", _BY_FAMILY,
             "the stored Wqkv is cut into three layers during loading, and packed words cannot be cut so",
         ),
         Row(
@@ -66,6 +83,14 @@ TRANSFORMERS = Engine(
             When(CT, symmetric=False, activations=False), "loads", _PACKED,
             "asymmetric weights load with dequantize=True only, not beside a second scheme", "`dequantize=True`",
             argument=DEQUANTIZE, packages=_BESIDE_CT,
+        ),
+        Row(
+            When(CT, symmetric=True, activations=False, families=TO_DEQUANTIZE), "loads", _DENSE,
+            "weights of this family load with dequantize=True only", argument=DEQUANTIZE,
+        ),
+        Row(
+            When(CT, several=True, families=TO_DEQUANTIZE), "refuses", "integrations/compressed_tensors.py",
+            "dequantize=True, which this family needs, knows one scheme a model",
         ),
         Row(When(CT, symmetric=False, several=True), "refuses", "integrations/compressed_tensors.py; run"),
         Row(
@@ -84,8 +109,12 @@ TRANSFORMERS = Engine(
             "numbers",
         ),
         Row(
-            When((*AWQ, *CT, *GPTQ, *RTN), families=("gpt-oss",)), "wrong", _MOE,
-            "experts of gpt-oss load as random numbers",
+            When((*CT, *RTN), experts=True, families=FUSED_ONLY), "wrong", _MOE,
+            "experts of this family load as random numbers, without an error",
+        ),
+        Row(
+            When(RTN, experts=True, families=("llama4",)), "wrong", _MOE,
+            "experts of this family load as random numbers, without an error",
         ),
         Row(
             When(GPTQ, strategies=("group",)), "loads", _GPTQ, short="with gptqmodel", packages=_BESIDE_GPTQ,
@@ -95,12 +124,36 @@ TRANSFORMERS = Engine(
             "a CPU has no kernel for GPTQ per channel", "not on a CPU", packages=_BESIDE_GPTQ,
         ),
         Row(
+            When(GPTQ, families=NO_BLOCKS), "refuses", _BY_FAMILY,
+            "optimum does not find the layers of this family in GPTQ",
+        ),
+        Row(
+            When(GPTQ, families=("modernbert", "gpt-bigcode")), "refuses", _BY_FAMILY,
+            "packed layers of this family do not load, but from compressed-tensors with dequantize=True",
+        ),
+        Row(
+            When(GPTQ, families=("falcon", "bart", "nomic-bert")), "wrong", _BY_FAMILY,
+            "GPTQ layers of this family load as random numbers, without an error",
+        ),
+        Row(
             When(GPTQ, several=True), "refuses", "optimum gptq/quantizer.py",
             "GPTQ's `dynamic` is ignored, and several schemes fail",
         ),
         Row(
             When(GPTQ, experts=True), "wrong", _MOE,
             "experts of a mixture of experts load as random numbers from GPTQ, without an error",
+        ),
+        Row(
+            When(RTN, families=("falcon",)), "refuses", f"{_RTN}; run",
+            "layers of this family are no ordinary linear ones, which rtn needs",
+        ),
+        Row(
+            When(RTN, 4, families=("t5",)), "refuses", f"{_RTN}; run",
+            "T5 casts what it multiplies to the dtype of rtn's codes, and stops",
+        ),
+        Row(
+            When(RTN, 8, symmetric=False, families=("t5",)), "refuses", f"{_RTN}; run",
+            "T5 casts what it multiplies to the dtype of rtn's codes, and stops",
         ),
         Row(
             When(RTN), "loads", _RTN,

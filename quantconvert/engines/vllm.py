@@ -72,6 +72,11 @@ VLLM = Engine(
             "GPTQ group sizes 32, 64, 128 and -1 are read, not {width}",
         ),
         Row(When(("rtn",)), "refuses", "layers/quantization/__init__.py", "rtn is not read"),
+        Row(When(families=("t5",)), "refuses", "models/registry.py; run", "T5 is not among its models"),
+        Row(
+            When(CODES, families=("mamba",)), "refuses", "layers/mamba/mamba_mixer.py",
+            "Mamba's layers take no quantized weights",
+        ),
         Row(
             When(CODES, families=("gpt-oss",)), "wrong", "models/gpt_oss.py",
             "int4 experts of gpt-oss are read only as fused w13 and w2, and others dropped without a message: these "

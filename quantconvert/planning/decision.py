@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
 
 from quantconvert.families import Reason
@@ -9,11 +10,25 @@ from quantconvert.patterns import WEIGHT_SUFFIX
 from quantconvert.schemes import Request, Scheme
 from quantconvert.sources import Read
 
-# Kept weights that engines hold as ordinary linear layers: the config block must name them.
-LINEAR_REASONS: frozenset[Reason] = frozenset(
-    {"lm_head", "router", "vision", "audio", "state-space", "mtp", "head", "family", "ignored", "indivisible",
-     "non-finite", "plain"}
-)  # fmt: skip
+# A table that is looked up: the last word of its name. What stands under `embeddings` beside them multiplies.
+_TABLE = re.compile(
+    r"(^|[._])(embed\w*|\w+_embed|\w*embeddings?|wte|wpe|shared|relative_attention_bias|pos_emb\w*|rotary_emb\w*"
+    r"|position_\w+|cls_token|mask_token)$"
+)
+_MULTIPLIES = re.compile(r"proj|mapping|linear|dense|unembed", re.I)
+
+
+def is_kept_linear(name: str, rank: int, reason: Reason | None) -> bool:
+    """Whether engines hold a tensor that is kept for `reason` as a linear layer, so that the config must name it.
+
+    Any 2-D `*.weight` is one, whatever it is called, but for norms, buffers and tables of embeddings.
+    """
+    if rank != 2 or not name.endswith(WEIGHT_SUFFIX) or reason in (None, "norm", "not a weight"):
+        return False
+    if reason != "embedding":
+        return True
+    last = name.removesuffix(WEIGHT_SUFFIX).rpartition(".")[2]
+    return bool(_MULTIPLIES.search(last)) or _TABLE.search(last) is None
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +55,7 @@ class Decision:
     @property
     def is_kept_linear(self) -> bool:
         """Kept, but an engine would take it for a linear layer unless told."""
-        return self.reason in LINEAR_REASONS and len(self.ref.shape) == 2 and self.ref.name.endswith(WEIGHT_SUFFIX)
+        return is_kept_linear(self.ref.name, len(self.ref.shape), self.reason)
 
     @property
     def is_kept_experts(self) -> bool:

@@ -14,7 +14,7 @@ from quantconvert.errors import CheckpointError, QuantConvertError, Refusal
 from quantconvert.families import Classifier
 from quantconvert.layouts import LAYOUTS, Layout
 from quantconvert.patterns import WEIGHT_SUFFIX
-from quantconvert.planning.decision import LINEAR_REASONS
+from quantconvert.planning.decision import is_kept_linear
 from quantconvert.sources import Read, find_sources
 from quantconvert.verification.findings import Finding
 from quantconvert.verification.report import REPORT_NAME, read_report, sha256_of
@@ -106,7 +106,7 @@ def _check_config(checkpoint: Checkpoint, tensors: tuple[Read, ...], findings: l
             and not module.endswith("lm_head")
         ):
             reason = classifier.role(source).reason
-            if (reason is None or reason in LINEAR_REASONS) and not leaves(module):
+            if (reason is None or is_kept_linear(source.name, 2, reason)) and not leaves(module):
                 findings.append(Finding("structure", module, "is plain, but quantization_config says it is quantized"))
 
 

@@ -7,9 +7,13 @@ import pytest
 pytest.importorskip("transformers")
 pytest.importorskip("compressed_tensors")
 
+import torch
+
+import quantconvert
+from quantconvert.card import load_hint
 from tests.engines.common import load
 from tests.engines.dense_families import CASES, CONV1D
-from tests.engines.families import Case, assert_awq_is_close, assert_loads, assert_selection, convert, save
+from tests.engines.families import Case, assert_awq_is_close, assert_loads, assert_selection, convert, outputs, save
 
 # transformers says so whenever a config is passed along with a checkpoint that has one
 pytestmark = pytest.mark.filterwarnings("ignore:You passed `quantization_config`")
@@ -40,3 +44,19 @@ def test_family_of_transposed_weights(case: Case, tmp_path):
     assert_selection(case, source, group_size=32)
     folder = convert(source, tmp_path / "awq", format="awq")
     assert_awq_is_close(source, folder, transposed=("c_attn", "c_proj", "c_fc"))
+
+
+@pytest.mark.parametrize("name", ["llama", "falcon", "mamba2", "gpt_bigcode"])
+def test_the_line_that_is_printed_loads_it(name: str, tmp_path):
+    """By running the line itself; AutoModelForCausalLM and CompressedTensorsConfig are transformers'."""
+    import transformers
+
+    source = save(CASES[name], tmp_path / "in")
+    result = quantconvert.convert(source, tmp_path / "out", group_size=32, format="compressed-tensors")
+    (line,) = [line for line in load_hint(result.plan, str(result.out)) if "from_pretrained" in line]
+    model = eval(
+        line, {name: getattr(transformers, name) for name in ("AutoModelForCausalLM", "CompressedTensorsConfig")}
+    )
+    found, expected = outputs(CASES[name], model), outputs(CASES[name], load(source, CASES[name].model))
+    for a, b in zip(found, expected, strict=True):
+        assert torch.corrcoef(torch.stack([a.flatten(), b.flatten()]))[0, 1] > 0.9

@@ -13,6 +13,8 @@ pytest.importorskip("gptqmodel")
 
 from transformers import GPTQConfig
 
+import quantconvert
+from quantconvert.engines import ENGINES
 from tests.builders import decode_awq, read_tensors
 from tests.engines import dense_families, encoder_families
 from tests.engines.common import load
@@ -25,8 +27,7 @@ pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.usefixtures("pla
 
 CASES = dense_families.CASES | encoder_families.CASES
 
-# The families that `engines/transformers.py` says do not load from AWQ. Missing keys: transformers goes on with
-# uninitialised memory.
+# Those of which `engines/transformers.py` says so. Missing keys: transformers goes on with uninitialised memory.
 SCALED = {"starcoder2", "gptj", "gpt_neox", "falcon", "falcon 40b", "bloom", "mpt"}
 REINITIALIZED = {"gpt_bigcode", "mamba", "mamba2", "falcon_mamba", "modernbert", "modernbert classifier",
                  "modernbert-decoder", "t5", "t5 gated", "t5 encoder", "t5 classifier", "mt5", "umt5"}  # fmt: skip
@@ -62,3 +63,16 @@ def test_gptq(name: str, tmp_path):
     folder = convert(source, tmp_path / "out", format="gptq")
     config = GPTQConfig(bits=4, backend="gptq_torch")
     assert_same(CASES[name], source, folder, decode_all(folder), GPTQ_TOLERANCE, config)
+
+
+@pytest.mark.parametrize("name", sorted(CASES.keys() - GPTQ_LOADS))
+def test_gptq_that_does_not_load_is_told(name: str, tmp_path):
+    """Loud where the row says `refuses`, keys missing and no error where it says `wrong`."""
+    source = save(CASES[name], tmp_path / "in")
+    folder = convert(source, tmp_path / "out", format="gptq")
+    plan = quantconvert.plan(source, group_size=32, format="gptq")
+    said = ENGINES["transformers"].verdict(plan.loadable)
+    assert said != "loads"
+    error = AssertionError if said == "wrong" else (ValueError, AttributeError, RuntimeError)
+    with pytest.raises(error):
+        load(folder, CASES[name].model, quantization_config=GPTQConfig(bits=4, backend="gptq_torch"))

@@ -14,6 +14,7 @@ from torch import Tensor
 pytest.importorskip("transformers")
 pytest.importorskip("compressed_tensors")
 
+from quantconvert.card import load_hint
 from quantconvert.checkpoint import LocalFolder, TensorRef, load_checkpoint
 from quantconvert.families import Classifier, Role
 from quantconvert.patterns import compile_pattern
@@ -130,6 +131,27 @@ def in_float32(model: Any) -> Any:
     for parameter in model.parameters():
         parameter.data = parameter.data.float() if parameter.is_floating_point() else parameter.data
     return model
+
+
+# Llama 4's experts are modules for compressed-tensors only.
+RANDOM = [(name, format) for name in sorted(UNREADABLE) for format in ("compressed-tensors", "rtn")] + [
+    ("llama4", "rtn")
+]
+
+
+@pytest.mark.parametrize(("name", "format"), RANDOM)
+def test_experts_that_load_as_random_numbers_are_told(name: str, format: str, folders: Mapping[str, Path], tmp_path):
+    """What the rows of `engines/transformers.py` say: the load ends without an error, with experts missing."""
+    if "gptqmodel" in sys.modules:
+        pytest.skip("GPTQModel replaces transformers' experts in its process: run this file by itself")
+    import quantconvert.integrations.transformers
+
+    plan = quantconvert.plan(folders[name], group_size=32, format=format)
+    assert any("experts" in note and "random numbers" in note for note in plan.notes)
+    assert not any("from_pretrained" in line for line in load_hint(plan, "out"))
+    folder = convert(folders[name], tmp_path / "out", format=format)
+    with pytest.raises(AssertionError, match=r"missing_keys.*experts\.(gate_up|down)_proj"):
+        load(folder, ALL[name].model)
 
 
 @pytest.mark.parametrize("name", sorted(UNREADABLE))
