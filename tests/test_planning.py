@@ -70,6 +70,7 @@ def test_rooms_import_only_from_those_above():
 )
 def test_format_auto(tmp_path: Path, options, expected: tuple[str, str]):
     plan = quantconvert.plan(write_checkpoint(tmp_path / "model"), **options)
+    assert plan.scheme
     assert (plan.format, plan.scheme.label) == expected
     assert plan.format_reason
 
