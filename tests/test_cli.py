@@ -373,7 +373,7 @@ def interrupted(numbers: list[signal.Signals], *args: object, until: str) -> tup
     process = subprocess.Popen(
         [*CLI, *map(str, args), "--workers", "1"], env=ENV, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
-    lines = []
+    lines: list[str] = []
     try:
         assert process.stderr
         while not lines or until not in lines[-1]:

@@ -132,7 +132,7 @@ def test_a_result_that_nobody_loads_says_so_in_its_card_and_summary(tmp_path: Pa
     card = (tmp_path / "out" / "README.md").read_text()
     assert NOBODY in card
     assert "vllm serve" not in card
-    command = [sys.executable, "-m", "quantconvert", tmp_path / "in", tmp_path / "again", "--requantize"]
+    command = [sys.executable, "-m", "quantconvert", str(tmp_path / "in"), str(tmp_path / "again"), "--requantize"]
     shown = subprocess.run(command, capture_output=True, text=True, check=True).stderr
     assert re.search(rf"^load it +{NOBODY}$", shown, re.M)
 
@@ -256,6 +256,7 @@ def experts() -> dict:
 )
 def test_auto_is_the_first_layout_that_the_engines_load(tmp_path: Path, engines, options, expected):
     plan = quantconvert.plan(write_checkpoint(tmp_path / "model"), engines=engines, **options)
+    assert plan.scheme
     assert (plan.format, plan.scheme.label) == expected
     assert "the first layout that" in plan.format_reason
 

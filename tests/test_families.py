@@ -37,6 +37,7 @@ def test_llama_with_biases_and_tied_head(tmp_path: Path):
     assert found["model.layers.0.self_attn.rotary_emb.inv_freq"] == "embedding"
     assert "lm_head.weight" not in plan.weight_map
     assert sum(v == "quantized" for v in found.values()) == 7
+    assert plan.quantization_config
     assert plan.quantization_config["modules_to_not_convert"] == ["lm_head"]
 
 
@@ -213,6 +214,7 @@ def test_tied_heads_are_ignored_by_name(tmp_path: Path, stored: bool):
     names |= {"vocab_projector.weight": W} if stored else {}
     plan = planned(tmp_path, {"model_type": "distilbert"}, names, format="compressed-tensors")
     expected = "re:.*vocab_projector$" if stored else "vocab_projector"
+    assert plan.quantization_config
     assert plan.quantization_config["ignore"] == ["lm_head", expected]
 
 
@@ -227,6 +229,7 @@ def test_moe_goes_to_compressed_tensors_and_ignores_the_router(tmp_path: Path):
     plan = planned(tmp_path, {"model_type": "mixtral"}, tensors)
     assert plan.format == "compressed-tensors"
     assert "mixture of experts" in plan.format_reason
+    assert plan.quantization_config
     assert plan.quantization_config["ignore"] == ["lm_head", r"re:.*layers\.\d+\.block_sparse_moe\.gate$"]
 
 

@@ -50,6 +50,7 @@ def test_planning_imports_no_torch(tmp_path: Path):
 )
 def test_format_auto(tmp_path: Path, options, expected: tuple[str, str]):
     plan = quantconvert.plan(write_checkpoint(tmp_path / "model"), **options)
+    assert plan.scheme
     assert (plan.format, plan.scheme.label) == expected
     assert plan.format_reason
 

@@ -797,7 +797,9 @@ def test_per_tensor_without_a_format(source: Path, out: Path) -> None:
     message = "per-tensor weight-only scales load in no serving engine"
     hint = "--group-size -1 (per channel), or name the format: --format compressed-tensors"
     assert refusals(source, out, group_size=0) == [(UnsupportedError, message, hint)]
-    assert quantconvert.plan(source, group_size=0, format="compressed-tensors").scheme.strategy == "tensor"
+    scheme = quantconvert.plan(source, group_size=0, format="compressed-tensors").scheme
+    assert scheme
+    assert scheme.strategy == "tensor"
 
 
 def test_scale_too_large_for_float16(tmp_path: Path, out: Path) -> None:

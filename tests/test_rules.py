@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -203,7 +204,7 @@ def test_gptq_dynamic_matches_fused_and_unfused_names(source: Path):
 
 
 def test_recipe_round_trip(source: Path, tmp_path: Path):
-    options = {
+    options: dict[str, Any] = {
         "scheme": "W4A16:g64",
         "format": "compressed-tensors",
         "rules": ["*.down_proj=W8A16", 're:.*\\.(o)_proj$=skip'],

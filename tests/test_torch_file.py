@@ -71,7 +71,7 @@ def test_files_are_the_same_bytes_where_the_order_is(tmp_path: Path):
 
 def write_shards(folder: Path, parts: list[dict[str, Tensor]]) -> Path:
     write_config(folder)
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for i, part in enumerate(parts):
         file = f"pytorch_model-{i + 1:05d}-of-{len(parts):05d}.bin"
         torch.save(part, folder / file)

@@ -42,7 +42,7 @@ class Converted:
     tensors: dict[str, Tensor]
 
 
-@pytest.fixture(scope="module", params=SCHEMES.values(), ids=SCHEMES)
+@pytest.fixture(scope="module", params=list(SCHEMES.values()), ids=list(SCHEMES))
 def converted(request, tmp_path_factory) -> Converted:
     folder = tmp_path_factory.mktemp("awq") / "out"
     convert(TINY_LLAMA, folder, format="awq", **request.param)

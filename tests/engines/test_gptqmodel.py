@@ -26,6 +26,7 @@ pytest.importorskip("gptqmodel")
 from gptqmodel import BACKEND, GPTQModel
 from gptqmodel.quantization.awq.utils.packing_utils import dequantize_gemm, pack_awq
 from transformers import AwqConfig
+from transformers.utils.quantization_config import AwqBackend
 
 from quantconvert.api import convert
 from quantconvert.layouts.awq import ORDER
@@ -90,7 +91,7 @@ def assert_logits(model: Any, reference: Any, tolerance: float, ids: Tensor | No
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_transformers_with_the_plain_kernel(scheme: str, converted: Callable[[str], Converted]):
     case = converted(scheme)
-    config = AwqConfig(backend="torch_awq")
+    config = AwqConfig(backend=AwqBackend.TORCH_AWQ)
     model = load(case.folder, dtype=torch.float16, quantization_config=config)
     assert_weights(model, case.decoded)
     assert_logits(model, case.reference, PLAIN_KERNEL)
@@ -116,7 +117,7 @@ def test_gptqmodel(scheme: str, converted: Callable[[str], Converted]):
 
 def test_transformers_leaves_ignored_layers_alone(tmp_path):
     case = convert_awq(TINY_LLAMA, tmp_path, ignore=("*.down_proj",))
-    model = load(case.folder, dtype=torch.float16, quantization_config=AwqConfig(backend="torch_awq"))
+    model = load(case.folder, dtype=torch.float16, quantization_config=AwqConfig(backend=AwqBackend.TORCH_AWQ))
     assert isinstance(model.model.layers[0].mlp.down_proj, torch.nn.Linear)
     assert_weights(model, case.decoded)
     assert_logits(model, case.reference, PLAIN_KERNEL)

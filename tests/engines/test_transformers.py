@@ -96,7 +96,7 @@ def original() -> Any:
     return load(TINY_LLAMA)
 
 
-@pytest.fixture(scope="module", params=DENSE.values(), ids=DENSE)
+@pytest.fixture(scope="module", params=list(DENSE.values()), ids=list(DENSE))
 def dense(request, tmp_path_factory) -> Loaded:
     work = tmp_path_factory.mktemp("dense")
     return convert_and_load(TINY_LLAMA, work, format="compressed-tensors", **request.param)
