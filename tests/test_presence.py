@@ -60,6 +60,7 @@ def test_what_is_missing_is_listed(tmp_path: Path, pattern: str, what: str):
     assert made.plan.quantized
 
 
+@pytest.mark.process
 def test_the_command_line_refuses_and_allows(tmp_path: Path):
     source = without(tmp_path / "in", r"model\.norm\.weight")
     command = [sys.executable, "-m", "quantconvert", "plan", str(source)]
