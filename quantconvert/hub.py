@@ -41,6 +41,8 @@ def _open(source: str | os.PathLike[str], revision: str | None) -> Repo:
     text = os.fspath(source)
     if not text:
         raise UsageError("the source is empty: expected a folder or a Hub repository id")
+    if "://" in text:
+        raise _url_error(text)
     path = Path(os.path.expanduser(text))  # noqa: PTH111 (Path's own raises for an unknown user)
     if exists(path) or not _REPO_ID.fullmatch(text):
         if revision is not None:
@@ -70,6 +72,16 @@ def _is_whole(snapshot: Path) -> bool:
         return True
     parts = [match for match in map(_PART.search, names) if match]
     return bool(parts) and all(len(parts) == int(part[1]) for part in parts)
+
+
+_HUB_URL = re.compile(r"(?:https?://[^/]*(?:huggingface\.co|hf\.co)/|hf://)(?:models/)?([^/]+/[^/@?#]+).*")
+
+
+def _url_error(text: str) -> CheckpointError:
+    """The refusal of an address, with the repository's id where it is one of the Hub's."""
+    match = _HUB_URL.fullmatch(text)
+    hint = f"give the repository's id: {match[1]}" if match else "download it first, and give the folder"
+    return CheckpointError(f"source `{text}` is an address: expected a folder or a Hub repository id", hint=hint)
 
 
 def _cached(repo_id: str, revision: str | None) -> LocalFolder | None:

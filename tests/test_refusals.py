@@ -498,8 +498,9 @@ def matched(patterns: list[str], names: list[str]) -> set[str]:
     return {name for name in names for p in patterns if (re.match(p[3:], name) if p.startswith("re:") else p == name)}
 
 
-def test_indivisible_names_every_tensor(smol: Path, out: Path) -> None:
-    lines = [f"\n  `{name}.weight`: in_features 576" for name in WIDE_LINEAR]
+def test_indivisible_names_every_kind_of_tensor(smol: Path, out: Path) -> None:
+    kinds = [name.replace("layers.0", "layers.N") for name in WIDE_LINEAR if "layers.0" in name]
+    lines = [f"\n  `{name}.weight`: in_features 576 (2 of them, N any number)" for name in kinds]
     message = f"--group-size 128 does not divide in_features of 12 weights:{''.join(lines)}"
     hint = (
         "--group-size 64 divides every layer; or --on-indivisible skip (keep them in high precision) "
@@ -631,6 +632,13 @@ def test_nothing_to_quantize(tmp_path: Path, out: Path) -> None:
     message = f"`{source}` has no weight to quantize: all 2 tensors are kept (embedding, norm)"
     hint = "`quantconvert plan` lists the reason for each tensor"
     assert refusals(source, out) == [(UnsupportedError, message, hint)]
+
+
+def test_no_tensor_at_all(tmp_path: Path, out: Path) -> None:
+    source = write_checkpoint(tmp_path / "source", {})
+    assert refusals(source, out) == [
+        (UnsupportedError, f"`{source}` holds no tensor", "the weights may not have been downloaded yet")
+    ]
 
 
 def test_everything_ignored(source: Path, out: Path) -> None:
@@ -839,14 +847,14 @@ def test_all_refusals_together(tmp_path: Path, out: Path) -> None:
     (out / "notes.txt").write_text("keep me")
     found = refusals(source, out, format="awq", bits=8, group_size=256, ignore=["vision", "*.q_proj"])
     kinds = [kind for kind, _, _ in found]
-    assert kinds == [OutputError, UsageError, *[UnsupportedError] * 4]
+    assert kinds == [UsageError, *[UnsupportedError] * 4, OutputError]
     beginnings = [
-        f"output `{out}` exists and is not empty: it holds notes.txt",
         "--ignore `vision` matches no tensor",
-        "--group-size 256 does not divide in_features of 10 weights:\n  `model.layers.0.mlp.gate_proj.weight`",
+        "--group-size 256 does not divide in_features of 10 weights:\n  `model.layers.N.mlp.gate_proj.weight`",
         "`model.layers.0.self_attn`: engines load q_proj, k_proj, v_proj as one qkv_proj, so that they need one scheme",
         "awq holds 4 bits only, got 8: ",
         "awq packs 8 output features in a word: expected out_features % 8 == 0, got 60: ",
+        f"output `{out}` exists and is not empty: it holds notes.txt",
     ]
     for (_, message, _), beginning in zip(found, beginnings, strict=True):
         assert message.startswith(beginning)
@@ -872,7 +880,9 @@ SIZES = "expected a size such as `5GB` or `512MiB`, got"
     [
         ({"format": "gguf"}, "--format: unknown format `gguf`", FORMAT_HINT),
         ({"scheme": "W3A16"}, "--scheme: unknown scheme `W3A16`", PRESET_HINT),
-        ({"scheme": "W4A16:g"}, "--scheme: unknown scheme `W4A16:g`", PRESET_HINT),
+        ({"scheme": "W4A16:g"}, "--scheme: unknown scheme `W4A16:g`", f"did you mean `W4A16`? {PRESET_HINT}"),
+        ({"scheme": "w4a16"}, "--scheme: unknown scheme `w4a16`", f"did you mean `W4A16`? {PRESET_HINT}"),
+        ({"scheme": "W4A16:64"}, "--scheme: unknown scheme `W4A16:64`", f"did you mean `W4A16:g64`? {PRESET_HINT}"),
         ({"scheme": "W4A16", "bits": 8}, "--scheme W4A16 contradicts --bits or --symmetric/--asymmetric",
          "give one of them"),
         ({"scheme": "W4A16_ASYM", "symmetric": True},
@@ -895,6 +905,11 @@ SIZES = "expected a size such as `5GB` or `512MiB`, got"
         ({"on_indivisible": "pad"}, "--on-indivisible: expected error, skip, channel, got `pad`", None),
         ({"nan_policy": "zero"}, "--nan-policy: expected error, keep, got `zero`", None),
         ({"colour": "red"}, "unknown option `colour`", None),
+        ({"group_sise": 64}, "unknown option `group_sise`", "did you mean `group_size`?"),
+        ({"on_indivisible": "skp"}, "--on-indivisible: expected error, skip, channel, got `skp`",
+         "did you mean `skip`?"),
+        ({"strict": "yes"}, "--strict: expected true or false, got 'yes'", None),
+        ({"ignore": [3]}, "--ignore: expected text, got 3", None),
     ],
 )  # fmt: skip
 def test_bad_options(source: Path, out: Path, options: dict[str, Any], message: str, hint: str | None) -> None:

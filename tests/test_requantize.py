@@ -150,7 +150,7 @@ def test_explain_prints_every_tensor(tmp_path: Path):
     model.config["model_type"] = "llama"
     model.tensors["model.norm.weight"] = torch.ones(160)
     source = model.write(tmp_path / "model")
-    command = [sys.executable, "-m", "quantconvert", "plan", str(source), "--explain", "--bits", "8"]
+    command = [sys.executable, "-m", "quantconvert", "plan", str(source), "--explain", "--verbose", "--bits", "8"]
     command += ["--group-size", "32", "--requantize", "--ignore", "*.o_proj"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     rows = {line.split()[0]: line for line in done.stdout.splitlines() if line.strip()}

@@ -51,6 +51,7 @@ class Classifier:
     def __init__(self, checkpoint: Checkpoint) -> None:
         config = checkpoint.text_config
         self.family = find_family(checkpoint)
+        self.model_type = checkpoint.model_type
         layers = config.get("num_hidden_layers") if config.get("num_nextn_predict_layers") else None
         self.num_layers = layers if isinstance(layers, int) else None
         self._by_template = cache(self._classify)

@@ -12,7 +12,7 @@ TOWERS: tuple[tuple[str, Reason], ...] = (
     (r"(^|\.)(mtp|nextn|mtp_block|eh_proj)(\.|$)", "mtp"),
     (r"(^|\.)(visual|vision_\w+|vision|image_encoder|img_\w+|vit|sam_model|multi_modal_projector|mm_projector"
      r"|mm_input_projection_weight|mm_soft_emb_norm|embed_vision|patch_embed\w*|patch_merger|image_newline|aligner"
-     r"|resampler|siglip\w*)(\.|$)", "vision"),
+     r"|resampler|qformer|siglip\w*)(\.|$)", "vision"),
     (r"(^|\.)(audio_\w+|audio|speech_encoder|embed_audio)(\.|$)", "audio"),
 )  # fmt: skip
 

@@ -178,7 +178,7 @@ class CompressedTensors(Layout):
             "format": formats.pop() if len(formats) == 1 else "mixed-precision",
             "quantization_status": "compressed",
             "config_groups": groups,
-            "ignore": [*([] if head else ["lm_head"]), *tied, *ignore],
+            "ignore": [*([] if head else ["lm_head"]), *tied, *ignore, *selection.more_kept],
             "kv_cache_scheme": None,
             "global_compression_ratio": None,
         }

@@ -134,7 +134,8 @@ class JobOptions(StreamOptions, total=False):
     rules: Annotated[
         Sequence[Rule | str],
         Option("A scheme (or skip) for the modules that match; repeatable, later ones win.", flags=("--rule",),
-               metavar="PATTERN=SCHEME", default=(), panel=RULES, changes=True, in_recipe=True, item=Rule.parse),
+               metavar="PATTERN=SCHEME", default=(), panel=RULES, changes=True, in_recipe=True, item=Rule.parse,
+               made=Rule),
     ]  # fmt: skip
     preset: Annotated[
         str | None,

@@ -116,6 +116,10 @@ def _check_strict(decisions: Sequence[Decision], classifier: Classifier, errors:
 
 
 def _nothing_to_do(checkpoint: Checkpoint, decisions: Sequence[Decision]) -> UnsupportedError:
+    if not decisions:
+        return UnsupportedError(
+            f"`{checkpoint.location}` holds no tensor", hint="the weights may not have been downloaded yet"
+        )
     reasons = ", ".join(sorted({str(d.reason) for d in decisions}))
     return UnsupportedError(
         f"`{checkpoint.location}` has no weight to quantize: all {len(decisions)} tensors are kept ({reasons})",

@@ -31,6 +31,9 @@ def notes_on(
             f"unknown family ({kind}): which weights are linear was decided from names; check the plan (--explain). "
             f"Quantized: {some(linear)}"
         )
+    requests = list(dict.fromkeys(d.request for d in decisions if d.request))
+    if job.preset and len(requests) == 1:
+        notes.append(f"--preset {job.preset} makes no difference here: every quantized weight is {requests[0].label}")
     notes += _on_decisions(decisions, sources)
     if checkpoint.dropped_files:
         names = ", ".join(file.path for file in checkpoint.dropped_files[:4])

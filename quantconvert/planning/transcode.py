@@ -43,8 +43,18 @@ def decide_transcode(
     loadable = meets(checkpoint, classifier, selection.has_experts)
     if target:
         loadable = replace(loadable, layout=target.name, schemes=tuple(selection.schemes))
-    notes = (*lacks, *engine_notes(loadable))
+    notes = (*lacks, *_dropped_activations(sources, target), *engine_notes(loadable))
     return Decided(checkpoint, job, classifier, sources, decisions, lowering, reason, notes, selection, loadable, dtype)
+
+
+def _dropped_activations(sources: Sources, target: Layout | None) -> Iterator[str]:
+    """What a weight-only layout does not say of a source that quantizes activations too."""
+    acting = [read for read in sources.reads if read.stored and read.stored.scheme.activations]
+    if acting and target and target.weight_only:
+        yield (
+            f"{len(acting)} layers of the source quantize their activations too; {target.name} is weight-only, so that "
+            "engines will compute them in high precision"
+        )
 
 
 def _decision(read: Read, sources: Sources, classifier: Classifier, target: Layout | None, tag: str | None) -> Decision:
