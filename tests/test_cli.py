@@ -103,8 +103,8 @@ def test_unreadable_source_exits_3(tmp_path: Path) -> None:
 
 def test_misspelled_folder_exits_3(tmp_path: Path) -> None:
     stderr = fails(3, "plan", "org/no-such-model", cwd=tmp_path)
-    assert stderr.startswith("error: `org/no-such-model` is no local folder, and the Hub does not give it: ")
-    assert stderr.endswith("\nhint: check the spelling; for a private or gated model run `hf auth login` first\n")
+    assert stderr.startswith("error: `org/no-such-model` is no local folder, and the Hub cannot be reached: ")
+    assert stderr.endswith("\nhint: check the network; what huggingface_hub's cache holds whole is used without\n")
 
 
 def test_unsupported_exits_4(source: Path, tmp_path: Path) -> None:

@@ -231,7 +231,9 @@ def test_activations_that_a_layout_drops_are_told(layout: str, tmp_path: Path):
     assert not any("activations" in note for note in same.plan.notes)
 
 
-MOE = LLAMA_CONFIG | {"model_type": "qwen3_moe", "num_experts": 1, "moe_intermediate_size": 128}
+MOE = LLAMA_CONFIG | {
+    "model_type": "qwen3_moe", "num_hidden_layers": 1, "num_experts": 1, "moe_intermediate_size": 128,
+}  # fmt: skip
 
 
 def experts() -> dict:

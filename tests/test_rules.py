@@ -302,11 +302,6 @@ def test_the_hint_about_experts_that_are_ignored(moe: Path):
     assert quantconvert.plan(moe, ignore=["*.experts.0.up_proj", "*.mlp.experts.*"]).quantized
 
 
-def test_a_preset_for_experts_needs_experts(source: Path):
-    with pytest.raises(quantconvert.UsageError, match=r"--preset experts-4-rest-8: `.*` has no routed experts"):
-        quantconvert.plan(source, preset="experts-4-rest-8")
-
-
 def test_first_and_last_of_an_encoder_and_a_longer_decoder(tmp_path: Path):
     names = [f"encoder.block.{i}.layer.{j}.SelfAttention.q.weight" for i in range(4) for j in range(1)]
     names += [f"decoder.block.{i}.layer.{j}.EncDecAttention.q.weight" for i in range(6) for j in range(3)]

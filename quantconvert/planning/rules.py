@@ -17,7 +17,6 @@ from quantconvert.schemes import Request
 from quantconvert.sources import Read
 from quantconvert.text import counted
 
-_EXPERT = re.compile(r"\.experts\.(expert_)?\d+\.")
 _LAYER = re.compile(r"((?:.*?\.)?(?:layers|layer|h|block|blocks))\.(\d+)\.")
 MAX_STACKS = 64  # one pattern names them all
 
@@ -32,19 +31,11 @@ class Verdict:
 
 
 def expand(job: Job, checkpoint: Checkpoint, tensors: Sequence[Read]) -> tuple[Rule, ...]:
-    """The preset's rules for this checkpoint, then the user's.
-
-    Raises `UsageError` for an unknown preset, and for one about experts where there are none.
-    """
+    """The preset's rules for this checkpoint, then the user's. Raises `UsageError` for an unknown preset."""
     if job.preset is None:
         return job.rules
     if job.preset not in PRESETS:
         raise UsageError(f"--preset: unknown preset `{job.preset}`", hint=f"known presets: {', '.join(PRESETS)}")
-    if job.preset == "experts-4-rest-8" and not any(_EXPERT.search(ref.name) for ref in tensors):
-        raise UsageError(
-            f"--preset {job.preset}: `{checkpoint.location}` has no routed experts to quantize",
-            hint="--bits 8 quantizes every layer to 8 bits; --preset down-8 or first-last-8 mixes both",
-        )
     return (*PRESETS[job.preset][1](_stacks(tensors, checkpoint.text_config)), *job.rules)
 
 
