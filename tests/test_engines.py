@@ -19,6 +19,7 @@ from quantconvert.layouts import LAYOUTS
 from quantconvert.planning.choose import choose_format
 from quantconvert.planning.decision import Decision, is_kept_linear
 from quantconvert.schemes import DEFAULT_REQUEST, Scheme
+from quantconvert.sources import as_stored
 from tests.builders import LLAMA_CONFIG, llama_tensors, weight, write_checkpoint
 from tests.byte_cases import gpt_oss
 
@@ -349,7 +350,8 @@ def test_the_table_names_the_families_that_auto_makes_an_exception_for(family: F
     config = LLAMA_CONFIG | {"model_type": family.model_types[0]}
     checkpoint = quantconvert.plan(write_checkpoint(tmp_path / "model")).checkpoint
     model = Loadable("plain", (), family.name)
-    decisions = [Decision(ref, None, "", request=DEFAULT_REQUEST) for ref in checkpoint.tensors if "_proj" in ref.name]
+    reads = [as_stored(ref) for ref in checkpoint.tensors if "_proj" in ref.name]
+    decisions = [Decision(read, None, "", request=DEFAULT_REQUEST) for read in reads]
     choice = choose_format(Job.from_options({}), decisions, config, [], model)
     named = re.findall(r"[\w.-]+", what_auto_writes().split("without a table; ")[1].split("|")[0])
     assert (choice.format.name == "compressed-tensors") == (family.name in named)
