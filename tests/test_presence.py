@@ -135,11 +135,20 @@ def test_experts(tmp_path: Path, layers: list[dict[str, torch.Tensor]], what: st
 
 
 def test_a_tower_s_layer(tmp_path: Path):
-    tower = {f"vision_tower.encoder.layers.{i}.mlp.fc{j}.weight": torch.zeros(8, 8) for i in (0, 1) for j in (1, 2)}
+    tower = {f"vision_tower.encoder.layers.{i}.mlp.fc{j}.weight": torch.zeros(8, 8) for i in range(3) for j in (1, 2)}
     config = {"model_type": "llava", "text_config": CONFIG}
     del tower["vision_tower.encoder.layers.0.mlp.fc2.weight"]
     with pytest.raises(CheckpointError, match=r"lacks `vision_tower\.encoder\.layers\.0\.mlp\.fc2\.weight`\n"):
         quantconvert.plan(without(tmp_path / "in", "nothing", config, **tower))
+
+
+def test_a_tower_of_two_kinds_of_layers(tmp_path: Path):
+    """The Q-Former of BLIP-2 attends to the picture in every second layer."""
+    stem = "qformer.encoder.layer"
+    tower = {f"vision_tower.{stem}.{i}.output.dense.weight": torch.zeros(8, 8) for i in range(4)}
+    tower |= {f"vision_tower.{stem}.{i}.crossattention.output.dense.weight": torch.zeros(8, 8) for i in (0, 2)}
+    config = {"model_type": "llava", "text_config": CONFIG}
+    assert quantconvert.plan(without(tmp_path / "in", "nothing", config, **tower)).quantized
 
 
 def test_unknown_families_get_a_note_and_strict_fails(tmp_path: Path):

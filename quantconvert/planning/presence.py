@@ -71,7 +71,7 @@ def absent(checkpoint: Checkpoint, tensors: Sequence[Read], classifier: Classifi
     for stack, layers in stacks.items():
         likely += _missing_in_layers(stack, layers, config, family)
     for stack, layers in towers.items() if family else ():
-        likely += _missing_in_layers(stack, layers, {}, family)
+        likely += _missing_in_layers(stack, layers, {}, None)
     if family and stacks:
         likely += _missing_around(checkpoint, tensors, classifier, family, stacks)
     gaps = [*_gaps(stacks), *(_gaps(towers) if family else ())]
@@ -156,7 +156,7 @@ def _missing_in_layers(stack: str, layers: Layers, config: Mapping[str, Any], fa
     for signatures in by_kind.values():
         for have, numbers in signatures.items():
             larger = [other for other in signatures if have < other]
-            # without a table, what most of them lack may be the one's own
+            # without a table (and in towers), what as many lack as have may be on purpose
             if larger and (family or len(numbers) < sum(len(signatures[other]) for other in larger)):
                 lacking |= {(number, name) for number in numbers for name in min(larger, key=len) - have}
     if family and family.experts:
