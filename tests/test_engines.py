@@ -120,6 +120,7 @@ def test_gpt_oss_is_loaded_by_nobody_and_that_is_said(layout: str, tmp_path: Pat
     assert any(note.startswith(NOBODY) for note in engine_notes(loadable))
 
 
+@pytest.mark.process
 def test_a_result_that_nobody_loads_says_so_in_its_card_and_summary(tmp_path: Path):
     gpt_oss(tmp_path / "in")
     result = quantconvert.convert(tmp_path / "in", tmp_path / "out", requantize=True)

@@ -49,6 +49,7 @@ def test_a_toy_converts_and_verifies(name: str, tmp_path: Path):
     assert digests(cut) == digests(out)
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("name", TOYS)
 def test_a_toy_is_resumed_after_a_kill(name: str, tmp_path: Path):
     source, whole, out, toy = source_of(name, tmp_path / "in"), tmp_path / "whole", tmp_path / "out", TOYS[name]
