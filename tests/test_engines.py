@@ -11,10 +11,15 @@ from pathlib import Path
 import pytest
 
 import quantconvert
-from quantconvert.engines import ENGINES, NOBODY, Loadable, engine_notes, load_lines
+from quantconvert.engines import ENGINES, NOBODY, Loadable, engine_notes, load_lines, snippets
+from quantconvert.engines.tables import what_auto_writes
+from quantconvert.families import FAMILIES, Family
+from quantconvert.job import Job
 from quantconvert.layouts import LAYOUTS
-from quantconvert.planning.decision import is_kept_linear
-from quantconvert.schemes import Scheme
+from quantconvert.planning.choose import choose_format
+from quantconvert.planning.decision import Decision, is_kept_linear
+from quantconvert.schemes import DEFAULT_REQUEST, Scheme
+from quantconvert.sources import as_stored
 from tests.builders import LLAMA_CONFIG, llama_tensors, weight, write_checkpoint
 from tests.byte_cases import gpt_oss
 
@@ -211,7 +216,25 @@ def test_an_unknown_family_is_written_where_transformers_can_load_it(tmp_path: P
     assert quantconvert.plan(source, engines=["vllm"]).format == "awq"
 
 
-MOE = LLAMA_CONFIG | {"model_type": "qwen3_moe", "num_experts": 1, "moe_intermediate_size": 128}
+def test_a_preset_that_makes_no_difference_says_so(tmp_path: Path):
+    source = write_checkpoint(tmp_path / "model")
+    note = "--preset experts-4-rest-8 makes no difference here: every quantized weight is int8 g128 symmetric"
+    assert note in quantconvert.plan(source, preset="experts-4-rest-8").notes
+    assert not any("no difference" in note for note in quantconvert.plan(source, preset="down-8").notes)
+
+
+@pytest.mark.parametrize("layout", ["gptq", "rtn"])
+def test_activations_that_a_layout_drops_are_told(layout: str, tmp_path: Path):
+    quantconvert.convert(write_checkpoint(tmp_path / "model"), tmp_path / "w8a8", scheme="W8A8")
+    made = quantconvert.repack(tmp_path / "w8a8", tmp_path / "out", format=layout)
+    assert any("quantize their activations too" in note for note in made.plan.notes)
+    same = quantconvert.repack(tmp_path / "w8a8", tmp_path / "same", format="compressed-tensors")
+    assert not any("activations" in note for note in same.plan.notes)
+
+
+MOE = LLAMA_CONFIG | {
+    "model_type": "qwen3_moe", "num_hidden_layers": 1, "num_experts": 1, "moe_intermediate_size": 128,
+}  # fmt: skip
 
 
 def experts() -> dict:
@@ -279,6 +302,23 @@ def test_engines_change_no_digest_beside_the_layout(tmp_path: Path):
     assert plain.digest == asked.digest
 
 
+def test_snippets_import_what_they_name():
+    """Python of a card runs as it stands: each name is imported."""
+    schemes = [Scheme(bits, symmetric, "group", 128) for bits in (4, 8) for symmetric in (True, False)]
+    pairs = [(layout, scheme) for layout in LAYOUTS for scheme in schemes]
+    loadables = [Loadable(layout, (scheme,), "llama", False, "LlamaForCausalLM") for layout, scheme in pairs]
+    found = [pair for loadable in loadables for pair in snippets(loadable, "PATH", tuple(ENGINES))]
+    python = [ast.parse(code) for language, code in found if language == "python"]
+    assert len(python) > 10
+    assert ("bash", "vllm serve PATH") in found
+    for tree in python:
+        imports = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+        imported = {alias.name for node in imports for alias in node.names}
+        used = {n.id for n in ast.walk(tree) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load)}
+        assert used <= imported
+        assert used
+
+
 @pytest.mark.parametrize(
     ("name", "reason", "expected"),
     [
@@ -303,3 +343,15 @@ def test_engines_change_no_digest_beside_the_layout(tmp_path: Path):
 def test_what_is_kept_and_a_linear_layer_to_engines(name: str, reason, expected: bool):
     assert is_kept_linear(name, 2, reason) == expected
     assert not is_kept_linear(name, 3, reason)
+
+
+@pytest.mark.parametrize("family", [family for family in FAMILIES if not family.experts], ids=lambda f: f.name)
+def test_the_table_names_the_families_that_auto_makes_an_exception_for(family: Family, tmp_path: Path):
+    config = LLAMA_CONFIG | {"model_type": family.model_types[0]}
+    checkpoint = quantconvert.plan(write_checkpoint(tmp_path / "model")).checkpoint
+    model = Loadable("plain", (), family.name)
+    reads = [as_stored(ref) for ref in checkpoint.tensors if "_proj" in ref.name]
+    decisions = [Decision(read, None, "", request=DEFAULT_REQUEST) for read in reads]
+    choice = choose_format(Job.from_options({}), decisions, config, [], model)
+    named = re.findall(r"[\w.-]+", what_auto_writes().split("without a table; ")[1].split("|")[0])
+    assert (choice.format.name == "compressed-tensors") == (family.name in named)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pickle
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -14,7 +14,7 @@ import quantconvert
 from quantconvert import UsageError
 from quantconvert.errors import OutputError
 from quantconvert.events import Event, Note, Progress, Reporter, ShardWritten
-from quantconvert.run.executors import EXECUTORS, Build, Executor, get_executor
+from quantconvert.run.executors import EXECUTORS, Build, Executor
 from quantconvert.run.executors.carry import carry_out_tasks
 from quantconvert.run.ledger import Ledger
 from tests import inputs
@@ -24,8 +24,9 @@ from tests.snapshots import digests
 
 
 @pytest.fixture(autouse=True)
-def registered(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(EXECUTORS, "processes", Processes)
+def registered() -> Iterator[None]:
+    with EXECUTORS.added(Processes()):
+        yield
 
 
 @pytest.fixture
@@ -96,7 +97,7 @@ import quantconvert
 from quantconvert.events import Progress
 from quantconvert.run.executors import EXECUTORS
 from tests.processes import OPTIONS, Processes
-EXECUTORS["processes"] = Processes
+EXECUTORS.register(Processes())
 Processes.batch = 6
 seen = []
 def die(event):
@@ -138,7 +139,7 @@ def test_an_error_of_the_executor_is_raised_as_it_is(source: Path, out: Path, mo
         def run(self, build: Build, tasks: Sequence[int], ledger: Ledger, report: Reporter) -> None:
             raise OutputError("no machine answers")
 
-    monkeypatch.setitem(EXECUTORS, "processes", Broken)
+    monkeypatch.setattr(Processes, "run", Broken.run)
     with pytest.raises(OutputError, match="no machine answers"):
         quantconvert.convert(source, out, **OPTIONS)
     assert not out.exists()
@@ -148,7 +149,8 @@ def test_an_unknown_executor_is_refused_with_what_there_is(source: Path, out: Pa
     for call in (quantconvert.plan, quantconvert.convert):
         with pytest.raises(UsageError) as caught:
             call(source, out, executor="rays")
-        assert caught.value.message == "executor: expected threads, processes, got `rays`"
+        assert caught.value.message == "--executor: unknown executor `rays`"
+        assert caught.value.hint == "known executors: threads, processes"
     assert not out.exists()
 
 
@@ -160,5 +162,5 @@ def test_the_executor_is_not_part_of_the_job(source: Path):
 
 @pytest.mark.parametrize("name", ["threads", "processes"])
 def test_registered_executors_know_their_name(name: str):
-    executor: Executor = get_executor(name)
+    executor: Executor = EXECUTORS.find(name)
     assert executor.name == name

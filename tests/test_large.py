@@ -16,7 +16,7 @@ from tests.deepseek import NUM_TENSORS, write_deepseek_v3
 # parent, which a child has until it starts another program.)
 CHILD = """
 import atexit, sys, time
-from quantconvert.cli.main import run
+from quantconvert.cli.entry import run
 def usage():
     with open("/proc/self/status") as status:
         (peak,) = (int(line.split()[1]) * 1024 for line in status if line.startswith("VmHWM"))

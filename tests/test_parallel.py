@@ -125,6 +125,7 @@ def test_words_are_not_split_between_ranks(tmp_path: Path):
 
 def test_merged_projections_are_refused(tmp_path: Path):
     tensors = {"model.layers.0.self_attn.qkv_proj.weight": weight(384, 128)}
+    tensors |= {"model.embed_tokens.weight": weight(8, 128)}
     source = write_checkpoint(tmp_path / "phi", tensors, {"model_type": "phi3", "num_attention_heads": 4})
     quantconvert.plan(source)
     with pytest.raises(quantconvert.UnsupportedError, match=r"several projections in one weight, such as .*qkv_proj"):

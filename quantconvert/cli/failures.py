@@ -37,7 +37,7 @@ def guarded(work: Callable[[], object], session: Session) -> int:
     except (KeyboardInterrupt, Terminated) as interruption:
         notes = getattr(interruption, "__notes__", ["the output folder is as it was before"])
         stderr.print(f"interrupted: {plain(notes[-1])}")
-        return 130 if isinstance(interruption, KeyboardInterrupt) else 143
+        return 130 if isinstance(interruption, KeyboardInterrupt) else interruption.exit_code
     except typer.Abort:
         return 1
     except typer.Exit as ending:

@@ -64,8 +64,8 @@ Examples:
   quantconvert verify out --source ./model        each value, half a step
   quantconvert inspect out                        what a checkpoint holds
 
-Exit codes: 0 done, 2 usage, 3 checkpoint, 4 unsupported, 5 output, 6 verification, 130 interrupted, 143 terminated,
-1 a bug of ours.
+Exit codes: 0 done, 2 usage, 3 checkpoint, 4 unsupported, 5 output, 6 verification, 129 hung up, 130 interrupted,
+143 terminated, 1 a bug of ours.
 After an interruption the same command continues; `--restart` starts over.
 """
 

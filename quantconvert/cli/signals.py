@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM, in each part of the program's life."""
+"""Ctrl-C, SIGTERM and a closed terminal, in each part of the program's life."""
 
 from __future__ import annotations
 
@@ -8,12 +8,17 @@ from collections.abc import Callable
 from contextlib import suppress
 from types import FrameType
 
-NUMBERS = (signal.SIGINT, signal.SIGTERM)
+# Windows has no SIGHUP.
+NUMBERS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 Handler = Callable[[int, FrameType | None], object]
 
 
 class Terminated(BaseException):
-    """SIGTERM, raised in the main thread so that everything is cleaned up on the way out."""
+    """SIGTERM or SIGHUP, raised in the main thread so that everything is cleaned up on the way out."""
+
+    def __init__(self, signum: int) -> None:
+        super().__init__(signum)
+        self.exit_code = 128 + signum
 
 
 def _leave(signum: int, frame: FrameType | None) -> None:
@@ -23,9 +28,9 @@ def _leave(signum: int, frame: FrameType | None) -> None:
 
 
 def _stop(signum: int, frame: FrameType | None) -> None:
-    for number in NUMBERS:
+    for number in _heard():
         signal.signal(number, signal.SIG_DFL)
-    raise KeyboardInterrupt if signum == signal.SIGINT else Terminated
+    raise KeyboardInterrupt if signum == signal.SIGINT else Terminated(signum)
 
 
 # Nothing is begun while modules are imported, and an exception in the middle of them can be lost or abort the process.
@@ -38,5 +43,14 @@ DONE = signal.SIG_IGN
 
 def take_signals(handler: Handler | signal.Handlers) -> None:
     """Let `handler` answer from now on."""
-    for number in NUMBERS:
+    for number in _heard():
         signal.signal(number, handler)
+
+
+def _heard() -> list[signal.Signals]:
+    """All of them, but a hang-up that is ignored from the start: so nohup asks for it."""
+    hup = getattr(signal, "SIGHUP", None)
+    return [n for n in NUMBERS if n != hup or _HUP_AT_START != signal.SIG_IGN]
+
+
+_HUP_AT_START = signal.getsignal(signal.SIGHUP) if hasattr(signal, "SIGHUP") else None

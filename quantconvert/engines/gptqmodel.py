@@ -13,9 +13,11 @@ GPTQMODEL = Engine(
     title="GPTQModel",
     version="7.7",
     load='GPTQModel.load("{out}")',
+    module="gptqmodel",
     rows=(
         Row(When((PLAIN,)), "loads", "gptqmodel/models/loader.py"),
         Row(When(("awq", "gptq")), "loads", _TEST),
+        Row(When(("awq",), strategies=("channel",), experts=True), "refuses", "not run"),
         Row(
             When(("awq", "gptq"), experts=True, families=("mixtral",)), "refuses", f"{_TEST}; models/definitions",
             "Mixtral's names of experts are not known", "not Mixtral",

@@ -10,7 +10,7 @@ from quantconvert.checkpoint.ranges import Files, Version
 from quantconvert.errors import CheckpointError, OutputError
 from quantconvert.events import Reporter
 from quantconvert.planning import Plan
-from quantconvert.run.executors import Build, get_executor
+from quantconvert.run.executors import EXECUTORS, Build
 from quantconvert.run.journal import Journal
 from quantconvert.run.ledger import Ledger, one_at_a_time
 
@@ -30,7 +30,7 @@ def execute(plan: Plan, source: Repo, folder: Path, journal: Journal, report: Re
     try:
         tasks = ledger.begin(files)
         if tasks:
-            get_executor(plan.job.limits.executor).run(Build(plan, source, folder), tasks, ledger, report)
+            EXECUTORS.find(plan.job.limits.executor).run(Build(plan, source, folder), tasks, ledger, report)
         ledger.flush()
     except BaseException:
         with suppress(OutputError):

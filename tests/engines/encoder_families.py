@@ -119,6 +119,11 @@ CASES = {
                     ELECTRA | heads("discriminator_predictions.dense", "discriminator_predictions.dense_prediction")),
     "electra generator": Case("ElectraForMaskedLM", SIZES | {"embedding_size": 32}, bert("electra.encoder"),
                               ELECTRA | heads("generator_predictions.dense")),
+    "rembert": Case("RemBertForMaskedLM", SIZES | {"input_embedding_size": 32, "output_embedding_size": 48},
+                    bert("rembert.encoder"),
+                    embedded("rembert.embeddings", *BERT_EMBEDDED)
+                    | heads("rembert.encoder.embedding_hidden_mapping_in", "cls.predictions.dense",
+                            "cls.predictions.decoder")),
     "deberta": Case("DebertaForSequenceClassification", RELATIVE | {"max_relative_positions": 16},
                     deberta("in_proj", "pos_proj", "pos_q_proj"),
                     DEBERTA_EMBEDDED | heads("pooler.dense", "classifier")),

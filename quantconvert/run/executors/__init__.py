@@ -1,5 +1,27 @@
-"""Ways to carry out the tasks of a plan, by name."""
+"""The registry of executors: ways to carry out the tasks of a plan. A new one is a file and a line here."""
 
-from quantconvert.run.executors.base import EXECUTORS, Build, Executor, check_executor, get_executor
+from __future__ import annotations
 
-__all__ = ["EXECUTORS", "Build", "Executor", "check_executor", "get_executor"]
+from collections.abc import Sequence
+
+from quantconvert.events import Reporter
+from quantconvert.registry import Registry
+from quantconvert.run.executors.base import Build, Executor
+from quantconvert.run.ledger import Ledger
+
+__all__ = ["EXECUTORS", "Build", "Executor"]
+
+
+class Threads:
+    """As many threads of this process as the plan has workers."""
+
+    name = "threads"
+
+    def run(self, build: Build, tasks: Sequence[int], ledger: Ledger, report: Reporter) -> None:
+        """Carry out `tasks`. The first error stops all workers and is raised."""
+        from quantconvert.run.executors.threads import ThreadRun  # which imports torch
+
+        ThreadRun(build, tasks, ledger, report).run()
+
+
+EXECUTORS: Registry[Executor] = Registry("executor", Threads())

@@ -1,18 +1,17 @@
-"""What an executor is, the registry of executors, and what they are given. Imports no torch.
+"""What an executor is, and what it is given. Imports no torch.
 
-To add one: a class with `name` and `run`, and a line in EXECUTORS. A `Build` can be pickled, so that tasks can be
-carried out in other processes (`quantconvert.run.executors.carry`), which send results back for the ledger.
+A `Build` can be pickled, so that tasks can be carried out in other processes (`quantconvert.run.executors.carry`),
+which send results back for the ledger.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 from quantconvert.checkpoint import Repo
-from quantconvert.errors import UsageError
 from quantconvert.events import Reporter
 from quantconvert.planning import Plan
 from quantconvert.run.ledger import Ledger
@@ -43,24 +42,3 @@ class Executor(Protocol):
         was added counts all the same. May be called from several threads: `add` and `report`.
         """
         ...
-
-
-def _threads() -> Executor:
-    from quantconvert.run.executors.threads import Threads
-
-    return Threads()
-
-
-EXECUTORS: dict[str, Callable[[], Executor]] = {"threads": _threads}
-
-
-def check_executor(name: str) -> None:
-    """Raise `UsageError`, with what there is, for a name that nobody registered."""
-    if name not in EXECUTORS:
-        raise UsageError(f"executor: expected {', '.join(EXECUTORS)}, got `{name}`")
-
-
-def get_executor(name: str) -> Executor:
-    """The executor of that name; raises `UsageError` as `check_executor` does."""
-    check_executor(name)
-    return EXECUTORS[name]()

@@ -24,16 +24,6 @@ from quantconvert.run.work import Bench
 POLL_SECONDS = 0.2
 
 
-class Threads:
-    """Runs tasks with `plan.execution.workers` threads of this process."""
-
-    name = "threads"
-
-    def run(self, build: Build, tasks: Sequence[int], ledger: Ledger, report: Reporter) -> None:
-        """Carry out `tasks`. The first error stops all workers and is raised."""
-        _Run(build, tasks, ledger, report).run()
-
-
 class _Budget:
     """Admits tasks while the sum of their peaks stays within the limit; one task is always admitted."""
 
@@ -52,7 +42,7 @@ class _Budget:
             self._changed.notify_all()
 
 
-class _Run:
+class ThreadRun:
     """The workers of one run, and what they share."""
 
     def __init__(self, build: Build, tasks: Sequence[int], ledger: Ledger, report: Reporter) -> None:
