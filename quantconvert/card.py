@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 import shlex
 
-from quantconvert.engines import NOBODY, load_lines, snippet
+from quantconvert.engines import NOBODY, load_lines, snippets
 from quantconvert.layouts import LAYOUTS
 from quantconvert.markdown import demoted, fenced
 from quantconvert.metadata import base_model_of, metadata_block, split_card, tags_of
@@ -122,10 +122,7 @@ def _rows(plan: Plan, base: str | None) -> list[tuple[str, str]]:
 
 def _loading(plan: Plan) -> list[str]:
     """Commands for a shell, and Python that runs as it is, for what loads this result."""
-    lines = load_hint(plan, "PATH")
-    shell = [line for line in lines if "from_pretrained" not in line]
-    blocks = [fenced("bash", "\n".join(shell))] if shell else []
-    blocks += [fenced("python", snippet(line)) for line in lines if line not in shell]
+    blocks = [fenced(language, code) for language, code in snippets(plan.loadable, "PATH", plan.job.engines)]
     if not blocks:
         return [f"## Load it\n\nAs things stand {NOBODY}.\n"]
     return ["## Load it\n\nReplace `PATH` by this repository or folder.\n\n" + "\n".join(blocks)]

@@ -6,7 +6,7 @@
     +-- UnsupportedError         4  readable, but not convertible as asked
     +-- OutputError              5  exists, disk full, inside the source, in use, an interrupted run of another kind
     +-- VerificationError        6  the result is not what was promised
-    +-- Refusal                  *  several of the above at once; exit code of the first
+    +-- Refusal                  *  several of the above at once; the lowest of their exit codes
 
 A message says what failed, where, what was expected and what was found, without a full stop after one
 sentence; `hint` is the command or flag to try.
@@ -73,12 +73,12 @@ class VerificationError(QuantConvertError):
 
 
 class Refusal(QuantConvertError):
-    """All refusals of one plan together; `errors` keeps each with its own class and hint."""
+    """All refusals of one plan together; `errors` keeps each with its own class and hint, by exit code."""
 
     label = "refused"
 
     def __init__(self, errors: Sequence[QuantConvertError]) -> None:
-        self.errors = tuple(errors)
+        self.errors = tuple(sorted(errors, key=lambda error: error.exit_code))
         self.exit_code = self.errors[0].exit_code
         super().__init__("\n\n".join(str(error) for error in self.errors))
 

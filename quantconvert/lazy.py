@@ -36,7 +36,7 @@ def _signals_held() -> Iterator[None]:
             signal.signal(number, signal.SIG_DFL)
         came.append(signum)
 
-    numbers = (signal.SIGINT, signal.SIGTERM)
+    numbers = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
     handlers = {number: signal.getsignal(number) for number in numbers if callable(signal.getsignal(number))}
     for number in handlers:
         signal.signal(number, hold)

@@ -81,13 +81,31 @@ def parse_scheme(name: str, group_size: int, option: str = "rule") -> Request:
     """A request from a scheme's name; `group_size` (-1 channel, 0 tensor) where the name leaves the width open."""
     match = _SCHEME.fullmatch(name)
     if match is None:
-        raise UsageError(f"--{option}: unknown scheme `{name}`", hint=SCHEME_HINT)
+        meant = _meant(name)
+        hint = f"did you mean `{meant}`? {SCHEME_HINT}" if meant else SCHEME_HINT
+        raise UsageError(f"--{option}: unknown scheme `{name}`", hint=hint)
     if match[1] is None:
         return Request(8, "tensor" if match[4] == "tensor" else "channel", None, True, True)
     width = match[3]
     size = {"channel": -1, "tensor": 0}.get(width, int(width[1:]) if width and width[0] == "g" else group_size)
     strategy, group = width_of(size)
     return Request(int(match[1]), strategy, group, match[2] is None)
+
+
+def _meant(name: str) -> str | None:
+    """The scheme that a name may have been meant as: `w4a16-64` as `W4A16:g64`, `int4` as `W4A16`."""
+    words = [word for word in re.split(r"[^a-z0-9]+", name.lower()) if word]
+    found = re.fullmatch(r"(?:w([48])a16|w([48])|int([48])|u?int([48]))", words[0]) if words else None
+    bits = next((digit for digit in found.groups() if digit), None) if found else None
+    if words and words[0] == "w8a8":
+        bits = "8A8"
+    if bits is None:
+        return None
+    stem = "W8A8" if bits == "8A8" else f"W{bits}A16" + ("_ASYM" if any(w.startswith("asym") for w in words) else "")
+    sizes = [word.removeprefix("g") for word in words[1:] if word.removeprefix("g").isdecimal()]
+    width = next((word for word in words[1:] if word in ("channel", "tensor")), f"g{sizes[0]}" if sizes else "")
+    meant = f"{stem}:{width}" if width else stem
+    return meant if _SCHEME.fullmatch(meant) else None
 
 
 def width_of(group_size: int) -> tuple[Strategy, int | None]:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import pty
 import re
 import signal
+import struct
 import subprocess
 import sys
+import termios
 import time
 from pathlib import Path
 from typing import Any
@@ -100,8 +103,8 @@ def test_unreadable_source_exits_3(tmp_path: Path) -> None:
 
 def test_misspelled_folder_exits_3(tmp_path: Path) -> None:
     stderr = fails(3, "plan", "org/no-such-model", cwd=tmp_path)
-    assert stderr.startswith("error: `org/no-such-model` is no local folder, and the Hub does not give it: ")
-    assert stderr.endswith("\nhint: check the spelling; for a private or gated model run `hf auth login` first\n")
+    assert stderr.startswith("error: `org/no-such-model` is no local folder, and the Hub cannot be reached: ")
+    assert stderr.endswith("\nhint: check the network; what huggingface_hub's cache holds whole is used without\n")
 
 
 def test_unsupported_exits_4(source: Path, tmp_path: Path) -> None:
@@ -132,6 +135,21 @@ def test_several_errors_are_printed_in_order(source: Path, tmp_path: Path) -> No
         r"error: awq holds 4 bits only, got 8: .* and 11 more\n\nhint: --format compressed-tensors\n",
         stderr,
     )
+
+
+def test_a_usage_error_counts_before_a_folder_that_exists(source: Path, converted: Any) -> None:
+    stderr = fails(2, source, converted[0], "--preset", "nonsense")
+    assert stderr.startswith("error: --preset: unknown preset `nonsense`\n\nhint: known presets: ")
+    assert "error: output `" in stderr
+
+
+def test_errors_stand_on_stdout_for_programs(source: Path, converted: Any) -> None:
+    done = cli(source, converted[0], "--preset", "nonsense", "--json")
+    values = json.loads(done.stdout)
+    assert (done.returncode, values["exit_code"]) == (2, 2)
+    assert [(error["kind"], error["exit_code"]) for error in values["errors"]] == [("usage", 2), ("output", 5)]
+    assert values["errors"][0]["hint"].startswith("known presets: ")
+    assert json.loads(cli("plan", source, "--json", "--workers", "x").stdout)["exit_code"] == 2
 
 
 @pytest.mark.parametrize("text", ["[red]x[/red]", "[/]", ":x:", "a\\"])
@@ -223,6 +241,18 @@ def test_dry_run_is_plan(source: Path, tmp_path: Path, extra: list[str]) -> None
     assert not out.exists()
 
 
+def test_explain_folds_layers(source: Path) -> None:
+    """A row a kind of tensor and its reason in words; each tensor and the rule only with --verbose."""
+    kinds = succeeds("plan", source, "--explain").stdout.splitlines()
+    assert kinds[0].split("  ")[0] == "tensor (N = any number)"
+    assert any(re.match(r"model\.layers\.N\.mlp\.down_proj\.weight +2 +BF16 +int4 g128 asymmetric", k) for k in kinds)
+    assert any(line.startswith("model.embed_tokens.weight") and "looked up, not multiplied" in line for line in kinds)
+    tensors = succeeds("plan", source, "--explain", "--verbose").stdout
+    assert "model.layers.1.mlp.down_proj.weight" in tensors
+    assert "model.layers.1.mlp.down_proj.weight" not in "".join(kinds)
+    assert sum(line.startswith(("kept ", "weights ")) for line in kinds) == 1
+
+
 def test_dry_run_checks_the_output(source: Path, converted: Any) -> None:
     folder, _ = converted
     assert fails(5, source, folder, "--dry-run") == fails(5, "plan", source, folder)
@@ -267,9 +297,10 @@ def test_plan_command_does_not_import_torch(source: Path) -> None:
 # Terminals
 
 
-def on_terminal(*args: object, **env: str) -> str:
+def on_terminal(*args: object, columns: int = 80, **env: str) -> str:
     """stdout and stderr of a command that has a terminal for both."""
     ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
     process = subprocess.Popen([*CLI, *map(str, args)], env=ENV | env, stdout=theirs, stderr=theirs)
     os.close(theirs)
     text = b""
@@ -292,6 +323,18 @@ def test_colour_on_a_terminal_only(source: Path, tmp_path: Path) -> None:
     assert "\x1b" not in fails(4, *failing)
 
 
+@pytest.mark.parametrize("columns", [80, 120])
+def test_the_bar_fits_the_terminal(source: Path, tmp_path: Path, columns: int) -> None:
+    """Percent, bar, speed, time left and layers; the tensor's name only where there is room. Nothing is cut."""
+    text = on_terminal(source, tmp_path / "out", columns=columns, NO_COLOR="1")
+    assert text.index("converting 21 tensors, ") < text.index("%")
+    bars = re.findall(r"\r *(\d+% \|[^\r]*?layers \d/2[^\r\x1b]*)", text)
+    assert bars
+    assert all(len(bar) <= columns for bar in bars)
+    assert any("_proj.weight" in bar for bar in bars) == (columns >= 100)
+    assert "quality" in text
+
+
 def test_no_color_while_converting(source: Path, tmp_path: Path) -> None:
     text = on_terminal(source, tmp_path / "out", NO_COLOR="1")
     assert "\x1b" not in text
@@ -302,8 +345,8 @@ def test_no_color_while_converting(source: Path, tmp_path: Path) -> None:
 
 
 def zeros(folder: Path, header: dict[str, Any], nbytes: int) -> Path:
-    """Weights of shapes that no config.json speaks of."""
-    write_raw(folder, header, nbytes)
+    """Weights of shapes that no config.json speaks of, and embeddings."""
+    write_raw(folder, header | {"model.embed_tokens.weight": entry(nbytes, nbytes + 8, [1, 4])}, nbytes + 8)
     (folder / "config.json").write_text('{"model_type": "llama"}')
     return folder
 
@@ -330,7 +373,7 @@ def interrupted(numbers: list[signal.Signals], *args: object, until: str) -> tup
     process = subprocess.Popen(
         [*CLI, *map(str, args), "--workers", "1"], env=ENV, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
-    lines = []
+    lines: list[str] = []
     try:
         assert process.stderr
         while not lines or until not in lines[-1]:
@@ -350,7 +393,7 @@ def test_sigint_before_anything_is_done_leaves_nothing(giant: Path, tmp_path: Pa
     out = tmp_path / "new" / "out"
     code, stdout, lines = interrupted([signal.SIGINT], giant, out, until="converting")
     assert (code, stdout) == (130, "")
-    assert lines == ["converting 1 tensor, 2.15 GB", INTERRUPTED]
+    assert lines == ["converting 2 tensors, 2.15 GB", INTERRUPTED]
     assert list(tmp_path.iterdir()) == []
 
 
@@ -365,14 +408,14 @@ def test_an_interrupted_run_continues(large: Path, tmp_path: Path, number: signa
     code, stdout, lines = interrupted([number], *arguments, until="layers.2")
     assert (code, stdout) == (expected, "")
     done = re.fullmatch(
-        r"interrupted: (\d) of 8 tasks are done and kept: the same command continues, --restart starts over", lines[-1]
+        r"interrupted: (\d) of 9 tasks are done and kept: the same command continues, --restart starts over", lines[-1]
     )
     assert done
     assert int(done[1]) >= 2
     state = out / ".quantconvert"
     assert {name: value for name, value in (snapshot(out) or {}).items() if not name.startswith(state.name)} == before
     stderr = succeeds(*arguments).stderr
-    assert f"\nnote continuing: {done[1]} of 8 tasks are done\nconverting 8 tensors, 201 MB\n" in f"\n{stderr}"
+    assert f"\nnote continuing: {done[1]} of 9 tasks are done\nconverting 9 tensors, 201 MB\n" in f"\n{stderr}"
     assert not state.exists()
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import quantconvert
-from quantconvert.engines import ENGINES, NOBODY, Loadable, engine_notes, load_lines
+from quantconvert.engines import ENGINES, NOBODY, Loadable, engine_notes, load_lines, snippets
 from quantconvert.engines.tables import what_auto_writes
 from quantconvert.families import FAMILIES, Family
 from quantconvert.job import Job
@@ -19,6 +19,7 @@ from quantconvert.layouts import LAYOUTS
 from quantconvert.planning.choose import choose_format
 from quantconvert.planning.decision import Decision, is_kept_linear
 from quantconvert.schemes import DEFAULT_REQUEST, Scheme
+from quantconvert.sources import as_stored
 from tests.builders import LLAMA_CONFIG, llama_tensors, weight, write_checkpoint
 from tests.byte_cases import gpt_oss
 
@@ -132,7 +133,7 @@ def test_a_result_that_nobody_loads_says_so_in_its_card_and_summary(tmp_path: Pa
     card = (tmp_path / "out" / "README.md").read_text()
     assert NOBODY in card
     assert "vllm serve" not in card
-    command = [sys.executable, "-m", "quantconvert", tmp_path / "in", tmp_path / "again", "--requantize"]
+    command = [sys.executable, "-m", "quantconvert", str(tmp_path / "in"), str(tmp_path / "again"), "--requantize"]
     shown = subprocess.run(command, capture_output=True, text=True, check=True).stderr
     assert re.search(rf"^load it +{NOBODY}$", shown, re.M)
 
@@ -231,7 +232,9 @@ def test_activations_that_a_layout_drops_are_told(layout: str, tmp_path: Path):
     assert not any("activations" in note for note in same.plan.notes)
 
 
-MOE = LLAMA_CONFIG | {"model_type": "qwen3_moe", "num_experts": 1, "moe_intermediate_size": 128}
+MOE = LLAMA_CONFIG | {
+    "model_type": "qwen3_moe", "num_hidden_layers": 1, "num_experts": 1, "moe_intermediate_size": 128,
+}  # fmt: skip
 
 
 def experts() -> dict:
@@ -256,6 +259,7 @@ def experts() -> dict:
 )
 def test_auto_is_the_first_layout_that_the_engines_load(tmp_path: Path, engines, options, expected):
     plan = quantconvert.plan(write_checkpoint(tmp_path / "model"), engines=engines, **options)
+    assert plan.scheme
     assert (plan.format, plan.scheme.label) == expected
     assert "the first layout that" in plan.format_reason
 
@@ -298,6 +302,23 @@ def test_engines_change_no_digest_beside_the_layout(tmp_path: Path):
     assert plain.digest == asked.digest
 
 
+def test_snippets_import_what_they_name():
+    """Python of a card runs as it stands: each name is imported."""
+    schemes = [Scheme(bits, symmetric, "group", 128) for bits in (4, 8) for symmetric in (True, False)]
+    pairs = [(layout, scheme) for layout in LAYOUTS for scheme in schemes]
+    loadables = [Loadable(layout, (scheme,), "llama", False, "LlamaForCausalLM") for layout, scheme in pairs]
+    found = [pair for loadable in loadables for pair in snippets(loadable, "PATH", tuple(ENGINES))]
+    python = [ast.parse(code) for language, code in found if language == "python"]
+    assert len(python) > 10
+    assert ("bash", "vllm serve PATH") in found
+    for tree in python:
+        imports = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+        imported = {alias.name for node in imports for alias in node.names}
+        used = {n.id for n in ast.walk(tree) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load)}
+        assert used <= imported
+        assert used
+
+
 @pytest.mark.parametrize(
     ("name", "reason", "expected"),
     [
@@ -329,7 +350,8 @@ def test_the_table_names_the_families_that_auto_makes_an_exception_for(family: F
     config = LLAMA_CONFIG | {"model_type": family.model_types[0]}
     checkpoint = quantconvert.plan(write_checkpoint(tmp_path / "model")).checkpoint
     model = Loadable("plain", (), family.name)
-    decisions = [Decision(ref, None, "", request=DEFAULT_REQUEST) for ref in checkpoint.tensors if "_proj" in ref.name]
+    reads = [as_stored(ref) for ref in checkpoint.tensors if "_proj" in ref.name]
+    decisions = [Decision(read, None, "", request=DEFAULT_REQUEST) for read in reads]
     choice = choose_format(Job.from_options({}), decisions, config, [], model)
     named = re.findall(r"[\w.-]+", what_auto_writes().split("without a table; ")[1].split("|")[0])
     assert (choice.format.name == "compressed-tensors") == (family.name in named)

@@ -13,6 +13,7 @@ from quantconvert.planning import Plan, Task
 from quantconvert.planning.tasks import role_of
 from quantconvert.text import size
 
+NAME_WIDTH = 48  # on a narrow terminal sentences are broken rather than names
 Detail = Literal["totals", "kinds", "tensors"]
 
 
@@ -47,6 +48,7 @@ def _kinds(plan: Plan) -> Table:
         row = (template_of(dropped.ref.name), dropped.ref.dtype, f"dropped: {dropped.reason}")
         rows[row] = rows.get(row, 0) + 1
     table = _table("tensor (N = any number)", "count", "dtype", "what becomes of it")
+    table.columns[0].min_width = min(NAME_WIDTH, max((len(name) for name, _, _ in rows), default=0))
     for (name, dtype, what), count in rows.items():
         table.add_row(plain(name), str(count), dtype, plain(what))
     return table

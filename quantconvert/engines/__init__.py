@@ -10,14 +10,13 @@ from collections.abc import Sequence
 from quantconvert.engines.gptqmodel import GPTQMODEL
 from quantconvert.engines.row import PLAIN, Engine, Loadable, Row, Verdict, When, filled
 from quantconvert.engines.sglang import SGLANG
-from quantconvert.engines.snippets import snippet
 from quantconvert.engines.transformers import TRANSFORMERS
 from quantconvert.engines.vllm import VLLM
 from quantconvert.registry import Registry
 
 __all__ = [
     "ENGINES", "NOBODY", "PLAIN", "Engine", "Loadable", "Row", "Verdict", "When", "engine_notes", "get_engines",
-    "load_lines", "own_names", "snippet", "titles",
+    "load_lines", "own_names", "snippets", "titles",
 ]  # fmt: skip
 
 ENGINES: Registry[Engine] = Registry("engine", VLLM, SGLANG, TRANSFORMERS, GPTQMODEL)
@@ -56,9 +55,17 @@ def engine_notes(loadable: Loadable, asked: Sequence[str] = ()) -> list[str]:
 
 def load_lines(loadable: Loadable, out: str, asked: Sequence[str] = ()) -> list[str]:
     """The lines that load `out`: of the engines asked for, else of the usual ones, else of any that load it."""
+    return [engine.line(loadable, out) for engine in _shown(loadable, asked)]
+
+
+def snippets(loadable: Loadable, out: str, asked: Sequence[str] = ()) -> list[tuple[str, str]]:
+    """The same for a model card: language and code, Python with its imports."""
+    return [engine.snippet(loadable, out) for engine in _shown(loadable, asked)]
+
+
+def _shown(loadable: Loadable, asked: Sequence[str]) -> list[Engine]:
     able = [engine for engine in get_engines(asked) if engine.loads(loadable)]
-    shown = able if asked else [engine for engine in able if engine.usual] or able
-    return [engine.line(loadable, out) for engine in shown]
+    return able if asked else [engine for engine in able if engine.usual] or able
 
 
 def own_names(model_type: str) -> tuple[str, ...]:

@@ -13,6 +13,7 @@ GPTQMODEL = Engine(
     title="GPTQModel",
     version="7.7",
     load='GPTQModel.load("{out}")',
+    module="gptqmodel",
     rows=(
         Row(When((PLAIN,)), "loads", "gptqmodel/models/loader.py"),
         Row(When(("awq", "gptq")), "loads", _TEST),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 from dataclasses import dataclass
 from typing import Literal
 
@@ -105,8 +106,9 @@ class Engine:
     """One engine and version: what it loads.
 
     name: as `--engine` takes it. load: the line that loads a checkpoint, with `{out}`, and in Python `{before}`,
-    `{model_class}` and `{argument}`. serves: whether it answers requests over a network. usual: whether its line is
-    shown to those who named no engine. renamed: model type and patterns of its own names for layers that stay plain.
+    `{model_class}` and `{argument}`. module: where a line of Python has its names from; empty for a command. serves:
+    whether it answers requests over a network. usual: whether its line is shown to those who named no engine. renamed:
+    model type and patterns of its own names for layers that stay plain.
     """
 
     name: str
@@ -114,6 +116,7 @@ class Engine:
     version: str
     load: str
     rows: tuple[Row, ...]
+    module: str = ""
     serves: bool = False
     usual: bool = False
     classes: tuple[ModelClass, ...] = ()
@@ -169,6 +172,17 @@ class Engine:
             )
             + comment
         )
+
+    def snippet(self, loadable: Loadable, out: str) -> tuple[str, str]:
+        """Language and code that loads `out` as it stands, what it needs in a comment."""
+        code, _, comment = self.line(loadable, out).partition("  # ")
+        if not self.module:
+            return "bash", code
+        *before, call = code.split("; ")
+        names = sorted({node.id for node in ast.walk(ast.parse(call)) if isinstance(node, ast.Name)})
+        lines = [*([f"# needs {comment}"] if comment else []), *before]
+        lines += [f"from {self.module} import {', '.join(names)}", "", f"model = {call}"]
+        return "python", "\n".join(lines)
 
     def packages(self, loadable: Loadable) -> tuple[str, ...]:
         """What has to be installed beside the engine."""

@@ -48,6 +48,7 @@ TRANSFORMERS = Engine(
     title="transformers",
     version="5.23",
     load='{before}{model_class}.from_pretrained("{out}"{argument})',
+    module="transformers",
     usual=True,
     renamed=RENAMED,
     classes=(

@@ -199,11 +199,11 @@ class Layout(ABC):
         `g_idx` comes whole in `blocks` where the layout has one.
         """
 
-    def dequantize(self, blocks: Mapping[str, Tensor], stored: Stored, rows: int) -> Tensor:
-        """What engines compute from such a block, float32 [rows, I]: the values that verification judges."""
+    def dequantize(self, quantized: Quantized) -> Tensor:
+        """What engines compute from what `decode` found, float32 [rows, I]: the values that verification judges."""
         from quantconvert.quantized import dequantize
 
-        return dequantize(self.decode(blocks, stored, rows))
+        return dequantize(quantized)
 
     @abstractmethod
     def reader(self, block: Mapping[str, Any], read: Callable[[TensorRef], bytes]) -> ModuleReader:

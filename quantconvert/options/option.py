@@ -26,9 +26,10 @@ class Option:
     flags: how a command line spells it, `--its-name` where nothing is said. negative: the flag that says no, with its
     own help. shown: the default in words. choices: the words that are allowed, from a registry or, where nothing is
     said, from the type. suggest: words for shell completion where others are allowed too. item: makes one value of a
-    list from its text. least: the smallest number. changes: whether it can change bytes of the result (then it is in a
-    job's JSON and in the command of the model card). in_card: whether it changes the card alone. hidden: whether help
-    says nothing of it, because no value but the default is registered yet. in_recipe: whether a recipe may hold it.
+    list from its text, of type `made`. least: the smallest number. changes: whether it can change bytes of the result
+    (then it is in a job's JSON and in the command of the model card). in_card: whether it changes the card alone.
+    hidden: whether help says nothing of it, because no value but the default is registered yet. in_recipe: whether a
+    recipe may hold it.
     """
 
     help: str
@@ -42,6 +43,7 @@ class Option:
     choices: Callable[[], Iterable[str]] | None = None
     suggest: Callable[[], Iterable[str]] | None = None
     item: Callable[[str], Any] = str
+    made: type = str
     least: int | None = None
     changes: bool = False
     in_card: bool = False
@@ -143,7 +145,8 @@ class Declared:
     def _items(self, value: Any) -> tuple[Any, ...]:
         """One value alone needs no list; items that are no text are taken as they are."""
         values = value if isinstance(value, Sequence) and not isinstance(value, str) else (value,)
-        return tuple(self.option.item(self._text(item)) if isinstance(item, str) else item for item in values)
+        made = self.option.made if self.option.made is not str else ()
+        return tuple(item if isinstance(item, made) else self.option.item(self._text(item)) for item in values)
 
 
 @cache

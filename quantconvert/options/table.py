@@ -73,6 +73,11 @@ class StreamOptions(LimitOptions, total=False):
         str | None,
         Option("Id for the model card, where SRC is a folder.", metavar="ID", changes=True, in_recipe=True),
     ]
+    allow_incomplete: Annotated[
+        bool,
+        Option("Convert what is there of a source that lacks layers, embeddings or a head.", default=False,
+               panel=RULES, in_recipe=True),
+    ]  # fmt: skip
 
 
 class JobOptions(StreamOptions, total=False):
@@ -129,7 +134,8 @@ class JobOptions(StreamOptions, total=False):
     rules: Annotated[
         Sequence[Rule | str],
         Option("A scheme (or skip) for the modules that match; repeatable, later ones win.", flags=("--rule",),
-               metavar="PATTERN=SCHEME", default=(), panel=RULES, changes=True, in_recipe=True, item=Rule.parse),
+               metavar="PATTERN=SCHEME", default=(), panel=RULES, changes=True, in_recipe=True, item=Rule.parse,
+               made=Rule),
     ]  # fmt: skip
     preset: Annotated[
         str | None,

@@ -9,6 +9,7 @@ from typing import Any
 from quantconvert.errors import QuantConvertError, UnsupportedError
 from quantconvert.families.parallel import is_merged, part_of
 from quantconvert.job import Job
+from quantconvert.patterns import template_of
 from quantconvert.planning.decision import Decision
 
 
@@ -75,7 +76,7 @@ def _check_shardable(bad: Sequence[Decision], ranks: int, errors: list[QuantConv
 def _refusals(
     decisions: Sequence[Decision], bad: Sequence[int], widths: Mapping[int, int], ranks: int
 ) -> list[QuantConvertError]:
-    """One refusal a group size, naming every weight; the hint names the largest size that divides them all."""
+    """One refusal a group size, naming every kind of weight; the hint names the largest size that divides them all."""
     errors: list[QuantConvertError] = []
     for size in dict.fromkeys(_size(decisions[i]) for i in bad):
         assert size
@@ -84,7 +85,14 @@ def _refusals(
         fitting = next((g for g in (512, 256, 128, 64, 32, 16, 8) if g < size and not any(w % g for w in every)), None)
         best = f"--group-size {fitting} divides every layer; or " if fitting else ""
         share = f" on each of {ranks} ranks" if ranks > 1 else ""
-        lines = "".join(f"\n  `{decisions[i].ref.name}`: in_features {widths[i]}" for i in mine)
+        kinds: dict[tuple[str, int], list[str]] = {}
+        for i in mine:
+            kinds.setdefault((template_of(decisions[i].ref.name), widths[i]), []).append(decisions[i].ref.name)
+        lines = "".join(
+            f"\n  `{names[0]}`: in_features {width}" if len(names) == 1
+            else f"\n  `{template}`: in_features {width} ({len(names)} of them, N any number)"
+            for (template, width), names in kinds.items()
+        )  # fmt: skip
         errors.append(
             UnsupportedError(
                 f"--group-size {size} does not divide in_features of {len(mine)} weights{share}:{lines}",

@@ -13,6 +13,7 @@ import pytest
 pytest.importorskip("gptqmodel")
 
 from transformers import AwqConfig, GPTQConfig
+from transformers.utils.quantization_config import AwqBackend
 
 from tests.builders import decode_awq, read_tensors, write_checkpoint
 from tests.engines import moe_families, multimodal_families
@@ -54,4 +55,4 @@ def test_awq_leaves_towers_alone_that_the_hub_calls_otherwise(name: str, tmp_pat
         key.replace("vision_tower.", "vision_tower.vision_model."): value for key, value in read_tensors(saved).items()
     }
     folder = convert(write_checkpoint(tmp_path / "hub", tensors, config), tmp_path / "out", format="awq")
-    load(folder, case.model, quantization_config=AwqConfig(bits=4, group_size=32, backend="torch_awq"))
+    load(folder, case.model, quantization_config=AwqConfig(bits=4, group_size=32, backend=AwqBackend.TORCH_AWQ))
