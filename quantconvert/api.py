@@ -127,9 +127,9 @@ def iter_quantized(
 
     values = check_values(RankOptions, options)
     job, repo = _job(values | {"tensor_parallel": tp_size}), _open(source, values)
-    made = make_plan(repo, None, False, _builder(repo, job))
-    repo.prepare(tuple(file.path for file in made.checkpoint.weight_files))
-    return iter_rank(made, repo, tp_rank, tp_size)
+    planned = make_plan(repo, None, False, _builder(repo, job))
+    repo.prepare(tuple(file.path for file in planned.checkpoint.weight_files))
+    return iter_rank(planned, repo, tp_rank, tp_size)
 
 
 def verify(
@@ -197,5 +197,5 @@ def _find_nonfinite(checkpoint: Checkpoint, repo: Repo, job: Job) -> Mapping[str
     from quantconvert.run.scan import find_nonfinite
 
     repo.prepare(tuple(file.path for file in checkpoint.weight_files))
-    made = build_plan(checkpoint, job, reader_of(repo))
-    return find_nonfinite([task.source for task in made.quantized], repo, made.execution)
+    planned = build_plan(checkpoint, job, reader_of(repo))
+    return find_nonfinite([task.source for task in planned.quantized], repo, planned.execution)

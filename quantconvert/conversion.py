@@ -95,11 +95,11 @@ def run(repo: Repo, build: Builder, target: Target) -> Result:
     for the place, `VerificationError` where the result was to be verified and is wrong.
     """
     wall, cpu = time.perf_counter(), time.process_time()
-    made = make_plan(repo, target.out, target.overwrite, build)
-    for message in made.notes:
+    plan = make_plan(repo, target.out, target.overwrite, build)
+    for message in plan.notes:
         target.report(Note("plan", message))
     finished = read_state(target.out) is State.DONE
-    complete = finished and _is_result(target.out, made)
+    complete = finished and _is_result(target.out, plan)
     folder, outcome = OutputFolder(target.out, target.report), Outcome()
     try:
         folder.acquire()
@@ -110,33 +110,33 @@ def run(repo: Repo, build: Builder, target: Target) -> Result:
             target.report(Note("resume", f"`{target.out}` is already complete: a run of this command ended there"))
         else:
             raise_all(check_output(target.out, _path(repo), target.overwrite))
-            outcome = _fill(folder, made, repo, target)
+            outcome = _fill(folder, plan, repo, target)
     finally:
         folder.release()
     target.report(Finished(str(target.out)))
     took = time.perf_counter() - wall, time.process_time() - cpu
-    return Result(made, target.out, *took, peak_rss_nbytes(), outcome.verification, outcome.quality)
+    return Result(plan, target.out, *took, peak_rss_nbytes(), outcome.verification, outcome.quality)
 
 
-def _is_result(out: Path, made: Plan) -> bool:
-    """Whether the finished conversion in `out`, of which the hidden folder is left, is the one that `made` plans.
+def _is_result(out: Path, plan: Plan) -> bool:
+    """Whether the finished conversion in `out`, of which the hidden folder is left, is the one of `plan`.
 
     Its proof says so; a kill may have left none, and then its report does, if no file of the source is younger.
     """
     proof = read_proof(out)
     if proof is not None:
-        return not differences(proof, identity(made))
+        return not differences(proof, identity(plan))
     try:
         report, written = read_report(out), (out / REPORT_NAME).stat().st_mtime_ns
     except (OSError, ValueError):
         return False
     if report is None or report.get("quantconvert_version") != __version__:
         return False
-    versions = [file.version for file in (*made.checkpoint.weight_files, *made.checkpoint.side_files)]
+    versions = [file.version for file in (*plan.checkpoint.weight_files, *plan.checkpoint.side_files)]
     older = all(version is None or (version.mtime_ns or 0) < written for version in versions)
     source = report.get("source")
-    same = isinstance(source, dict) and source.get("revision") == made.checkpoint.revision
-    return older and same and report.get("plan_sha256") == made.digest
+    same = isinstance(source, dict) and source.get("revision") == plan.checkpoint.revision
+    return older and same and report.get("plan_sha256") == plan.digest
 
 
 def _check_done(out: Path) -> None:
@@ -161,31 +161,31 @@ def make_plan(repo: Repo, out: Path | None, overwrite: bool, build: Builder) -> 
         errors += check_place(out)
         finished = not errors and read_state(out) is State.DONE
         errors = errors or check_output(out, _path(repo), overwrite, finished)
-    usable, made = not errors, None
+    usable, plan = not errors, None
     try:
         with _no_garbage():
-            made = build(load_checkpoint(repo))
-        EXECUTORS.find(made.job.limits.executor)
+            plan = build(load_checkpoint(repo))
+        EXECUTORS.find(plan.job.limits.executor)
     except Refusal as refusal:
         errors += refusal.errors
     except QuantConvertError as error:
         errors.append(error)
-    if made is not None and out is not None and usable and not (finished and _is_result(out, made)):
+    if plan is not None and out is not None and usable and not (finished and _is_result(out, plan)):
         errors += [exists_error(out)] if finished and not overwrite else []
-        errors += check_disk(out, made.output_nbytes + _small_nbytes(made), repo.download(_needed(made)))
+        errors += check_disk(out, plan.output_nbytes + _small_nbytes(plan), repo.download(_needed(plan)))
     raise_all(errors)
-    assert made is not None
-    return made
+    assert plan is not None
+    return plan
 
 
-def _small_nbytes(made: Plan) -> int:
+def _small_nbytes(plan: Plan) -> int:
     """Room for what a conversion writes beside shards and side files: index, config, card, report, journal."""
-    return SMALL_FILES_NBYTES + 100 * len(made.tasks)
+    return SMALL_FILES_NBYTES + 100 * len(plan.tasks)
 
 
-def _needed(made: Plan) -> tuple[str, ...]:
+def _needed(plan: Plan) -> tuple[str, ...]:
     """Every file of the source that is read whole."""
-    files = made.checkpoint
+    files = plan.checkpoint
     return tuple(file.path for file in (*files.weight_files, *files.side_files, *files.rewritten_files))
 
 
@@ -201,15 +201,15 @@ def _no_garbage() -> Iterator[None]:
             gc.enable()
 
 
-def _fill(folder: OutputFolder, made: Plan, repo: Repo, target: Target) -> Outcome:
+def _fill(folder: OutputFolder, plan: Plan, repo: Repo, target: Target) -> Outcome:
     """Continue what the folder holds, or begin; on an error keep what the same command can continue."""
-    side = sum(file.nbytes for file in made.checkpoint.side_files)
-    journal = folder.resume(made, target.restart, _small_nbytes(made) + side)
+    side = sum(file.nbytes for file in plan.checkpoint.side_files)
+    journal = folder.resume(plan, target.restart, _small_nbytes(plan) + side)
     try:
-        return _execute(made, repo, folder, journal, target)
+        return _execute(plan, repo, folder, journal, target)
     except BaseException as error:
         if journal.done and _may_pass(error) and folder.is_there:
-            done = f"{len(journal.done)} of {len(made.tasks)} tasks are done and kept"
+            done = f"{len(journal.done)} of {len(plan.tasks)} tasks are done and kept"
             error.add_note(f"{done}: the same command continues, --restart starts over")
         else:
             folder.abandon()
@@ -223,46 +223,46 @@ def _may_pass(error: BaseException) -> bool:
     return not isinstance(error, QuantConvertError) or error.__cause__ is not None
 
 
-def _execute(made: Plan, repo: Repo, folder: OutputFolder, journal: Journal, target: Target) -> Outcome:
-    num_layers = len({layer_of(task.source.name) for task in made.tasks} - {None})
-    target.report(Started(len(made.tasks), made.checkpoint.nbytes, num_layers=num_layers))
+def _execute(plan: Plan, repo: Repo, folder: OutputFolder, journal: Journal, target: Target) -> Outcome:
+    num_layers = len({layer_of(task.source.name) for task in plan.tasks} - {None})
+    target.report(Started(len(plan.tasks), plan.checkpoint.nbytes, num_layers=num_layers))
     load_torch()
     from quantconvert.run.execute import execute
 
-    needed = _needed(made)
+    needed = _needed(plan)
     repo.prepare(needed)
-    execute(made, repo, folder.state, journal, target.report)
-    noises = ((made.tasks[index].source.name, result.noise) for index, result in journal.done.items())
+    execute(plan, repo, folder.state, journal, target.report)
+    noises = ((plan.tasks[index].source.name, result.noise) for index, result in journal.done.items())
     errors = {name: TensorError.of(name, "", 0.0, *noise) for name, noise in noises if noise is not None}
     quality = Quality.of(errors.values())
-    _write_small_files(made, repo, folder, quality)
+    _write_small_files(plan, repo, folder, quality)
     verification = None
     if target.verify:
-        verification = verify_folder(folder.state, repo, made.job.limits, made, report=target.report)
-        check_complete(verification, made)
+        verification = verify_folder(folder.state, repo, plan.job.limits, plan, report=target.report)
+        check_complete(verification, plan)
         raise_findings(verification)
     built = [path for path in folder.files if path != REPORT_NAME]  # there may be one of an interrupted commit
-    files = hash_files(folder.state, built, made.execution.workers)
-    folder.write(REPORT_NAME, report_bytes(report_of(made, errors, files)))
+    files = hash_files(folder.state, built, plan.execution.workers)
+    folder.write(REPORT_NAME, report_bytes(report_of(plan, errors, files)))
     folder.commit()
     return Outcome(verification, quality)
 
 
-def _write_small_files(made: Plan, repo: Repo, folder: OutputFolder, quality: Quality | None) -> None:
+def _write_small_files(plan: Plan, repo: Repo, folder: OutputFolder, quality: Quality | None) -> None:
     """Side files, card, index and config, for which room was kept."""
     from quantconvert.card import render_card
 
     folder.use_reserve()
     files = Files(repo)
     try:
-        for file in made.checkpoint.side_files:
+        for file in plan.checkpoint.side_files:
             folder.copy(files.reader(file.path), file.path)
     finally:
         files.close()
-    folder.write("README.md", render_card(made, quality).encode())
-    if made.index:
-        folder.write(INDEX_NAME, _json(made.index))
-    folder.write("config.json", _json(made.config))
+    folder.write("README.md", render_card(plan, quality).encode())
+    if plan.index:
+        folder.write(INDEX_NAME, _json(plan.index))
+    folder.write("config.json", _json(plan.config))
 
 
 def _json(value: object) -> bytes:

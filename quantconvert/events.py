@@ -56,7 +56,7 @@ Event = Started | Progress | ShardWritten | Note | Finished
 class Reporter(Protocol):
     """Receives events, from any thread, one at a time."""
 
-    def __call__(self, event: Event) -> None: ...
+    def __call__(self, event: Event, /) -> None: ...
 
 
 def silent(event: Event) -> None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from quantconvert.checkpoint import LocalFolder, Repo, RepoFile, open_subfolder
 from quantconvert.checkpoint.contents import Download
+from quantconvert.checkpoint.files import SINGLE_NAME, TORCH_NAME
 from quantconvert.checkpoint.local import exists
 from quantconvert.checkpoint.ranges import LocalReader, RangeReader, Version
 from quantconvert.errors import CheckpointError, UsageError
@@ -21,8 +22,10 @@ if TYPE_CHECKING:
     from huggingface_hub.hf_api import RepoSibling
 
 _REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+_PART = re.compile(r"-\d{1,6}-of-(\d{1,6})\.(safetensors|bin)$")
 _BLOCK = 1 << 19
 _MAX_HEADS = 32
+_NO_NETWORK = "check the network; what huggingface_hub's cache holds whole is used without"
 
 
 def open_repo(source: str | os.PathLike[str], revision: str | None, subfolder: str | None = None) -> Repo:
@@ -45,7 +48,30 @@ def _open(source: str | os.PathLike[str], revision: str | None) -> Repo:
         if revision is not None:
             raise CheckpointError(f"--revision {revision} is for Hub repositories, `{source}` is a local path")
         return LocalFolder(path, text)
-    return _cached(text, revision) or HubRepo(text, revision)
+    from huggingface_hub import constants
+
+    if constants.is_offline_mode():
+        return _cached(text, revision) or HubRepo(text, revision)
+    try:
+        return HubRepo(text, revision)
+    except Unreachable:
+        snapshot = _cached(text, revision)
+        if snapshot is None or not _is_whole(snapshot.path):
+            raise
+        return snapshot
+
+
+class Unreachable(CheckpointError):
+    """The Hub did not answer at all: no network, no such host, no way through."""
+
+
+def _is_whole(snapshot: Path) -> bool:
+    """Whether a cached snapshot has its one file of weights, or as many as their names count."""
+    names = {path.name for path in snapshot.iterdir()}
+    if names & {SINGLE_NAME, TORCH_NAME}:
+        return True
+    parts = [match for match in map(_PART.search, names) if match]
+    return bool(parts) and all(len(parts) == int(part[1]) for part in parts)
 
 
 _HUB_URL = re.compile(r"(?:https?://[^/]*(?:huggingface\.co|hf\.co)/|hf://)(?:models/)?([^/]+/[^/@?#]+).*")
@@ -59,11 +85,9 @@ def _url_error(text: str) -> CheckpointError:
 
 
 def _cached(repo_id: str, revision: str | None) -> LocalFolder | None:
-    """The snapshot in huggingface_hub's cache, when the user works offline (HF_HUB_OFFLINE) and has one."""
-    from huggingface_hub import constants, try_to_load_from_cache
+    """The snapshot in huggingface_hub's cache, where there is one."""
+    from huggingface_hub import try_to_load_from_cache
 
-    if not constants.is_offline_mode():
-        return None
     config = try_to_load_from_cache(repo_id, "config.json", revision=revision)
     if not isinstance(config, str):
         return None
@@ -104,6 +128,12 @@ class HubRepo:
             if status_of(error):
                 raise CheckpointError(
                     f"the Hub does not give `{repo_id}` now: {_reason(error)}", hint=_LATER
+                ) from error
+            if _is_unreachable(error):
+                raise Unreachable(
+                    f"`{repo_id}` is no local folder, and the Hub cannot be reached: {_reason(error)}",
+                    hint=_near(repo_id)
+                    or "check the network; what huggingface_hub's cache holds whole is used without",
                 ) from error
             raise CheckpointError(
                 f"`{repo_id}` is no local folder, and the Hub does not give it: {_reason(error)}",
@@ -270,6 +300,14 @@ def status_of(error: Exception) -> int | None:
     """The status of an answer that says that the Hub is busy or in trouble; None for every other error."""
     status = getattr(getattr(error, "response", None), "status_code", None)
     return status if status in _PASSING else None
+
+
+# Of httpx and, beneath it, of the system: the request got no answer.
+_NO_ANSWER = ("TransportError", "OfflineModeIsEnabled", "ConnectionError", "gaierror")
+
+
+def _is_unreachable(error: Exception) -> bool:
+    return any(kind.__name__ in _NO_ANSWER for kind in type(error).__mro__)
 
 
 def may_pass(error: Exception) -> bool:

@@ -47,6 +47,7 @@ class Job:
     nan_policy: NanPolicy
     requantize: bool
     strict: bool
+    allow_incomplete: bool
     max_shard_size: int
     memory_limit: int
     workers: int

@@ -147,20 +147,24 @@ def _merge_fused(templates: Sequence[str], fused: Sequence[tuple[str, tuple[str,
     return list(left)
 
 
+# Multi-token prediction beside the model: `.*fc$` would speak of any module of that name.
+_OWN_ROOTS = ("mtp", "mtp_block", "nextn")
 _NUMBERS = re.compile(r"N|\d+|\(\d+(\|\d+)*\)")
 
 
 def _tail_regex(name: str, other_templates: Iterable[str]) -> str:
     """`re:.*tail$` for the shortest dotted tail of `name`, from its last word before a number on, that is unique.
 
-    Templates that differ from `name` in numbers alone are its own siblings, told apart by those numbers.
+    Names of multi-token prediction begin with that word. Templates that differ from `name` in numbers alone are its own
+    siblings, told apart by those numbers.
     """
     parts = name.split(".")
     numbers = [i for i, part in enumerate(parts) if _NUMBERS.fullmatch(part)]
     siblings = re.compile(r"\.".join(r"\w+" if i in numbers else _part_regex(part) for i, part in enumerate(parts)))
     number = re.search(r"\d+", parts[numbers[0]]) if numbers else None
     others = [t.replace(".N", f".{number[0] if number else 0}") for t in other_templates if not siblings.fullmatch(t)]
-    start = max((numbers[0] if numbers else len(parts)) - 1, 0)
+    rooted = next((i for i, part in enumerate(parts) if part in _OWN_ROOTS), len(parts))
+    start = min(max((numbers[0] if numbers else len(parts)) - 1, 0), rooted)
     for first in range(start, -1, -1):
         regex = r"\.".join(_part_regex(part) for part in parts[first:]) + "$"
         matches = re.compile(".*" + regex).match

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from quantconvert.errors import UsageError
@@ -28,19 +29,33 @@ class Rule:
         return f"{self.pattern}={self.scheme}"
 
 
-_NOT_EXPERTS = r"re:(?!.*\.experts\.\d+\.)"
-# By name: a sentence for people, and the rules for a model of so many layers.
-PRESETS: dict[str, tuple[str, Callable[[int], tuple[Rule, ...]]]] = {
+_NOT_EXPERTS = r"re:(?!.*\.experts\.(expert_)?\d+\.)"
+
+
+def _first_and_last(stacks: Mapping[str, int]) -> str:
+    """One pattern for the outer layers of every stack; stacks of one length and last word share a part."""
+    by_layers: dict[tuple[str, int], list[str]] = {}
+    for stack, last in stacks.items():
+        by_layers.setdefault((stack.rpartition(".")[2], last), []).append(stack)
+    parts = [
+        rf"({'|'.join(map(re.escape, sorted(names)))})\.({'|'.join(map(str, sorted({0, last})))})"
+        for (_, last), names in by_layers.items()
+    ]
+    return rf"re:({'|'.join(parts)})\..*"
+
+
+# By name: a sentence for people, and the rules for a model's stacks of layers (name to the number of its last).
+PRESETS: dict[str, tuple[str, Callable[[Mapping[str, int]], tuple[Rule, ...]]]] = {
     "first-last-8": (
         "first and last decoder layer at 8 bits",
-        lambda layers: (Rule(rf"re:(.*\.)?(layers|layer|h|blocks)\.(0|{layers - 1})\..*", "W8A16"),),
+        lambda stacks: (Rule(_first_and_last(stacks), "W8A16"),),
     ),
     "down-8": (
         "down projections outside experts at 8 bits",
-        lambda layers: (Rule(_NOT_EXPERTS + r".*\.(down_proj|w2|fc2|dense_4h_to_h|output\.dense)$", "W8A16"),),
+        lambda _: (Rule(_NOT_EXPERTS + r".*\.(down_proj|w2|fc2|dense_4h_to_h|output\.dense)$", "W8A16"),),
     ),
     "experts-4-rest-8": (
         "routed experts at 4 bits, every other layer at 8",
-        lambda layers: (Rule(_NOT_EXPERTS + ".*", "W8A16"),),
+        lambda _: (Rule(_NOT_EXPERTS + ".*", "W8A16"),),
     ),
 }

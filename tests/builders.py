@@ -73,7 +73,7 @@ def write_checkpoint(
     if shards == 1:
         save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
         return folder
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for i in range(shards):
         part = names[len(names) * i // shards : len(names) * (i + 1) // shards]
         file = f"model-{i + 1:05d}-of-{shards:05d}.safetensors"

@@ -79,4 +79,4 @@ def fused_tensors(layout: Layout) -> dict[str, Tensor]:
     for e in range(E):
         layout.gate(gate_up[e]).mul_(10)
         gate_up[e] *= 1 + e
-    return {layout.gate_up: gate_up, layout.down: down}
+    return {"model.embed_tokens.weight": weight(8, H), layout.gate_up: gate_up, layout.down: down}

@@ -11,7 +11,7 @@ import pytest
 from tests.byte_cases import TABLE, cases, checksums
 
 EXPECTED: dict[str, Any] = json.loads(TABLE.read_text())
-CASES = {name: rest for name, *rest in cases()}
+CASES = {name: (source, what, options) for name, source, what, options in cases()}
 
 
 @pytest.fixture(scope="module")

@@ -21,6 +21,7 @@ E, H, I = 3, 64, 96  # noqa: E741
 def gpt2(tmp_path: Path) -> Path:
     shapes = {"attn.c_attn": (64, 192), "attn.c_proj": (64, 64), "mlp.c_fc": (64, 256), "mlp.c_proj": (256, 64)}
     tensors = {f"h.0.{name}.weight": weight(*shape, seed=i) for i, (name, shape) in enumerate(shapes.items())}
+    tensors |= {"wte.weight": weight(32, 64), "wpe.weight": weight(16, 64)}
     return write_checkpoint(tmp_path / "gpt2", tensors, GPT2)
 
 
@@ -32,6 +33,7 @@ def fused(tmp_path: Path) -> Path:
         f"{stem}.mlp.experts.gate_up_proj": weight(E, 2 * I, H),
         f"{stem}.mlp.experts.down_proj": weight(E, H, I),
         f"{stem}.self_attn.o_proj.weight": weight(H, H),
+        "model.language_model.embed_tokens.weight": weight(8, H),
     }
     config = {"model_type": "qwen3_5_moe", "text_config": text | {"model_type": "qwen3_5_moe_text"}}
     return write_checkpoint(tmp_path / "fused", tensors, config)

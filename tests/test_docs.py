@@ -13,7 +13,6 @@ import pytest
 import quantconvert
 from quantconvert import errors
 from quantconvert.layouts import LAYOUTS
-from quantconvert.planning import choose
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -70,10 +69,11 @@ def test_exit_codes_stand_in_the_readme():
         assert re.search(rf"^\| {code} \|", README, re.M), code
 
 
-def test_the_rule_for_auto_is_the_code_s():
-    for layout in ("awq", "compressed-tensors"):
-        assert layout in (choose.__doc__ or "")
-    assert README.count("| `compressed-tensors`, symmetric |") == 2
+def test_the_tables_of_engines_are_those_of_the_rows():
+    command = [sys.executable, "-m", "quantconvert.engines"]
+    tables = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split("\n\n")
+    assert len(tables) == 2
+    assert all(len(table.splitlines()) > 5 and table.strip() in README for table in tables)
 
 
 @pytest.mark.parametrize("command", ["convert", "plan", "inspect", "verify", "repack", "dequantize"])

@@ -12,9 +12,14 @@ import pytest
 
 import quantconvert
 from quantconvert.engines import ENGINES, NOBODY, Loadable, engine_notes, load_lines, snippets
+from quantconvert.engines.tables import what_auto_writes
+from quantconvert.families import FAMILIES, Family
+from quantconvert.job import Job
 from quantconvert.layouts import LAYOUTS
-from quantconvert.planning.decision import is_kept_linear
-from quantconvert.schemes import Scheme
+from quantconvert.planning.choose import choose_format
+from quantconvert.planning.decision import Decision, is_kept_linear
+from quantconvert.schemes import DEFAULT_REQUEST, Scheme
+from quantconvert.sources import as_stored
 from tests.builders import LLAMA_CONFIG, llama_tensors, weight, write_checkpoint
 from tests.byte_cases import gpt_oss
 
@@ -128,7 +133,7 @@ def test_a_result_that_nobody_loads_says_so_in_its_card_and_summary(tmp_path: Pa
     card = (tmp_path / "out" / "README.md").read_text()
     assert NOBODY in card
     assert "vllm serve" not in card
-    command = [sys.executable, "-m", "quantconvert", tmp_path / "in", tmp_path / "again", "--requantize"]
+    command = [sys.executable, "-m", "quantconvert", str(tmp_path / "in"), str(tmp_path / "again"), "--requantize"]
     shown = subprocess.run(command, capture_output=True, text=True, check=True).stderr
     assert re.search(rf"^load it +{NOBODY}$", shown, re.M)
 
@@ -211,7 +216,25 @@ def test_an_unknown_family_is_written_where_transformers_can_load_it(tmp_path: P
     assert quantconvert.plan(source, engines=["vllm"]).format == "awq"
 
 
-MOE = LLAMA_CONFIG | {"model_type": "qwen3_moe", "num_experts": 1, "moe_intermediate_size": 128}
+def test_a_preset_that_makes_no_difference_says_so(tmp_path: Path):
+    source = write_checkpoint(tmp_path / "model")
+    note = "--preset experts-4-rest-8 makes no difference here: every quantized weight is int8 g128 symmetric"
+    assert note in quantconvert.plan(source, preset="experts-4-rest-8").notes
+    assert not any("no difference" in note for note in quantconvert.plan(source, preset="down-8").notes)
+
+
+@pytest.mark.parametrize("layout", ["gptq", "rtn"])
+def test_activations_that_a_layout_drops_are_told(layout: str, tmp_path: Path):
+    quantconvert.convert(write_checkpoint(tmp_path / "model"), tmp_path / "w8a8", scheme="W8A8")
+    made = quantconvert.repack(tmp_path / "w8a8", tmp_path / "out", format=layout)
+    assert any("quantize their activations too" in note for note in made.plan.notes)
+    same = quantconvert.repack(tmp_path / "w8a8", tmp_path / "same", format="compressed-tensors")
+    assert not any("activations" in note for note in same.plan.notes)
+
+
+MOE = LLAMA_CONFIG | {
+    "model_type": "qwen3_moe", "num_hidden_layers": 1, "num_experts": 1, "moe_intermediate_size": 128,
+}  # fmt: skip
 
 
 def experts() -> dict:
@@ -236,6 +259,7 @@ def experts() -> dict:
 )
 def test_auto_is_the_first_layout_that_the_engines_load(tmp_path: Path, engines, options, expected):
     plan = quantconvert.plan(write_checkpoint(tmp_path / "model"), engines=engines, **options)
+    assert plan.scheme
     assert (plan.format, plan.scheme.label) == expected
     assert "the first layout that" in plan.format_reason
 
@@ -319,3 +343,15 @@ def test_snippets_import_what_they_name():
 def test_what_is_kept_and_a_linear_layer_to_engines(name: str, reason, expected: bool):
     assert is_kept_linear(name, 2, reason) == expected
     assert not is_kept_linear(name, 3, reason)
+
+
+@pytest.mark.parametrize("family", [family for family in FAMILIES if not family.experts], ids=lambda f: f.name)
+def test_the_table_names_the_families_that_auto_makes_an_exception_for(family: Family, tmp_path: Path):
+    config = LLAMA_CONFIG | {"model_type": family.model_types[0]}
+    checkpoint = quantconvert.plan(write_checkpoint(tmp_path / "model")).checkpoint
+    model = Loadable("plain", (), family.name)
+    reads = [as_stored(ref) for ref in checkpoint.tensors if "_proj" in ref.name]
+    decisions = [Decision(read, None, "", request=DEFAULT_REQUEST) for read in reads]
+    choice = choose_format(Job.from_options({}), decisions, config, [], model)
+    named = re.findall(r"[\w.-]+", what_auto_writes().split("without a table; ")[1].split("|")[0])
+    assert (choice.format.name == "compressed-tensors") == (family.name in named)

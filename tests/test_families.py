@@ -18,7 +18,7 @@ V = torch.zeros(128, dtype=torch.bfloat16)
 
 def planned(tmp_path: Path, config: dict, names: dict[str, torch.Tensor], **options) -> Plan:
     own = {name: tensor.clone() for name, tensor in names.items()}  # safetensors refuses shared memory
-    return quantconvert.plan(write_checkpoint(tmp_path / "model", own, config), **options)
+    return quantconvert.plan(write_checkpoint(tmp_path / "model", own, config), allow_incomplete=True, **options)
 
 
 def decisions(plan: Plan) -> dict[str, str]:
@@ -37,6 +37,7 @@ def test_llama_with_biases_and_tied_head(tmp_path: Path):
     assert found["model.layers.0.self_attn.rotary_emb.inv_freq"] == "embedding"
     assert "lm_head.weight" not in plan.weight_map
     assert sum(v == "quantized" for v in found.values()) == 7
+    assert plan.quantization_config
     assert plan.quantization_config["modules_to_not_convert"] == ["lm_head"]
 
 
@@ -213,6 +214,7 @@ def test_tied_heads_are_ignored_by_name(tmp_path: Path, stored: bool):
     names |= {"vocab_projector.weight": W} if stored else {}
     plan = planned(tmp_path, {"model_type": "distilbert"}, names, format="compressed-tensors")
     expected = "re:.*vocab_projector$" if stored else "vocab_projector"
+    assert plan.quantization_config
     assert plan.quantization_config["ignore"] == ["lm_head", expected]
 
 
@@ -227,8 +229,51 @@ def test_moe_goes_to_compressed_tensors_and_ignores_the_router(tmp_path: Path):
     plan = planned(tmp_path, {"model_type": "mixtral"}, tensors)
     assert plan.format == "compressed-tensors"
     assert "mixture of experts" in plan.format_reason
+    assert plan.quantization_config
     assert plan.quantization_config["ignore"] == ["lm_head", r"re:.*layers\.\d+\.block_sparse_moe\.gate$"]
 
 
 def test_every_reason_has_its_text():
     assert set(REASON_TEXT) == set(REASONS)
+
+
+DEEPSEEK_V4 = {
+    "embed.weight": "embedding",
+    "layers.0.attn.wq_a.weight": "family",
+    "layers.0.attn.wq_b.weight": "quantized",
+    "layers.0.attn.wkv.weight": "family",
+    "layers.0.attn.wo_a.weight": "family",
+    "layers.0.attn.wo_b.weight": "quantized",
+    "layers.0.attn.compressor.wkv.weight": "family",
+    "layers.0.attn.indexer.weights_proj.weight": "family",
+    "layers.0.ffn.gate.weight": "router",
+    "layers.0.ffn.experts.0.w1.weight": "quantized",
+    "layers.0.ffn.experts.0.w2.weight": "quantized",
+    "layers.0.ffn.experts.0.w3.weight": "quantized",
+    "layers.0.ffn.shared_experts.w1.weight": "quantized",
+    "layers.0.hc_attn_fn": "not a weight",
+    "norm.weight": "norm",
+    "head.weight": "lm_head",
+}
+
+
+def test_deepseek_v4_by_the_names_of_the_hub(tmp_path: Path):
+    tensors = {name: V if "norm" in name else W for name in DEEPSEEK_V4}
+    assert decisions(planned(tmp_path, {"model_type": "deepseek_v4"}, tensors, group_size=64)) == DEEPSEEK_V4
+
+
+@pytest.mark.parametrize("stem", ["encoder.block.1.layer.1.mlp", "model.encoder.layers.3.ffn"], ids=["switch", "nllb"])
+def test_experts_with_a_word_before_their_number_are_experts(tmp_path: Path, stem: str):
+    """Switch Transformers and NLLB-MoE, which AWQ would be chosen for if they passed for dense."""
+    names = {f"{stem}.experts.expert_{i}.{name}.weight": W for i in range(2) for name in ("wi", "wo")}
+    names["encoder.layers.0.fc1.weight"] = W
+    plan = planned(tmp_path, {"model_type": "never_heard_of"}, names, preset="experts-4-rest-8")
+    assert plan.format == "compressed-tensors"
+    bits = {task.source.name: task.scheme.num_bits for task in plan.quantized if task.scheme}
+    assert bits == {name: 4 if "experts" in name else 8 for name in names}
+
+
+def test_quantlinear_of_i_bert_is_no_linear_layer(tmp_path: Path):
+    names = {"ibert.encoder.layer.0.intermediate.dense.weight": W, "ibert.embeddings.word_embeddings.weight": W}
+    with pytest.raises(quantconvert.UnsupportedError, match=r"no weight to quantize: .*\(embedding, family\)"):
+        planned(tmp_path, {"model_type": "ibert"}, names)

@@ -8,7 +8,6 @@ import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -18,10 +17,8 @@ from quantconvert.checkpoint.contents import Download
 from quantconvert.events import Event, Note, Progress, ShardWritten
 from quantconvert.run.folder import OutputFolder, State, check_disk, read_state
 from tests.builders import write_checkpoint
+from tests.interrupted import OPTIONS, STATE
 from tests.snapshots import digests
-
-STATE = ".quantconvert"
-OPTIONS: dict[str, Any] = {"workers": 1, "max_shard_size": "60KB"}
 
 
 @pytest.fixture

@@ -51,6 +51,7 @@ def test_parts_of_a_fused_tensor_are_written_as_if_they_had_stood_alone(layout: 
     tensors = fused_tensors(layout)
     source = write_checkpoint(tmp_path / "fused", tensors, layout.config)
     parts = {f"{name}.weight": part.contiguous() for name, part in expected_parts(layout, tensors).items()}
+    parts |= {name: tensor for name, tensor in tensors.items() if name not in (layout.gate_up, layout.down)}
     apart = write_checkpoint(tmp_path / "apart", parts, layout.config)
     for folder, out in ((source, "a"), (apart, "b")):
         quantconvert.convert(folder, tmp_path / out, format=format, group_size=32)
@@ -76,7 +77,8 @@ def test_biases_of_gpt_oss_take_turns_as_the_rows_do(tmp_path: Path):
 @every_layout
 def test_a_shape_that_the_config_does_not_say_is_refused(layout: Layout, tmp_path: Path):
     """Which side is longer never decides: a tensor the other way round is no tensor we know."""
-    tensors = {name: tensor.transpose(1, 2).contiguous() for name, tensor in fused_tensors(layout).items()}
+    tensors = fused_tensors(layout)
+    tensors |= {name: tensors[name].transpose(1, 2).contiguous() for name in (layout.gate_up, layout.down)}
     source = write_checkpoint(tmp_path / "in", tensors, layout.config)
     with pytest.raises(QuantConvertError, match=r"experts|linear"):
         quantconvert.plan(source, format="compressed-tensors", group_size=32)

@@ -115,6 +115,24 @@ def test_offline_uses_what_is_in_the_cache(repo: Path, tmp_path: Path, monkeypat
     assert "Traceback" not in unknown.stderr
 
 
+def test_no_network_uses_a_whole_snapshot_of_the_cache(repo: Path, tmp_path: Path):
+    with serve(repo) as (endpoint, _):
+        first = run(endpoint, tmp_path / "cache", REPO, str(tmp_path / "out"), "--quiet")
+        planned = run(endpoint, tmp_path / "headers", "plan", REPO)
+    assert (first.returncode, planned.returncode) == (0, 0), first.stderr
+    again = run(endpoint, tmp_path / "cache", REPO, str(tmp_path / "again"), "--quiet")  # the server is gone
+    assert again.returncode == 0, again.stderr
+    assert digests(tmp_path / "again")["model.safetensors"] == digests(tmp_path / "out")["model.safetensors"]
+    assert f"`{COMMIT}`" in (tmp_path / "again" / "README.md").read_text()
+    shard = next((tmp_path / "cache").rglob("model-00002-of-*.safetensors"))
+    shard.unlink()
+    for cache in ("cache", "headers"):
+        done = run(endpoint, tmp_path / cache, "plan", REPO)
+        assert done.returncode == 3
+        assert f"`{REPO}` is no local folder, and the Hub cannot be reached: " in done.stderr
+        assert "hint: check the network; what huggingface_hub's cache holds whole is used without" in done.stderr
+
+
 @pytest.mark.parametrize(
     ("trouble", "sent"),
     [("whole", "`the whole file`"), ("other", r"`bytes 1-\d+/\d+`"), ("short", r"`bytes 0-\d+/\d+`")],

@@ -227,7 +227,7 @@ MODELS: dict[str, Any] = {
 def test_conversion_stays_within_half_a_step(tmp_path: Path, kind: str, bits: int):
     model = MODELS[kind]()
     source = model.write(tmp_path / "model")
-    options = {"bits": bits, "group_size": 32, "symmetric": True, "format": "compressed-tensors"}
+    options: dict[str, Any] = {"bits": bits, "group_size": 32, "symmetric": True, "format": "compressed-tensors"}
     quantconvert.convert(source, tmp_path / "out", requantize=True, **options)
     stored = read_tensors(tmp_path / "out")
     assert {name.removesuffix("_packed") for name in stored if name.endswith("_packed")} == set(model.expected)
@@ -261,7 +261,8 @@ def test_tiles_and_slabs_do_not_change_a_bit(tmp_path: Path, monkeypatch: pytest
         monkeypatch.setattr(memory, "MAX_SLAB_NBYTES", slab)
         plan = quantconvert.plan(source, group_size=32, requantize=True, format=format)
         task = max(plan.quantized, key=lambda task: task.num_elements)
-        assert memory.cut(task.source, task.source.shape, 0, 8, plan.execution).tile_rows * 3 <= task.source.shape[0]
+        rows, columns = task.source.shape
+        assert memory.cut(task.source, (rows, columns), 0, 8, plan.execution).tile_rows * 3 <= rows
         assert plan.execution.slab_nbytes == slab
         assert_same(converted(source, tmp_path / f"tiled{slab}", format=format), whole)
 

@@ -31,8 +31,8 @@ import quantconvert
 from quantconvert.events import Note, ShardWritten
 source, out = sys.argv[1:]
 said = []
-made = quantconvert.plan(source, out)
-assert made.execution.workers == os.cpu_count()
+plan = quantconvert.plan(source, out)
+assert plan.execution.workers == os.cpu_count()
 assert quantconvert.inspect(source).to_json()
 def stop(event):
     if isinstance(event, ShardWritten):

@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from quantconvert.methods import NonFinite, ScaleOverflow
 from quantconvert.methods import rounding as rtn
 from quantconvert.quantized import Quantized
 from quantconvert.schemes import Scheme
@@ -118,7 +119,7 @@ def test_scale_below_float16_becomes_its_smallest_number_and_codes_follow_the_st
 
 
 def test_scale_above_float16_is_an_error():
-    with pytest.raises(rtn.ScaleOverflow):
+    with pytest.raises(ScaleOverflow):
         run(torch.full((1, 32), 1e6), Scheme(4, True, "group", 32), torch.float16)
 
 
@@ -127,7 +128,7 @@ def test_scale_above_float16_is_an_error():
 def test_nan_and_inf_are_noticed(scheme: Scheme, bad: float):
     w = weight(8, 64)
     w[5, 33] = bad
-    with pytest.raises(rtn.NonFinite):
+    with pytest.raises(NonFinite):
         run(w, scheme)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -46,7 +47,7 @@ def joined(name: str, parts: list[Tensor], whole: Tensor) -> Tensor:
 @pytest.mark.parametrize("size", [1, 2, 4])
 @pytest.mark.parametrize("scheme", ["W4A16:g32", "W4A16_ASYM:g32", "W8A16:g32"])
 def test_ranks_together_are_the_whole(source: Path, tmp_path: Path, size: int, scheme: str):
-    options = {"scheme": scheme, "format": "rtn"}
+    options: dict[str, Any] = {"scheme": scheme, "format": "rtn"}
     result = quantconvert.convert(source, tmp_path / "out", **options)
     whole = read_tensors(tmp_path / "out")
     ranks = [dict(quantconvert.iter_quantized(source, tp_rank=r, tp_size=size, **options)) for r in range(size)]
@@ -76,7 +77,7 @@ def test_channel_scales_belong_to_the_rank(source: Path):
 
 @pytest.mark.parametrize("layout", ["awq", "gptq", "compressed-tensors"])
 def test_packed_layouts_have_the_rank_s_shapes(source: Path, layout: str):
-    options = {"bits": 4, "group_size": 32, "format": layout}
+    options: dict[str, Any] = {"bits": 4, "group_size": 32, "format": layout}
     whole = dict(quantconvert.iter_quantized(source, **options))
     half = dict(quantconvert.iter_quantized(source, tp_rank=1, tp_size=2, **options))
     assert set(whole) == set(half)
@@ -124,6 +125,7 @@ def test_words_are_not_split_between_ranks(tmp_path: Path):
 
 def test_merged_projections_are_refused(tmp_path: Path):
     tensors = {"model.layers.0.self_attn.qkv_proj.weight": weight(384, 128)}
+    tensors |= {"model.embed_tokens.weight": weight(8, 128)}
     source = write_checkpoint(tmp_path / "phi", tensors, {"model_type": "phi3", "num_attention_heads": 4})
     quantconvert.plan(source)
     with pytest.raises(quantconvert.UnsupportedError, match=r"several projections in one weight, such as .*qkv_proj"):

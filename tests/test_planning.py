@@ -50,13 +50,15 @@ def test_planning_imports_no_torch(tmp_path: Path):
 )
 def test_format_auto(tmp_path: Path, options, expected: tuple[str, str]):
     plan = quantconvert.plan(write_checkpoint(tmp_path / "model"), **options)
+    assert plan.scheme
     assert (plan.format, plan.scheme.label) == expected
     assert plan.format_reason
 
 
 def test_format_auto_leaves_awq_for_narrow_outputs(tmp_path: Path):
     tensors = llama_tensors(layers=1) | {"model.layers.0.self_attn.k_proj.weight": weight(12, 128)}
-    plan = quantconvert.plan(write_checkpoint(tmp_path / "model", tensors))
+    config = LLAMA_CONFIG | {"num_hidden_layers": 1}
+    plan = quantconvert.plan(write_checkpoint(tmp_path / "model", tensors, config))
     assert plan.format == "compressed-tensors"
     assert plan.format_reason == (
         "awq packs 8 output features in a word: expected out_features % 8 == 0, got 12: "

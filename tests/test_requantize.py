@@ -148,6 +148,7 @@ def test_explain_prints_every_tensor(tmp_path: Path):
     dropped = f"{LAYER}.self_attn.k_scale"
     model.tensors[dropped] = torch.tensor(1.0)
     model.config["model_type"] = "llama"
+    model.tensors["model.norm.weight"] = torch.ones(160)
     source = model.write(tmp_path / "model")
     command = [sys.executable, "-m", "quantconvert", "plan", str(source), "--explain", "--verbose", "--bits", "8"]
     command += ["--group-size", "32", "--requantize", "--ignore", "*.o_proj"]
@@ -165,7 +166,7 @@ def test_explain_prints_every_tensor(tmp_path: Path):
     assert "keep: norm" in rows[f"{LAYER}.input_layernorm.weight"]
     assert "drop" in rows[dropped]
     assert "activation scale" in rows[dropped]
-    assert "18 in the source: " in rows["tensors"]
+    assert "19 in the source: " in rows["tensors"]
     assert "--requantize: 6 weights are decoded from fp8" in done.stdout
 
 

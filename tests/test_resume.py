@@ -427,7 +427,7 @@ def test_every_kind_of_input_continues(tmp_path: Path, make: Callable[[], inputs
     """Decoded, split and turned weights: what the interrupted run wrote is recognised, and the rest is the same."""
     model = make()
     source = write_checkpoint(tmp_path / "source", model.tensors, model.config)
-    options = {"group_size": 32, "requantize": True, "workers": 1}
+    options: dict[str, Any] = {"group_size": 32, "requantize": True, "workers": 1}
     num_tasks = len(quantconvert.convert(source, tmp_path / "whole", **options).plan.tasks)
     out, names = tmp_path / "out", set()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -203,7 +204,7 @@ def test_gptq_dynamic_matches_fused_and_unfused_names(source: Path):
 
 
 def test_recipe_round_trip(source: Path, tmp_path: Path):
-    options = {
+    options: dict[str, Any] = {
         "scheme": "W4A16:g64",
         "format": "compressed-tensors",
         "rules": ["*.down_proj=W8A16", 're:.*\\.(o)_proj$=skip'],
@@ -274,3 +275,48 @@ def test_a_rule_that_names_what_is_never_quantized_is_refused(source: Path):
         quantconvert.plan(source, rules=["model.embed_tokens=W8A16"])
     with pytest.raises(quantconvert.UnsupportedError, match=r"stays in high precision: normalisation"):
         quantconvert.plan(source, rules=["model.norm=W8A16"])
+
+
+@pytest.mark.parametrize(
+    ("rule", "pattern"),
+    [
+        ("*.experts.0.up_proj=W8A16", "*.mlp.experts.*"),
+        ("model.layers.1.mlp.experts.0.up_proj=W8A16", "model.layers.1.mlp.experts.*"),
+    ],
+)
+def test_the_hint_about_experts_is_one_and_enough(moe: Path, rule: str, pattern: str):
+    with pytest.raises(quantconvert.UnsupportedError) as info:
+        quantconvert.plan(moe, rules=[rule])
+    hint = str(info.value.hint)
+    assert hint == f"give all of them the widest: --rule '{pattern}=W8A16:g128'"
+    plan = quantconvert.plan(moe, rules=[rule, hint.partition("'")[2].rstrip("'")])
+    eight = {name for name, label in labels(plan).items() if label.startswith("int8")}
+    layers = "01" if pattern.startswith("*") else "1"
+    assert eight == {name for name in labels(plan) if re.match(rf"model\.layers\.[{layers}]\.mlp\.experts\.", name)}
+
+
+def test_the_hint_about_experts_that_are_ignored(moe: Path):
+    with pytest.raises(quantconvert.UnsupportedError) as info:
+        quantconvert.plan(moe, ignore=["*.experts.0.up_proj"])
+    assert str(info.value.hint) == "keep all of them: --ignore '*.mlp.experts.*'"
+    assert quantconvert.plan(moe, ignore=["*.experts.0.up_proj", "*.mlp.experts.*"]).quantized
+
+
+def test_first_and_last_of_an_encoder_and_a_longer_decoder(tmp_path: Path):
+    names = [f"encoder.block.{i}.layer.{j}.SelfAttention.q.weight" for i in range(4) for j in range(1)]
+    names += [f"decoder.block.{i}.layer.{j}.EncDecAttention.q.weight" for i in range(6) for j in range(3)]
+    config = {"model_type": "t5", "num_layers": 4, "num_decoder_layers": 6}
+    tensors = {name: torch.zeros(64, 128) for name in names}
+    source = write_checkpoint(tmp_path / "t5", tensors, config)
+    plan = quantconvert.plan(source, preset="first-last-8", allow_incomplete=True)
+    eight = {name for name, label in labels(plan).items() if label.startswith("int8")}
+    outer = r"(encoder\.block\.[03]|decoder\.block\.[05])\."
+    assert eight == {name.removesuffix(".weight") for name in names if re.match(outer, name)}
+
+
+def test_names_of_multi_token_prediction_spare_no_others(tmp_path: Path):
+    tensors = llama_tensors() | {"mtp.fc.weight": torch.zeros(128, 256), "mtp.layers.0.mlp.fc.weight": torch.ones(8, 8)}
+    config = LLAMA_CONFIG | {"model_type": "qwen3_next"}
+    plan = quantconvert.plan(write_checkpoint(tmp_path / "mtp", tensors, config), format="compressed-tensors")
+    assert plan.quantization_config
+    assert plan.quantization_config["ignore"] == ["lm_head", r"re:.*mtp\.fc$", r"re:.*mtp\.layers\.\d+\.mlp\.fc$"]

@@ -149,7 +149,7 @@ def test_a_report_that_is_none(content: bytes, copy: Callable[..., Path]):
 # Values, without the report
 
 
-def change(out: Path, edit: Callable[[dict[str, Tensor]], None]) -> None:
+def change(out: Path, edit: Callable[[dict[str, Tensor]], object]) -> None:
     """Edit the tensors of a folder of one file, and remove the report."""
     (out / REPORT).unlink(missing_ok=True)
     tensors = read_tensors(out)

@@ -14,6 +14,7 @@ MAX_CONFIG_NBYTES = 10_000_000
 MAX_DEPTH = 64
 MAX_WORD_LENGTH = 200
 MAX_COUNT = 10**6
+MAX_INTEGER_BITS = 1024  # what a double can hold; other readers' JSON stops there or long before
 
 
 def _is_word(value: object) -> bool:
@@ -59,7 +60,10 @@ def _check_value(where: str, key: str, value: object, fits: Callable[[object], b
 
 
 def _check_tree(value: Any, file: str) -> None:
-    """Depth and text of everything inside: the config is written again, by writers that recurse and in UTF-8."""
+    """Depth, text and numbers of everything inside: the config is written again, by writers that recurse, in UTF-8.
+
+    Infinity is no JSON either, but transformers writes and reads it (`time_step_limit` of Mamba-2 and its kin).
+    """
     level: list[Any] = [value]
     for _ in range(MAX_DEPTH):
         inside: list[Any] = []
@@ -71,6 +75,10 @@ def _check_tree(value: Any, file: str) -> None:
                 inside += item
             elif isinstance(item, str) and not is_utf8(item):
                 raise CheckpointError(f"`{file}` holds text that is not UTF-8: {quoted(item)}")
+            elif item != item:
+                raise CheckpointError(f"`{file}` holds NaN, which is no number of JSON: expected a value or null")
+            elif isinstance(item, int) and item.bit_length() > MAX_INTEGER_BITS:
+                raise CheckpointError(f"`{file}` holds a whole number of more than {MAX_INTEGER_BITS} bits")
         level = inside
         if not level:
             return

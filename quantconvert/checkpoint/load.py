@@ -23,6 +23,7 @@ from quantconvert.checkpoint.files import (
 )  # fmt: skip
 from quantconvert.checkpoint.header import TensorRef, header_text, parse_header, parse_object
 from quantconvert.checkpoint.local import LocalFolder
+from quantconvert.checkpoint.sniff import SNIFFED_NBYTES, check_kind
 from quantconvert.checkpoint.torch_file import read_torch_file
 from quantconvert.errors import CheckpointError, QuantConvertError, raise_all
 from quantconvert.text import is_plain, quoted
@@ -162,6 +163,7 @@ def _read_headers(repo: Repo, files: list[RepoFile], errors: list[QuantConvertEr
 
     def fetch(file: RepoFile) -> _Found:
         try:
+            check_kind(repo.read(file.path, 0, min(file.nbytes, SNIFFED_NBYTES)), file.path, file.nbytes)
             if file.path.endswith(".bin"):  # torch reads those from the disk
                 return read_torch_file(repo.materialize((file.path,)) / file.path, file.path)
             return header_text(lambda offset, n: repo.read(file.path, offset, n), file.path, file.nbytes)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 
@@ -27,6 +27,7 @@ class LocalFolder:
     Symbolic links are followed to files inside the folder and, in a snapshot of huggingface_hub's cache
     (`models--*/snapshots/<commit>`), to the `blobs` of the same repository. Any other link is refused, be it a
     weight, a config or a side file that would be copied: its target may be a secret, and results are published.
+    All such links are one refusal, with a way out.
     """
 
     def __init__(self, path: Path, location: str | None = None, revision: str | None = None) -> None:
@@ -42,10 +43,13 @@ class LocalFolder:
         """Every file but hidden ones; raises all refusals about links, special files and names at once."""
         found: list[RepoFile] = []
         errors: list[QuantConvertError] = []
-        homes = _homes(self.path)
+        homes, leaving = _homes(self.path), dict[str, str]()
         for path, entry in self._walk():
-            problem = _problem(path, entry, homes)
-            if problem is not None:
+            target = _outside(entry, homes)
+            problem = None if target else _problem(path, entry)
+            if target:
+                leaving[path] = target
+            elif problem is not None:
                 errors.append(problem)
             else:
                 status = entry.stat()
@@ -53,7 +57,7 @@ class LocalFolder:
                 found.append(RepoFile(path, status.st_size, known))
             if len(errors) == MAX_REPORTED:
                 break
-        raise_all(errors)
+        raise_all([*([_links_out(self.location, leaving)] if leaving else []), *errors])
         return tuple(sorted(found, key=lambda file: file.path))
 
     def _walk(self) -> Iterator[tuple[str, os.DirEntry[str]]]:
@@ -117,14 +121,33 @@ def _homes(folder: Path) -> tuple[str, ...]:
     return tuple(os.path.join(home, "") for home in homes)
 
 
-def _problem(path: str, entry: os.DirEntry[str], homes: tuple[str, ...]) -> CheckpointError | None:
-    """Why this file cannot be a part of a model, or None."""
+def _outside(entry: os.DirEntry[str], homes: tuple[str, ...]) -> str | None:
+    """Where a link leads, if that is none of `homes`."""
     target = os.path.realpath(entry.path) if entry.is_symlink() else None
-    if target is not None and not os.path.join(target, "").startswith(homes):
+    return None if target is None or os.path.join(target, "").startswith(homes) else target
+
+
+def _links_out(location: str, leaving: Mapping[str, str]) -> CheckpointError:
+    """One refusal for all links that leave the source, with the way out: the folder they lead to, or hard links."""
+    (path, target), folders = next(iter(leaving.items())), {str(Path(target).parent) for target in leaving.values()}
+    if len(leaving) == 1:
         return CheckpointError(
             f"{quoted(path)} is a link out of the source, to {quoted(target)}",
             hint="put the file itself into the folder",
         )
+    named = ", ".join(quoted(name) for name in list(leaving)[:3])
+    more = f" and {len(leaving) - 3} more" if len(leaving) > 3 else ""
+    if len(folders) == 1:
+        folder = folders.pop()
+        message, hint = f"links out of the source, to {quoted(folder)}", f"give {quoted(folder)} itself as the source"
+    else:
+        message = f"links out of the source, {quoted(path)} to {quoted(target)}"
+        hint = f"`cp -rL {location} DIR` copies what they lead to; with `-l` too it takes no space on one disk"
+    return CheckpointError(f"{named}{more} are {message}", hint=hint)
+
+
+def _problem(path: str, entry: os.DirEntry[str]) -> CheckpointError | None:
+    """Why this file, which lies in the source, cannot be a part of a model, or None."""
     try:
         mode = entry.stat().st_mode
     except OSError:

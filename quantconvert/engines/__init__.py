@@ -16,7 +16,7 @@ from quantconvert.registry import Registry
 
 __all__ = [
     "ENGINES", "NOBODY", "PLAIN", "Engine", "Loadable", "Row", "Verdict", "When", "engine_notes", "get_engines",
-    "load_lines", "snippets", "titles",
+    "load_lines", "own_names", "snippets", "titles",
 ]  # fmt: skip
 
 ENGINES: Registry[Engine] = Registry("engine", VLLM, SGLANG, TRANSFORMERS, GPTQMODEL)
@@ -66,3 +66,9 @@ def snippets(loadable: Loadable, out: str, asked: Sequence[str] = ()) -> list[tu
 def _shown(loadable: Loadable, asked: Sequence[str]) -> list[Engine]:
     able = [engine for engine in get_engines(asked) if engine.loads(loadable)]
     return able if asked else [engine for engine in able if engine.usual] or able
+
+
+def own_names(model_type: str) -> tuple[str, ...]:
+    """Patterns (`re:...`) of the names that engines give to layers that stay plain, where the checkpoint's differ."""
+    rows = (row for engine in ENGINES.values() for row in engine.renamed)
+    return tuple(pattern for own, patterns in rows if own == model_type for pattern in patterns)

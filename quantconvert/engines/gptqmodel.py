@@ -17,6 +17,7 @@ GPTQMODEL = Engine(
     rows=(
         Row(When((PLAIN,)), "loads", "gptqmodel/models/loader.py"),
         Row(When(("awq", "gptq")), "loads", _TEST),
+        Row(When(("awq",), strategies=("channel",), experts=True), "refuses", "not run"),
         Row(
             When(("awq", "gptq"), experts=True, families=("mixtral",)), "refuses", f"{_TEST}; models/definitions",
             "Mixtral's names of experts are not known", "not Mixtral",

@@ -29,6 +29,19 @@ FUSED_ONLY = ("gpt-oss", "qwen3-vl-moe", "granite-moe", "granite-hybrid")
 PICTURES = ("vision-language", "qwen3-vl-moe", "qwen3.5", "qwen3.5-moe", "llama4")
 # optimum knows one stack of layers a model, under a name of its list (`gptq/constants.py`), and no encoders.
 NO_BLOCKS = ("mamba", "mpt", "bert", "mpnet", "distilbert", "deberta", "albert", "t5", "whisper", "llama4")
+# What it calls layers that the Hub's checkpoints call otherwise (`conversion_mapping.py`), where they stay plain.
+RENAMED = (
+    ("phimoe", (r"re:.*mlp\.router$",)),  # block_sparse_moe.gate
+    ("blip-2", (r"re:.*language_model\.lm_head$",)),  # tied, and not stored
+    (
+        "kimi_k25",
+        (
+            r"re:.*vision_tower\..*",
+            r"re:.*mm_projector\..*",
+            r"re:.*self_attn\.(q_a_proj|kv_a_proj_with_mqa|kv_b_proj)$",  # it saves its `layers` as `blocks`
+        ),
+    ),
+)
 
 TRANSFORMERS = Engine(
     name="transformers",
@@ -37,6 +50,7 @@ TRANSFORMERS = Engine(
     load='{before}{model_class}.from_pretrained("{out}"{argument})',
     module="transformers",
     usual=True,
+    renamed=RENAMED,
     classes=(
         ModelClass("ForCausalLM", "AutoModelForCausalLM"),
         ModelClass("LMHeadModel", "AutoModelForCausalLM"),
@@ -53,7 +67,7 @@ TRANSFORMERS = Engine(
         Row(When((PLAIN,)), "loads", _PACKED),
         Row(When(AWQ, 4, ("group",)), "loads", _AWQ, short="with gptqmodel", packages=_BESIDE_AWQ),
         Row(
-            When(AWQ, 4, ("channel",)), "loads", "a CPU by hand",
+            When(AWQ, 4, ("channel",)), "loads", _AWQ,
             'a CPU needs AwqConfig(backend="torch_awq") for AWQ per channel', 'CPU: `AwqConfig(backend="torch_awq")`',
             packages=_BESIDE_AWQ,
         ),
@@ -121,7 +135,7 @@ TRANSFORMERS = Engine(
             When(GPTQ, strategies=("group",)), "loads", _GPTQ, short="with gptqmodel", packages=_BESIDE_GPTQ,
         ),
         Row(
-            When(GPTQ, strategies=("channel",)), "loads", f"{_GPTQ}; not run on a GPU",
+            When(GPTQ, strategies=("channel",)), "loads", "integrations of optimum; not run on a GPU",
             "a CPU has no kernel for GPTQ per channel", "not on a CPU", packages=_BESIDE_GPTQ,
         ),
         Row(

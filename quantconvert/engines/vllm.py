@@ -37,11 +37,11 @@ VLLM = Engine(
         Row(When(CT, 4, ("group", "channel"), symmetric=False), "loads", f"{_PACKED}; run on a CPU"),
         Row(
             When(CT, 8, ("group", "channel"), symmetric=True, activations=False), "loads", f"{_KERNELS}/marlin.py",
-            "a CPU has no int8 weight-only kernel", "GPU",
+            "a CPU has no int8 weight-only kernel", "GPU only",
         ),
         Row(
             When(CT, 8, ("group", "channel"), symmetric=False), "loads", f"{_KERNELS}/machete.py",
-            "asymmetric int8 weights run on Hopper only", "Hopper",
+            "asymmetric int8 weights run on Hopper only", "Hopper only",
         ),
         Row(
             When(CT, other_groups=KERNEL_GROUPS), "loads", f"{_KERNELS}/marlin.py",
@@ -64,7 +64,7 @@ VLLM = Engine(
         ),
         Row(When(("gptq",), strategies=("channel",), symmetric=True), "loads", _GPTQ),
         Row(
-            When(("gptq",), 8, symmetric=True), "loads", _GPTQ, "a CPU has no int8 weight-only kernel", "GPU",
+            When(("gptq",), 8, symmetric=True), "loads", _GPTQ, "a CPU has no int8 weight-only kernel", "GPU only",
         ),
         Row(When(("gptq",), symmetric=False), "refuses", f"{_GPTQ}; run", "asymmetric GPTQ is rejected"),
         Row(

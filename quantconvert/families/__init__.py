@@ -13,13 +13,13 @@ from typing import Protocol
 from quantconvert.checkpoint import Checkpoint
 from quantconvert.dtypes import DTYPES
 from quantconvert.families.common import EXPERT_NAMES, FUSED_COMMON, KEEP_BY_NAME, TOWERS
-from quantconvert.families.row import REASON_TEXT, REASONS, Dims, Family, FusedExperts, FusedSet, Reason, Role
+from quantconvert.families.row import REASON_TEXT, REASONS, Dims, Family, FusedExperts, FusedSet, Part, Reason, Role
 from quantconvert.families.tables import FAMILIES
 from quantconvert.patterns import WEIGHT_SUFFIX, template_of
 
 __all__ = [
     "FAMILIES", "KEEP_BY_NAME", "REASONS", "REASON_TEXT", "Classifier", "Dims", "Family", "FusedExperts", "FusedSet",
-    "Reason", "Role", "find_family",
+    "Part", "Reason", "Role", "find_family",
 ]  # fmt: skip
 
 NO_TABLE = Family("unknown", (), (), fused=FUSED_COMMON)
@@ -51,6 +51,7 @@ class Classifier:
     def __init__(self, checkpoint: Checkpoint) -> None:
         config = checkpoint.text_config
         self.family = find_family(checkpoint)
+        self.model_type = checkpoint.model_type
         layers = config.get("num_hidden_layers") if config.get("num_nextn_predict_layers") else None
         self.num_layers = layers if isinstance(layers, int) else None
         self._by_template = cache(self._classify)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from quantconvert.families.row import FusedSet, Reason
+from quantconvert.families.row import FusedSet, Part, Reason
 
 # Searched in the module name, first match wins. Sources: the weight names in transformers' model files and the
 # keep lists of vLLM's and SGLang's loaders.
@@ -12,7 +12,7 @@ TOWERS: tuple[tuple[str, Reason], ...] = (
     (r"(^|\.)(mtp|nextn|mtp_block|eh_proj)(\.|$)", "mtp"),
     (r"(^|\.)(visual|vision_\w+|vision|image_encoder|img_\w+|vit|sam_model|multi_modal_projector|mm_projector"
      r"|mm_input_projection_weight|mm_soft_emb_norm|embed_vision|patch_embed\w*|patch_merger|image_newline|aligner"
-     r"|resampler|siglip\w*)(\.|$)", "vision"),
+     r"|resampler|qformer|siglip\w*)(\.|$)", "vision"),
     (r"(^|\.)(audio_\w+|audio|speech_encoder|embed_audio)(\.|$)", "audio"),
 )  # fmt: skip
 
@@ -38,10 +38,14 @@ KEEP_HEADS: tuple[tuple[str, Reason], ...] = (
 
 LINEAR_ATTENTION = r"\.(self_attn|attention|attn)\.(q_proj|k_proj|v_proj|o_proj)$"
 LINEAR_MLP = r"\.mlp\.(gate_proj|up_proj|down_proj)$"
-EXPERT_NAMES = r"\.experts\.N\."
+# NLLB-MoE and Switch Transformers say `experts.expert_0`.
+EXPERT_NAMES = r"\.experts\.(N|expert_\d+)\."
 
 # The other half of what looks at pictures, under the names that Hub checkpoints of all vision-language models share.
 KEEP_VISION: tuple[tuple[str, Reason], ...] = (
     (r"(^|\.)(visual|vision_tower|vision_model|multi_modal_projector|image_newline)(\.|$)", "vision"),
 )
 KEEP_MTP: tuple[tuple[str, Reason], ...] = ((r"(^|\.)mtp\.", "mtp"),)
+
+EMBEDDINGS = Part("embeddings", ("embed_tokens",))
+DECODER_PARTS = (EMBEDDINGS, Part("final norm", ("norm",)))

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from quantconvert.families.common import (
+    DECODER_PARTS,
+    EMBEDDINGS,
     FUSED_COMMON,
     FUSED_QKV,
     KEEP_HEADS,
     LINEAR_ATTENTION,
     LINEAR_MLP,
 )
-from quantconvert.families.row import Dims, Family
+from quantconvert.families.row import Dims, Family, Part
 
 _MLP_DIMS = (
     Dims(r"\.mlp\.(gate_proj|up_proj)$", "intermediate_size", "hidden_size"),
@@ -28,6 +30,7 @@ LLAMA = Family(
     keep=KEEP_HEADS,
     fused=FUSED_COMMON,
     dims=_MLP_DIMS,
+    parts=DECODER_PARTS,
 )  # fmt: skip
 
 # Stored as engines load them, already fused (transformers `modeling_phi3.py`): nothing to keep in step.
@@ -37,6 +40,7 @@ PHI3 = Family(
     linear=(r"\.self_attn\.(qkv_proj|o_proj)$", r"\.mlp\.(gate_up_proj|down_proj)$"),
     keep=KEEP_HEADS,
     dims=_MLP_DIMS,
+    parts=DECODER_PARTS,
 )
 
 # gate_up_proj is stored fused, query, key and value are not (transformers `modeling_glm.py`, `modeling_glm4.py`).
@@ -47,6 +51,7 @@ GLM = Family(
     keep=KEEP_HEADS,
     fused=FUSED_QKV,
     dims=_MLP_DIMS,
+    parts=DECODER_PARTS,
 )
 
 PHI = Family(
@@ -59,6 +64,7 @@ PHI = Family(
         Dims(r"\.mlp\.fc1$", "intermediate_size", "hidden_size"),
         Dims(r"\.mlp\.fc2$", "hidden_size", "intermediate_size"),
     ),
+    parts=(EMBEDDINGS, Part("final norm", ("final_layernorm",))),
 )
 
 STARCODER2 = Family(
@@ -71,6 +77,7 @@ STARCODER2 = Family(
         Dims(r"\.mlp\.c_fc$", "intermediate_size", "hidden_size"),
         Dims(r"\.mlp\.c_proj$", "hidden_size", "intermediate_size"),
     ),
+    parts=DECODER_PARTS,
 )
 
 # Small recurrent projections stay: they feed an exponential, and no engine reads them packed (vLLM `mamba_mixer.py`).
@@ -84,4 +91,5 @@ MAMBA = Family(
         *KEEP_HEADS,
     ),
     dims=(Dims(r"\.mixer\.out_proj$", "hidden_size", "intermediate_size"),),
+    parts=(Part("embeddings", ("embeddings", "embedding")), Part("final norm", ("norm_f",))),
 )

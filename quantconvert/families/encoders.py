@@ -6,8 +6,14 @@ them. Heads are kept: classifiers are small, and what a masked language model en
 
 from __future__ import annotations
 
-from quantconvert.families.common import FUSED_COMMON, FUSED_QKV, LINEAR_ATTENTION, LINEAR_MLP
-from quantconvert.families.row import Dims, Family, FusedSet, Reason
+from quantconvert.families.common import (
+    DECODER_PARTS,
+    FUSED_COMMON,
+    FUSED_QKV,
+    LINEAR_ATTENTION,
+    LINEAR_MLP,
+)
+from quantconvert.families.row import Dims, Family, FusedSet, Part, Reason
 
 _HEADS: tuple[tuple[str, Reason], ...] = (
     (r"(^|\.)lm_head(\.(dense|decoder))?$", "lm_head"),
@@ -22,9 +28,13 @@ _LAYER_DIMS = (
     Dims(r"attention\.output\.dense$", "hidden_size", "hidden_size"),
 )
 
+_WORDS = Part("embeddings", ("embeddings.word_embeddings",))
+_POSITIONS = Part("position embeddings", ("embeddings.position_embeddings",))
+_NORM = Part("embeddings' norm", ("embeddings.LayerNorm",))
+
 BERT = Family(
     name="bert",
-    model_types=("bert", "roberta", "xlm-roberta", "camembert", "electra"),
+    model_types=("bert", "roberta", "xlm-roberta", "camembert", "electra", "rembert"),
     linear=(
         r"\.(attention|crossattention)\.(self\.(query|key|value)|output\.dense)$",
         r"\.layer\.N\.(intermediate|output)\.dense$",
@@ -33,12 +43,15 @@ BERT = Family(
         *_HEADS,
         # Electra: its embeddings are narrower than its layers, and it has heads of its own
         (r"(^|\.)embeddings_project$", "head"),
+        # RemBERT: the same under other names
+        (r"(^|\.)embedding_hidden_mapping_in$|^cls\.predictions\.dense$", "head"),
         (r"^(discriminator_predictions|generator_predictions)\.(dense|dense_prediction)$", "head"),
         (r"^(generator_lm_head|sequence_summary\.summary)$", "head"),
     ),
     fused=(FusedSet("qkv_proj", ("query", "key", "value")),),
     dims=(*_LAYER_DIMS, Dims(r"attention\.self\.(query|key|value)$", "hidden_size", "hidden_size")),
     tied=(_MASKED, "lm_head.decoder", "generator_lm_head"),
+    parts=(_WORDS, _POSITIONS, _NORM),
 )
 
 MPNET = Family(
@@ -48,6 +61,7 @@ MPNET = Family(
     keep=_HEADS,
     dims=(*_LAYER_DIMS, Dims(r"\.attention\.attn\.[qkvo]$", "hidden_size", "hidden_size")),
     tied=("lm_head.decoder",),
+    parts=(_WORDS, _POSITIONS, _NORM),
 )
 
 _DISTILBERT_ATTENTION = r"\.attention\.(q_lin|k_lin|v_lin|out_lin)$"
@@ -63,6 +77,7 @@ DISTILBERT = Family(
         Dims(r"\.ffn\.lin2$", "dim", "hidden_dim"),
     ),
     tied=("vocab_projector",),
+    parts=(_WORDS, _POSITIONS, _NORM),
 )
 
 # in_proj, pos_proj and pos_q_proj are DeBERTa's of the first version; both versions multiply relative positions.
@@ -84,6 +99,7 @@ DEBERTA = Family(
     ),
     dims=(*_LAYER_DIMS, Dims(_DEBERTA_ATTENTION, "hidden_size", "hidden_size")),
     tied=(_MASKED,),
+    parts=(_WORDS, _NORM),
 )
 
 # One layer serves every depth (transformers `modeling_albert.py`): its tensors are few, their error is repeated.
@@ -103,6 +119,7 @@ ALBERT = Family(
         Dims(r"\.ffn_output$", "hidden_size", "intermediate_size"),
     ),
     tied=("predictions.decoder",),
+    parts=(_WORDS, _POSITIONS, _NORM, Part("embeddings' projection", ("encoder.embedding_hidden_mapping_in",))),
 )
 
 # Wqkv and Wi (gate and up) are stored fused; the decoder of the same design stores query, key and value apart.
@@ -117,6 +134,12 @@ MODERNBERT = Family(
         Dims(r"\.mlp\.Wo$", "hidden_size", "intermediate_size"),
     ),
     tied=("decoder",),
+    parts=(
+        Part("embeddings", ("embeddings.tok_embeddings",)),
+        Part("embeddings' norm", ("embeddings.norm",)),
+        Part("final norm", ("final_norm",)),
+    ),
+    uneven=(r"^attn_norm\.",),  # the embeddings' norm stands before the first layer
 )
 
 # vLLM joins fc12 and fc11 as gate_up_proj (`bert_with_rope.py`). Remote code's config has GPT-2's keys.
@@ -133,6 +156,7 @@ NOMIC_BERT = Family(
         Dims(r"\.mlp\.fc2$", "n_embd", "n_inner"),
     ),
     tied=(_MASKED,),
+    parts=(_WORDS, Part("embeddings' norm", ("emb_ln", "embeddings.LayerNorm"))),
 )
 
 EUROBERT = Family(
@@ -145,4 +169,18 @@ EUROBERT = Family(
         Dims(r"\.mlp\.(gate_proj|up_proj)$", "intermediate_size", "hidden_size"),
         Dims(r"\.mlp\.down_proj$", "hidden_size", "intermediate_size"),
     ),
+    parts=DECODER_PARTS,
+)
+
+# Its layers are QuantLinear, which quantize themselves and are no `Linear` (transformers `quant_modules.py`): no engine
+# reads anything else in their place.
+IBERT = Family(
+    name="ibert",
+    model_types=("ibert",),
+    linear=(),
+    keep=(
+        (r"\.layer\.N\.(attention\.(self\.(query|key|value)|output\.dense)|(intermediate|output)\.dense)$", "family"),
+        *_HEADS,
+    ),
+    parts=(_WORDS, _POSITIONS, _NORM),
 )

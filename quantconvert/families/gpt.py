@@ -5,8 +5,8 @@ Names and shapes: transformers' model files; fused sets: vLLM's packed_modules_m
 
 from __future__ import annotations
 
-from quantconvert.families.common import FUSED_QKV, KEEP_HEADS
-from quantconvert.families.row import Dims, Family
+from quantconvert.families.common import EMBEDDINGS, FUSED_QKV, KEEP_HEADS
+from quantconvert.families.row import Dims, Family, Part
 
 _GPT2_LINEAR = (r"\.(attn|crossattention)\.(c_attn|q_attn|c_proj)$", r"\.mlp\.(c_fc|c_proj)$")
 _GPT2_KEEP = ((r"(^|\.)(multiple_choice_head|summary)(\.|$)", "head"), *KEEP_HEADS)
@@ -16,6 +16,11 @@ _GPT2_DIMS = (
     Dims(r"\.mlp\.c_proj$", "n_embd", "n_inner"),
 )
 
+_TABLE = Part("embeddings", ("wte", "tokens_embed"))
+_WORDS = Part("embeddings", ("word_embeddings",))
+_LN_F = Part("final norm", ("ln_f",), unless=("model_type", ("openai-gpt",)))
+_GPT2_PARTS = (_TABLE, Part("position embeddings", ("wpe", "positions_embed")), _LN_F)
+
 # All of these are Conv1D, stored [in, out] (transformers `pytorch_utils.py`).
 GPT2 = Family(
     name="gpt2",
@@ -24,6 +29,7 @@ GPT2 = Family(
     keep=_GPT2_KEEP,
     transposed=_GPT2_LINEAR,
     dims=_GPT2_DIMS,
+    parts=_GPT2_PARTS,
 )
 
 # The same names, but ordinary linear layers (transformers `modeling_gpt_bigcode.py`).
@@ -33,6 +39,7 @@ GPT_BIGCODE = Family(
     linear=_GPT2_LINEAR,
     keep=_GPT2_KEEP,
     dims=_GPT2_DIMS,
+    parts=_GPT2_PARTS,
 )
 
 GPT_NEO = Family(
@@ -46,6 +53,7 @@ GPT_NEO = Family(
         Dims(r"\.mlp\.c_fc$", "intermediate_size", "hidden_size"),
         Dims(r"\.mlp\.c_proj$", "hidden_size", "intermediate_size"),
     ),
+    parts=_GPT2_PARTS,
 )
 
 GPT_J = Family(
@@ -59,6 +67,7 @@ GPT_J = Family(
         Dims(r"\.mlp\.fc_in$", "n_inner", "n_embd"),
         Dims(r"\.mlp\.fc_out$", "n_embd", "n_inner"),
     ),
+    parts=(_TABLE, _LN_F),
 )
 
 # The same but for query, key and value, which are stored as one.
@@ -68,6 +77,7 @@ CODEGEN = Family(
     linear=(r"\.attn\.(qkv_proj|out_proj)$", r"\.mlp\.(fc_in|fc_out)$"),
     keep=KEEP_HEADS,
     dims=GPT_J.dims,
+    parts=(_TABLE, _LN_F),
 )
 
 _MLP_4H = r"\.mlp\.(dense_h_to_4h|dense_4h_to_h)$"
@@ -82,6 +92,7 @@ GPT_NEOX = Family(
         Dims(r"\.mlp\.dense_h_to_4h$", "intermediate_size", "hidden_size"),
         Dims(r"\.mlp\.dense_4h_to_h$", "hidden_size", "intermediate_size"),
     ),
+    parts=(Part("embeddings", ("embed_in",)), Part("final norm", ("final_layer_norm",))),
 )
 
 PERSIMMON = Family(
@@ -90,6 +101,7 @@ PERSIMMON = Family(
     linear=(r"\.self_attn\.(query_key_value|dense)$", _MLP_4H),
     keep=KEEP_HEADS,
     dims=(Dims(r"\.self_attn\.dense$", "hidden_size", "hidden_size"), *GPT_NEOX.dims[1:]),
+    parts=(EMBEDDINGS, Part("final norm", ("final_layernorm",))),
 )
 
 FALCON = Family(
@@ -102,6 +114,7 @@ FALCON = Family(
         Dims(r"\.mlp\.dense_h_to_4h$", "ffn_hidden_size", "hidden_size"),
         Dims(r"\.mlp\.dense_4h_to_h$", "hidden_size", "ffn_hidden_size"),
     ),
+    parts=(_WORDS, _LN_F),
 )
 
 BLOOM = Family(
@@ -110,6 +123,7 @@ BLOOM = Family(
     linear=(r"\.self_attention\.(query_key_value|dense)$", _MLP_4H),
     keep=KEEP_HEADS,
     dims=(Dims(r"\.self_attention\.dense$", "hidden_size", "hidden_size"),),
+    parts=(_WORDS, Part("embeddings' norm", ("word_embeddings_layernorm",)), _LN_F),
 )
 
 MPT = Family(
@@ -118,6 +132,7 @@ MPT = Family(
     linear=(r"\.attn\.(Wqkv|out_proj)$", r"\.ffn\.(up_proj|down_proj)$"),
     keep=KEEP_HEADS,
     dims=(Dims(r"\.attn\.out_proj$", "d_model", "d_model"),),
+    parts=(_TABLE, Part("final norm", ("norm_f",))),
 )
 
 _OPT_ATTENTION = r"\.self_attn\.(q_proj|k_proj|v_proj|out_proj)$"
@@ -134,6 +149,12 @@ OPT = Family(
         Dims(r"\.fc1$", "ffn_dim", "hidden_size"),
         Dims(r"\.fc2$", "hidden_size", "ffn_dim"),
     ),
+    parts=(
+        EMBEDDINGS,
+        Part("position embeddings", ("embed_positions",)),
+        # opt-350m normalises after each part, and not at the end
+        Part("final norm", ("decoder.final_layer_norm",), unless=("do_layer_norm_before", (False,))),
+    ),
 )
 
 XGLM = Family(
@@ -147,4 +168,5 @@ XGLM = Family(
         Dims(r"\.fc1$", "ffn_dim", "d_model"),
         Dims(r"\.fc2$", "d_model", "ffn_dim"),
     ),
+    parts=(EMBEDDINGS, Part("final norm", ("layer_norm",))),
 )

@@ -7,8 +7,11 @@ small and feeds exponentials: it stays, as does the convolution, which no engine
 from __future__ import annotations
 
 from quantconvert.families.common import (
+    DECODER_PARTS,
+    EMBEDDINGS,
     EXPERT_NAMES,
     FUSED_COMMON,
+    FUSED_QKV,
     KEEP_HEADS,
     KEEP_MTP,
     KEEP_VISION,
@@ -26,7 +29,7 @@ from quantconvert.families.moe import (
     fused_gated,
     gated_dims,
 )
-from quantconvert.families.row import Family, FusedSet, Reason
+from quantconvert.families.row import Dims, Family, FusedSet, Part, Reason
 
 _DELTA_STATE: tuple[tuple[str, Reason], ...] = (
     (r"\.linear_attn\.conv1d(\.|$)", "conv"),
@@ -42,6 +45,7 @@ QWEN3_NEXT = Family(
     fused=FUSED_COMMON,
     experts=EXPERT_NAMES,
     dims=QWEN_DIMS,
+    parts=DECODER_PARTS,
 )
 
 _QWEN35_LINEAR = r"\.linear_attn\.(in_proj_qkv|in_proj_z|out_proj)$"
@@ -58,6 +62,7 @@ QWEN35 = Family(
     keep=(*KEEP_MTP, *KEEP_VISION, *_DELTA_STATE, *KEEP_HEADS),
     fused=_QWEN35_FUSED,
     dims=gated_dims("mlp", "intermediate_size"),
+    parts=DECODER_PARTS,
 )
 
 # transformers saves one tensor an expert, the Hub's checkpoints hold all of a layer in one: both are read.
@@ -70,6 +75,7 @@ QWEN35_MOE = Family(
     experts=EXPERT_NAMES,
     fused_experts=fused_gated("num_experts", "moe_intermediate_size"),
     dims=QWEN_DIMS,
+    parts=DECODER_PARTS,
 )
 
 GRANITE_HYBRID = Family(
@@ -86,4 +92,58 @@ GRANITE_HYBRID = Family(
     experts=EXPERT_NAMES,
     fused_experts=GRANITE_EXPERTS,
     dims=GRANITE_DIMS,
+    parts=DECODER_PARTS,
+)
+
+# One mixer a layer: a state, attention, experts or an MLP, none of which has a gate_proj. `moe_latent_size` puts
+# projections around the experts.
+NEMOTRON_H = Family(
+    name="nemotron-h",
+    model_types=("nemotron_h",),
+    linear=(
+        r"\.mixer\.(in_proj|out_proj|q_proj|k_proj|v_proj|o_proj|up_proj|down_proj)$",
+        r"\.mixer\.(experts\.N|shared_experts)\.(up_proj|down_proj)$",
+    ),
+    keep=(
+        *KEEP_MTP,
+        (r"\.mixer\.gate(\.|$)", "router"),
+        (r"\.mixer\.(fc1_latent_proj|fc2_latent_proj)$", "family"),
+        (r"\.mixer\.conv1d(\.|$)", "conv"),
+        (r"\.mixer\.(A_log|D|dt_bias)$", "state-space"),
+        *KEEP_HEADS,
+    ),
+    fused=FUSED_QKV,
+    experts=EXPERT_NAMES,
+    dims=(
+        Dims(r"\.mixer\.up_proj$", "intermediate_size", "hidden_size"),
+        Dims(r"\.mixer\.down_proj$", "hidden_size", "intermediate_size"),
+        Dims(r"\.shared_experts\.up_proj$", "moe_shared_expert_intermediate_size", "hidden_size"),
+        Dims(r"\.shared_experts\.down_proj$", "hidden_size", "moe_shared_expert_intermediate_size"),
+    ),
+    parts=(Part("embeddings", ("embeddings", "embed_tokens")), Part("final norm", ("norm_f",))),
+)
+
+# Liquid's: a short convolution between two projections in most layers, attention in the others. LFM3's gate_proj is one
+# of attention.
+LFM2 = Family(
+    name="lfm2",
+    model_types=("lfm2", "lfm2_moe", "lfm3"),
+    linear=(
+        r"\.self_attn\.(q_proj|k_proj|v_proj|out_proj|o_proj|gate_proj)$",
+        r"\.conv\.(in_proj|out_proj)$",
+        r"\.feed_forward\.(experts\.N\.)?(w1|w2|w3)$",
+    ),
+    keep=(
+        (r"\.conv\.conv(\.|$)", "conv"),
+        (r"\.feed_forward\.(gate|expert_bias)(\.|$)", "router"),
+        *KEEP_HEADS,
+    ),
+    fused=(*FUSED_QKV, FusedSet("w13", ("w1", "w3"))),
+    experts=EXPERT_NAMES,
+    dims=(
+        Dims(r"\.conv\.out_proj$", "hidden_size", "hidden_size"),
+        Dims(r"\.experts\.N\.(w1|w3)$", "moe_intermediate_size", "hidden_size"),
+        Dims(r"\.experts\.N\.w2$", "hidden_size", "moe_intermediate_size"),
+    ),
+    parts=(EMBEDDINGS, Part("final norm", ("embedding_norm",))),
 )

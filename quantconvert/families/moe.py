@@ -9,6 +9,7 @@ otherwise.
 from __future__ import annotations
 
 from quantconvert.families.common import (
+    DECODER_PARTS,
     EXPERT_NAMES,
     FUSED_COMMON,
     KEEP_HEADS,
@@ -51,6 +52,7 @@ MIXTRAL = Family(
         Dims(r"\.experts\.N\.(w1|w3)$", "intermediate_size", "hidden_size"),
         Dims(r"\.experts\.N\.w2$", "hidden_size", "intermediate_size"),
     ),
+    parts=DECODER_PARTS,
 )
 
 QWEN_LINEAR = (LINEAR_ATTENTION, LINEAR_MLP, rf"\.mlp\.(experts\.N|shared_expert)\.{GATED}")
@@ -68,6 +70,7 @@ QWEN_MOE = Family(
     fused=FUSED_COMMON,
     experts=EXPERT_NAMES,
     dims=QWEN_DIMS,
+    parts=DECODER_PARTS,
 )
 
 OLMOE = Family(
@@ -78,6 +81,7 @@ OLMOE = Family(
     fused=FUSED_COMMON,
     experts=EXPERT_NAMES,
     dims=gated_dims(r"experts\.N", "intermediate_size"),
+    parts=DECODER_PARTS,
 )
 
 # The extra layer that predicts a second token is known by its number; these are the parts only it has.
@@ -88,12 +92,14 @@ _DENSE_THEN_EXPERTS = (
     *gated_dims(r"experts\.N", "moe_intermediate_size"),
 )
 
+FUSED_QKV_A = FusedSet("fused_qkv_a_proj", ("q_a_proj", "kv_a_proj_with_mqa"))
+
 # kv_b_proj stays dense: SGLang reads it only as a plain or AWQ weight; q_a/kv_a are fused by every engine, and
 # SGLang joins packed ones along the wrong axis (`deepseek_weight_loader.py`). The indexer's projections are fused or
 # kept in their own precision (vLLM `deepseek_v2.py`, `Indexer`).
 DEEPSEEK = Family(
     name="deepseek",
-    model_types=("deepseek_v2", "deepseek_v3", "deepseek_v32", "kimi_k2"),
+    model_types=("deepseek_v2", "deepseek_v3", "deepseek_v32", "kimi_k2", "glm_moe_dsa", "glm4_moe_lite"),
     linear=(r"\.self_attn\.(q_proj|q_b_proj|o_proj)$", LINEAR_MLP, _SHARED_EXPERTS),
     keep=(
         *ROUTER,
@@ -102,9 +108,11 @@ DEEPSEEK = Family(
         *_KEEP_MTP_PARTS,
         *KEEP_HEADS,
     ),
-    fused=(*FUSED_COMMON, FusedSet("fused_qkv_a_proj", ("q_a_proj", "kv_a_proj_with_mqa"))),
+    fused=(*FUSED_COMMON, FUSED_QKV_A),
     experts=EXPERT_NAMES,
     dims=_DENSE_THEN_EXPERTS,
+    parts=DECODER_PARTS,
+    uneven=(r"^self_attn\.indexer\.",),  # GLM's layers share the indexer of another
 )
 
 GLM_MOE = Family(
@@ -115,6 +123,7 @@ GLM_MOE = Family(
     fused=FUSED_COMMON,
     experts=EXPERT_NAMES,
     dims=_DENSE_THEN_EXPERTS,
+    parts=DECODER_PARTS,
 )
 
 # The rows of gate and up take turns (`modeling_gpt_oss.py`: `gate_up[..., ::2]` is the gate), their biases likewise.
@@ -127,6 +136,7 @@ GPT_OSS = Family(
     experts=EXPERT_NAMES,
     fused_experts=fused_gated("num_local_experts", "intermediate_size", True, True, bias="_bias"),
     dims=gated_dims(r"experts\.N", "intermediate_size"),
+    parts=DECODER_PARTS,
 )
 
 LLAMA4 = Family(
@@ -141,6 +151,7 @@ LLAMA4 = Family(
         *gated_dims("feed_forward", "intermediate_size_mlp"),
         *gated_dims(r"(experts\.N|shared_expert)", "intermediate_size"),
     ),
+    parts=DECODER_PARTS,
 )
 
 # What Granite's three kinds of mixtures share. The 3-D tensors do end in `.weight`; the 2-D `shared_mlp.input_linear`
@@ -177,4 +188,5 @@ GRANITE_MOE = Family(
     experts=EXPERT_NAMES,
     fused_experts=GRANITE_EXPERTS,
     dims=GRANITE_DIMS,
+    parts=DECODER_PARTS,
 )

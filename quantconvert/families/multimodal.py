@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from quantconvert.families.common import (
+    DECODER_PARTS,
+    EMBEDDINGS,
     EXPERT_NAMES,
     FUSED_COMMON,
     KEEP_HEADS,
@@ -11,7 +15,10 @@ from quantconvert.families.common import (
     LINEAR_MLP,
 )
 from quantconvert.families.moe import QWEN_DIMS, QWEN_LINEAR, ROUTER, fused_gated, gated_dims
-from quantconvert.families.row import Family
+from quantconvert.families.row import Family, Part
+
+# A checkpoint of Pixtral's tower alone bears this model_type.
+_PARTS = tuple(replace(part, unless=("model_type", ("pixtral",))) for part in DECODER_PARTS)
 
 # Around a language model of Llama's layout, whichever `text_config` names (Llama, Mistral, Qwen2, Gemma 3).
 VISION_LANGUAGE = Family(
@@ -24,6 +31,7 @@ VISION_LANGUAGE = Family(
     keep=(*KEEP_VISION, *KEEP_HEADS),
     fused=FUSED_COMMON,
     dims=gated_dims(r"layers\.N\.mlp", "intermediate_size"),
+    parts=_PARTS,
 )  # fmt: skip
 
 # The Hub holds experts [in, out] beside a config with `num_experts`. transformers 5 transposes while it loads, where
@@ -41,4 +49,26 @@ QWEN3_VL_MOE = Family(
         *fused_gated("num_local_experts", "moe_intermediate_size"),
     ),
     dims=QWEN_DIMS,
+    parts=DECODER_PARTS,
+)
+
+# AltUp mixes four streams by matrices of four columns, and LAuReL and the inputs of each layer are narrow: all of that
+# stays. Some layers share the keys and values of others. Towers: MobileNet and a Conformer.
+GEMMA3N = Family(
+    name="gemma3n",
+    model_types=("gemma3n", "gemma3n_text"),
+    linear=(LINEAR_ATTENTION, LINEAR_MLP),
+    keep=(
+        *KEEP_VISION,
+        (r"(^|\.)embed_vision(\.|$)", "vision"),
+        (r"(^|\.)(audio_tower|embed_audio)(\.|$)", "audio"),
+        (r"\.altup\.", "family"),
+        (r"\.laurel\.", "family"),
+        (r"\.(per_layer_input_gate|per_layer_projection)$", "family"),
+        (r"(^|\.)(per_layer_model_projection|(altup_projections|altup_unembed_projections)\.N)$", "head"),
+        *KEEP_HEADS,
+    ),
+    fused=FUSED_COMMON,
+    parts=(EMBEDDINGS, Part("embeddings of each layer", ("embed_tokens_per_layer",)), Part("final norm", ("norm",))),
+    uneven=(r"^self_attn\.(k_proj|v_proj|k_norm|v_norm)\.",),
 )

@@ -79,6 +79,21 @@ class Dims:
 
 
 @dataclass(frozen=True, slots=True)
+class Part:
+    """A module outside the layers that every checkpoint of a family has, under one of `names`, whatever stands before.
+
+    `what` says it to people; what is a norm is asked for only where the layers have norms with weights. `unless`: a
+    config key, and the values with which models have no such part. `only`: the end of the architecture's name that has
+    it.
+    """
+
+    what: str
+    names: tuple[str, ...]
+    unless: tuple[str, tuple[object, ...]] | None = None
+    only: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Family:
     """One model family: tables only.
 
@@ -87,7 +102,8 @@ class Family:
     the modules inside routed experts. `transposed`: modules whose weight is stored [in, out] (transformers' Conv1D).
     `fused_experts`: 3-D tensors of experts. `dims`: shapes that the config must agree with. `tied`: output heads
     other than `lm_head` that share the embeddings' table, so that checkpoints do not hold them and engines have to be
-    told by name that they are not quantized.
+    told by name that they are not quantized. `parts`: what a whole checkpoint has outside its layers. `uneven`: tensors
+    that one layer has and its neighbours have not.
     """
 
     name: str
@@ -100,6 +116,8 @@ class Family:
     fused_experts: tuple[FusedExperts, ...] = ()
     dims: tuple[Dims, ...] = ()
     tied: tuple[str, ...] = ()
+    parts: tuple[Part, ...] = ()
+    uneven: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

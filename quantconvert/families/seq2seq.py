@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from quantconvert.families.common import FUSED_QKV
-from quantconvert.families.row import Dims, Family, FusedSet, Reason
+from quantconvert.families.row import Dims, Family, FusedSet, Part, Reason
 
 _SHARED: tuple[str, Reason] = (r"(^|\.)shared$", "embedding")
 _HEADS: tuple[tuple[str, Reason], ...] = (
     (r"(^|\.)(lm_head|proj_out)$", "lm_head"),
     (r"^(classification_head\.(dense|out_proj)|classifier|projector|qa_outputs)$", "head"),
 )
+_TABLE = Part("embeddings", ("shared", "embed_tokens"))
+_WHOLE = "ForConditionalGeneration"
 
 # No engine but transformers runs T5, so that nothing is fused.
 T5 = Family(
@@ -20,6 +22,11 @@ T5 = Family(
     dims=(
         Dims(r"\.DenseReluDense\.(wi|wi_0|wi_1)$", "d_ff", "d_model"),
         Dims(r"\.DenseReluDense\.wo$", "d_model", "d_ff"),
+    ),
+    parts=(
+        _TABLE,
+        Part("encoder's final norm", ("encoder.final_layer_norm",), only=_WHOLE),
+        Part("decoder's final norm", ("decoder.final_layer_norm",), only=_WHOLE),
     ),
 )
 
@@ -41,6 +48,11 @@ BART = Family(
     keep=(_SHARED, *_HEADS),
     fused=_FUSED,
     dims=_DIMS,
+    parts=(
+        _TABLE,
+        Part("encoder's final norm", ("encoder.layer_norm",), ("model_type", ("bart", "marian")), _WHOLE),
+        Part("decoder's final norm", ("decoder.layer_norm",), ("model_type", ("bart", "marian")), _WHOLE),
+    ),
 )
 
 # What hears is the model itself and no tower: the encoder is quantized too.
@@ -52,4 +64,12 @@ WHISPER = Family(
     fused=_FUSED,
     dims=_DIMS,
     tied=("proj_out",),
+    parts=(
+        Part("embeddings", ("decoder.embed_tokens",), only=_WHOLE),
+        Part("convolutions", ("encoder.conv1",), only=_WHOLE),
+        Part("convolutions", ("encoder.conv2",), only=_WHOLE),
+        Part("position embeddings", ("decoder.embed_positions",), only=_WHOLE),
+        Part("encoder's final norm", ("encoder.layer_norm",), only=_WHOLE),
+        Part("decoder's final norm", ("decoder.layer_norm",), only=_WHOLE),
+    ),
 )

@@ -9,6 +9,7 @@ from quantconvert.families.encoders import (
     DEBERTA,
     DISTILBERT,
     EUROBERT,
+    IBERT,
     MODERNBERT,
     MPNET,
     NOMIC_BERT,
@@ -27,18 +28,19 @@ from quantconvert.families.gpt import (
     PERSIMMON,
     XGLM,
 )
-from quantconvert.families.hybrid import GRANITE_HYBRID, QWEN3_NEXT, QWEN35, QWEN35_MOE
+from quantconvert.families.hybrid import GRANITE_HYBRID, LFM2, NEMOTRON_H, QWEN3_NEXT, QWEN35, QWEN35_MOE
+from quantconvert.families.latent import DEEPSEEK_V4, LONGCAT, MINICPM3
 from quantconvert.families.moe import DEEPSEEK, GLM_MOE, GPT_OSS, GRANITE_MOE, LLAMA4, MIXTRAL, OLMOE, QWEN_MOE
-from quantconvert.families.multimodal import QWEN3_VL_MOE, VISION_LANGUAGE
+from quantconvert.families.multimodal import GEMMA3N, QWEN3_VL_MOE, VISION_LANGUAGE
 from quantconvert.families.row import Family
 from quantconvert.families.seq2seq import BART, T5, WHISPER
 
-_DENSE = (LLAMA, PHI3, GLM, PHI, STARCODER2, MAMBA)
+_DENSE = (LLAMA, PHI3, GLM, PHI, STARCODER2, MAMBA, MINICPM3)
 _GPT = (GPT2, GPT_BIGCODE, GPT_NEO, GPT_J, CODEGEN, GPT_NEOX, PERSIMMON, FALCON, BLOOM, MPT, OPT, XGLM)
-_MOE = (MIXTRAL, QWEN_MOE, OLMOE, DEEPSEEK, GLM_MOE, GPT_OSS, LLAMA4, GRANITE_MOE)
-_HYBRID = (QWEN3_NEXT, QWEN35, QWEN35_MOE, GRANITE_HYBRID)
-_MULTIMODAL = (VISION_LANGUAGE, QWEN3_VL_MOE)
-_ENCODERS = (BERT, MPNET, DISTILBERT, DEBERTA, ALBERT, MODERNBERT, NOMIC_BERT, EUROBERT)
+_MOE = (MIXTRAL, QWEN_MOE, OLMOE, DEEPSEEK, GLM_MOE, GPT_OSS, LLAMA4, GRANITE_MOE, LONGCAT, DEEPSEEK_V4)
+_HYBRID = (QWEN3_NEXT, QWEN35, QWEN35_MOE, GRANITE_HYBRID, NEMOTRON_H, LFM2)
+_MULTIMODAL = (VISION_LANGUAGE, QWEN3_VL_MOE, GEMMA3N)
+_ENCODERS = (BERT, MPNET, DISTILBERT, DEBERTA, ALBERT, MODERNBERT, NOMIC_BERT, EUROBERT, IBERT)
 _SEQ2SEQ = (T5, BART, WHISPER)
 
 # Multimodal ones first: their text_config's model_type is that of the language model inside.

@@ -34,7 +34,7 @@ def is_quantized(header: Header) -> bool:
 def check(module: str, scheme: Scheme, tensors: Mapping[str, Header]) -> None:
     """The tensors of a quantized module must be just those that the format makes of its scheme."""
     stored_rows, columns = tensors[f"{module}.weight"][1]
-    scale_dtype, scales = tensors.get(f"{module}.weight_scale", ("", ()))
+    scale_dtype, scales = tensors.get(f"{module}.weight_scale", ("F32", ()))
     if scheme.group_size and columns % scheme.group_size:
         raise CheckpointError(f"`{module}.weight`: group_size {scheme.group_size} does not divide {columns}")
     rows = scales[0] if len(scales) == 2 else stored_rows * Simple().row_multiple(scheme)

@@ -66,8 +66,12 @@ class RtnLinear(nn.Module):
         self.in_features, self.out_features, self.bits = linear.in_features, linear.out_features, scheme.num_bits
         self.register_parameter("weight_zero_point", None)
         self.register_parameter("bias", linear.bias)
-        dtypes = {"U8": torch.uint8, "I8": torch.int8, "": linear.weight.dtype}
-        for spec in Simple().outputs((self.out_features, self.in_features), "", scheme):
+        dtypes = {
+            "U8": torch.uint8,
+            "I8": torch.int8,
+            "F32": linear.weight.dtype,
+        }  # the scale's tag is only a place for the dtype
+        for spec in Simple().outputs((self.out_features, self.in_features), "F32", scheme):
             empty = torch.empty(spec.shape, dtype=dtypes[spec.dtype], device=linear.weight.device)
             self.register_parameter(spec.suffix, nn.Parameter(empty, requires_grad=False))
 

@@ -9,11 +9,13 @@ Nibble k (least significant first) of a word holds output column `ORDER[k]` of i
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from quantconvert.checkpoint import TensorRef
 from quantconvert.errors import CheckpointError, UnsupportedError
+from quantconvert.families.common import TOWERS
 from quantconvert.layouts.base import (
     Layout,
     ModuleReader,
@@ -118,7 +120,8 @@ class Awq(Layout):
             "zero_point": True,
             "version": "gemm",
         }
-        kept = sorted({"lm_head", *selection.kept_and_fused})
+        kept = sorted({"lm_head", *selection.kept_and_fused, *_towers(selection)})
+        kept += [pattern.removeprefix("re:") for pattern in selection.more_kept]
         text = "\n".join(selection.quantized)
         if not any(name in text for name in kept):
             config["modules_to_not_convert"] = kept
@@ -135,3 +138,15 @@ class Awq(Layout):
 
     def width(self, block: Mapping[str, Any], module: str) -> tuple[int, int] | None:
         return width_by(block, module)
+
+
+def _towers(selection: Selection) -> set[str]:
+    """`.*vision_tower.*` for every tower that is kept as a whole.
+
+    transformers gives towers other names than the Hub (`model.vision_tower.encoder` for
+    `vision_tower.vision_model.encoder`), and compares from the start of a name, as regular expressions, or its end
+    (`quantizers/quantizers_utils.py`, `should_convert_module`).
+    """
+    found = (re.search(pattern, name) for name in selection.kept for pattern, reason in TOWERS if reason != "mtp")
+    names = {match[0].strip(".") for match in found if match}
+    return {f".*{name}.*" for name in names if not any(name in quantized for quantized in selection.quantized)}

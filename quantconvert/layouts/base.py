@@ -16,7 +16,7 @@ from quantconvert.checkpoint import TensorRef
 from quantconvert.dtypes import nbytes_of
 from quantconvert.errors import UnsupportedError
 from quantconvert.families import FusedSet
-from quantconvert.patterns import check_foreign
+from quantconvert.patterns import check_foreign, compile_pattern
 from quantconvert.schemes import Scheme
 
 if TYPE_CHECKING:
@@ -81,7 +81,8 @@ ModuleReader = Callable[[str, Mapping[str, TensorRef]], Stored | None]
 class Selection:
     """What the config block has to tell an engine: which modules have which scheme, and which were left alone.
 
-    tied: heads left alone that the checkpoint may not hold, because they share the embeddings' table.
+    tied: heads left alone that the checkpoint may not hold, because they share the embeddings' table. own_names: more
+    patterns (`re:...`) of what is left alone, in the names that engines give it.
     """
 
     schemes: Mapping[Scheme, tuple[str, ...]]
@@ -89,6 +90,12 @@ class Selection:
     fused: tuple[FusedSet, ...]
     has_experts: bool
     tied: tuple[str, ...] = ()
+    own_names: tuple[str, ...] = ()
+
+    @property
+    def more_kept(self) -> list[str]:
+        """Those of `own_names` that no quantized module bears."""
+        return [p for p in self.own_names if not any(map(compile_pattern(p), self.quantized))]
 
     @property
     def fused_pairs(self) -> tuple[tuple[str, tuple[str, ...]], ...]:
@@ -192,11 +199,11 @@ class Layout(ABC):
         `g_idx` comes whole in `blocks` where the layout has one.
         """
 
-    def dequantize(self, blocks: Mapping[str, Tensor], stored: Stored, rows: int) -> Tensor:
-        """What engines compute from such a block, float32 [rows, I]: the values that verification judges."""
+    def dequantize(self, quantized: Quantized) -> Tensor:
+        """What engines compute from what `decode` found, float32 [rows, I]: the values that verification judges."""
         from quantconvert.quantized import dequantize
 
-        return dequantize(self.decode(blocks, stored, rows))
+        return dequantize(quantized)
 
     @abstractmethod
     def reader(self, block: Mapping[str, Any], read: Callable[[TensorRef], bytes]) -> ModuleReader:

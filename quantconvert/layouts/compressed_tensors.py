@@ -24,6 +24,7 @@ from quantconvert.errors import UnsupportedError
 from quantconvert.layouts.base import Layout, ModuleReader, Selection, Stored, TensorSpec
 from quantconvert.patterns import check_foreign, compile_pattern, cover
 from quantconvert.schemes import NUM_BITS, Scheme, Strategy
+from quantconvert.text import quoted
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -107,6 +108,7 @@ class CompressedTensors(Layout):
         for key in ("transform_config", "sparsity_config"):
             if block.get(key):
                 raise UnsupportedError(f"quantization_config has a {key}: codes alone do not give its weights back")
+        _check_formats(block)
         groups = [_Group.read(group) for group in (block.get("config_groups") or {}).values()]
 
         def stored(module: str, refs: Mapping[str, TensorRef]) -> Stored | None:
@@ -176,7 +178,7 @@ class CompressedTensors(Layout):
             "format": formats.pop() if len(formats) == 1 else "mixed-precision",
             "quantization_status": "compressed",
             "config_groups": groups,
-            "ignore": [*([] if head else ["lm_head"]), *tied, *ignore],
+            "ignore": [*([] if head else ["lm_head"]), *tied, *ignore, *selection.more_kept],
             "kv_cache_scheme": None,
             "global_compression_ratio": None,
         }
@@ -191,6 +193,22 @@ class CompressedTensors(Layout):
             return not any(group.targets(module) or group.targets("Linear") for group in groups)
 
         return left
+
+
+# compressed-tensors `CompressionFormat`: those whose modules are read here, or as float8, or that hold plain weights.
+_READ_FORMATS = {PACKED, INT, "float-quantized", "naive-quantized", "dense", "mixed-precision"}
+
+
+def _check_formats(block: Mapping[str, Any]) -> None:
+    """Refuse a compression that is not read by its name, once, rather than each of its modules."""
+    groups = [group for group in (block.get("config_groups") or {}).values() if isinstance(group, Mapping)]
+    named = [str(part["format"]) for part in (block, *groups) if part.get("format")]
+    unread = sorted({name for name in named if name not in _READ_FORMATS})
+    if unread:
+        raise UnsupportedError(
+            f"the source is quantized as {', '.join(map(quoted, unread))} (compressed-tensors), which is not read",
+            hint="give the original checkpoint in bfloat16, float16 or float32",
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -115,7 +115,7 @@ def quantize(
     half, top = scheme.number.midpoint, scheme.number.top
     w_OGS = w_OI.view(w_OI.shape[0], -1, scheme.group_size or w_OI.shape[1])
     if noise is not None:
-        noise.signal += squares(_norms(w_OI))
+        noise.signal += squares(norms(w_OI))
     w_OGS.div_(scale.float().unsqueeze(-1))
     if zero_point is not None:
         w_OGS.add_(zero_point.unsqueeze(-1))
@@ -129,7 +129,7 @@ def quantize(
     return Quantized(codes, scale, offset, scheme.number)
 
 
-def _norms(w_OI: Tensor) -> Tensor:
+def norms(w_OI: Tensor) -> Tensor:
     """The norm of each row; in float64 where float32 does not hold the squares of a row that is not all zero."""
     norms: Tensor = torch.linalg.vector_norm(w_OI, dim=1)
     fits = (norms > 1e-17) & (norms < 1e19)

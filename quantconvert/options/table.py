@@ -73,6 +73,11 @@ class StreamOptions(LimitOptions, total=False):
         str | None,
         Option("Id for the model card, where SRC is a folder.", metavar="ID", changes=True, in_recipe=True),
     ]
+    allow_incomplete: Annotated[
+        bool,
+        Option("Convert what is there of a source that lacks layers, embeddings or a head.", default=False,
+               panel=RULES, in_recipe=True),
+    ]  # fmt: skip
 
 
 class JobOptions(StreamOptions, total=False):

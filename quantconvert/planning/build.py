@@ -22,6 +22,7 @@ from quantconvert.planning.memory import check_memory, execution_for
 from quantconvert.planning.notes import notes_on
 from quantconvert.planning.place import place
 from quantconvert.planning.plan import Plan
+from quantconvert.planning.presence import check_presence
 from quantconvert.planning.transcode import decide_transcode
 from quantconvert.sources import find_sources
 
@@ -82,6 +83,7 @@ def _decide_conversion(
     sources = find_sources(checkpoint, classifier.family, read, errors, job.steps)
     if not errors:
         check_dims(sources, classifier, checkpoint.text_config, errors)
+    lacks = () if errors else check_presence(checkpoint, sources, classifier, job, errors)
     decisions = decide(checkpoint, sources, job, classifier, nonfinite, errors)
     if job.strict:
         _check_strict(decisions, classifier, errors)
@@ -92,7 +94,7 @@ def _decide_conversion(
     raise_all(errors)
     lowering = Lowering(choice.format, method, execution_for(job.limits))
     selection = select(decisions, lowering, classifier)
-    notes = notes_on(checkpoint, sources, decisions, choice, job)
+    notes = (*lacks, *notes_on(checkpoint, sources, decisions, choice, job))
     return Decided(
         checkpoint, job, classifier, sources, decisions, lowering, choice.reason, notes, selection, choice.loadable
     )

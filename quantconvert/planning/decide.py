@@ -120,7 +120,8 @@ def _check_fused(decisions: Sequence[Decision], fused: Sequence[FusedSet], error
         parts = {decisions[i].module.rpartition(".")[2]: _says(decisions[i]) for i in members}
         stem = decisions[members[0]].module.rpartition(".")[0]
         key = (template_of(stem), tuple(parts.values()))
-        if len(set(parts.values())) < 2 or key in seen:
+        of_experts = any(decisions[i].is_expert and _EXPERT.match(decisions[i].module) for i in members)
+        if len(set(parts.values())) < 2 or key in seen or of_experts:  # `_check_experts` speaks of the whole layer
             continue
         seen.add(key)
         tail = re.escape(stem.rpartition(".")[2])
@@ -152,12 +153,22 @@ def _check_experts(decisions: Sequence[Decision], errors: list[QuantConvertError
         match = _EXPERT.match(d.module) if d.is_expert else None
         if match:
             layers.setdefault(match[1], {}).setdefault(_says(d), d)
+    mixed: dict[tuple[str, ...], list[str]] = {}
     for stem, kinds in layers.items():
         if len(kinds) > 1:
-            found = ", ".join(f"`{d.module}`: {said}" for said, d in list(kinds.items())[:3])
-            errors.append(
-                UnsupportedError(
-                    f"`{stem}`: engines read one scheme for all experts of a layer, got {found}",
-                    hint=f"one rule for all of them: --rule '{stem}.*=SCHEME'",
-                )
+            mixed.setdefault((template_of(stem), *sorted(kinds)), []).append(stem)
+    for (template, *_), stems in mixed.items():
+        kinds = layers[stems[0]]
+        found = ", ".join(f"`{d.module}`: {said}" for said, d in list(kinds.items())[:3])
+        more = f" and {len(stems) - 1} more" if len(stems) > 1 else ""
+        whole = len(stems) == sum(template_of(stem) == template for stem in layers)
+        pattern = f"*.{template.rpartition('N.')[2]}.*" if whole else f"{stems[0]}.*"
+        widest = max(kinds.values(), key=_width_rank).request
+        errors.append(
+            UnsupportedError(
+                f"`{stems[0]}`{more}: engines read one scheme for all experts of a layer, got {found}",
+                hint=f"give all of them the widest: --rule '{pattern}={scheme_name(widest)}'"
+                if widest
+                else f"keep all of them: --ignore '{pattern}'",
             )
+        )

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from quantconvert.checkpoint import Checkpoint
-from quantconvert.engines import PLAIN, Loadable
+from quantconvert.engines import PLAIN, Loadable, own_names
 from quantconvert.families import Classifier
 from quantconvert.job import Job
 from quantconvert.layouts import Layout, Selection
@@ -58,6 +58,7 @@ def select(decisions: Sequence[Decision], lowering: Lowering, classifier: Classi
         fused=classifier.fused,
         has_experts=any(d.is_expert for d in decisions),
         tied=classifier.tied,
+        own_names=own_names(classifier.model_type),
     )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 
 from quantconvert.checkpoint import Checkpoint
@@ -32,24 +31,15 @@ def notes_on(
             f"unknown family ({kind}): which weights are linear was decided from names; check the plan (--explain). "
             f"Quantized: {some(linear)}"
         )
-    notes += _on_layers(decisions, checkpoint)
+    requests = list(dict.fromkeys(d.request for d in decisions if d.request))
+    if job.preset and len(requests) == 1:
+        notes.append(f"--preset {job.preset} makes no difference here: every quantized weight is {requests[0].label}")
     notes += _on_decisions(decisions, sources)
     if checkpoint.dropped_files:
         names = ", ".join(file.path for file in checkpoint.dropped_files[:4])
         more = " and more" if len(checkpoint.dropped_files) > 4 else ""
         notes.append(f"left behind as duplicate weights or stale configs: {names}{more}")
     return tuple(notes)
-
-
-_LAYER = re.compile(r"(?:^|\.)(?:layers|h)\.(\d+)\.")
-
-
-def _on_layers(decisions: Sequence[Decision], checkpoint: Checkpoint) -> Iterator[str]:
-    """A config that speaks of more layers than there are belongs to another checkpoint, or a file is missing."""
-    count = checkpoint.text_config.get("num_hidden_layers")
-    found = {match[1] for d in decisions if d.request and (match := _LAYER.search(d.module))}
-    if found and type(count) is int and len(found) < count and checkpoint.quantization_block is None:
-        yield f"config.json says {count} layers, and {len(found)} have a weight to quantize: are files missing?"
 
 
 def _on_decisions(decisions: Sequence[Decision], sources: Sources) -> Iterator[str]:

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from quantconvert.checkpoint import Checkpoint
 from quantconvert.errors import QuantConvertError, UsageError
 from quantconvert.job import Job
 from quantconvert.patterns import compile_pattern, module_of, nearest, wider
+from quantconvert.planning.presence import count_key
 from quantconvert.rules import PRESETS, Rule
 from quantconvert.schemes import Request
 from quantconvert.sources import Read
 from quantconvert.text import counted
 
-_LAYER = re.compile(r"(?:^|\.)(?:layers|layer|h|blocks)\.(\d+)\.")
+_LAYER = re.compile(r"((?:.*?\.)?(?:layers|layer|h|block|blocks))\.(\d+)\.")
+MAX_STACKS = 64  # one pattern names them all
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,9 +36,24 @@ def expand(job: Job, checkpoint: Checkpoint, tensors: Sequence[Read]) -> tuple[R
         return job.rules
     if job.preset not in PRESETS:
         raise UsageError(f"--preset: unknown preset `{job.preset}`", hint=f"known presets: {', '.join(PRESETS)}")
-    numbers = [int(m[1]) for ref in tensors if (m := _LAYER.search(ref.name))]
-    count = checkpoint.text_config.get("num_hidden_layers") or max(numbers, default=0) + 1
-    return (*PRESETS[job.preset][1](int(count)), *job.rules)
+    return (*PRESETS[job.preset][1](_stacks(tensors, checkpoint.text_config)), *job.rules)
+
+
+def _stacks(tensors: Sequence[Read], config: Mapping[str, Any]) -> dict[str, int]:
+    """Each stack of layers with the number of its last one.
+
+    Layers beyond the config's count (for multi-token prediction) are none. Raises `UsageError` for more stacks than
+    models have.
+    """
+    last: dict[str, int] = {}
+    for match in filter(None, (_LAYER.match(ref.name) for ref in tensors)):
+        last[match[1]] = max(last.get(match[1], 0), int(match[2]))
+    if len(last) > MAX_STACKS:
+        raise UsageError(f"--preset: expected at most {MAX_STACKS} stacks of layers, got {len(last)}")
+    for stack, number in last.items():
+        key = count_key(stack, config)
+        last[stack] = min(number, config[key] - 1) if key and config[key] else number
+    return last
 
 
 def verdicts(

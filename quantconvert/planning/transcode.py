@@ -17,6 +17,7 @@ from quantconvert.planning.decided import Decided, meets, select
 from quantconvert.planning.decision import Decision
 from quantconvert.planning.lower import Lowering
 from quantconvert.planning.memory import execution_for
+from quantconvert.planning.presence import check_presence
 from quantconvert.schemes import Scheme
 from quantconvert.sources import Read, Sources, as_stored, find_sources, known_methods
 
@@ -32,6 +33,7 @@ def decide_transcode(
     sources = find_sources(checkpoint, classifier.family, read, errors)
     target = None if dtype else LAYOUTS.find(job.format)
     _check(checkpoint, sources, target, errors)
+    lacks = () if errors else check_presence(checkpoint, sources, classifier, job, errors)
     raise_all(errors)
     tag = PLAIN_TAGS[dtype] if dtype else None
     decisions = [_decision(read, sources, classifier, target, tag) for read in _as_stored(sources.reads)]
@@ -41,8 +43,18 @@ def decide_transcode(
     loadable = meets(checkpoint, classifier, selection.has_experts)
     if target:
         loadable = replace(loadable, layout=target.name, schemes=tuple(selection.schemes))
-    notes = tuple(engine_notes(loadable))
+    notes = (*lacks, *_dropped_activations(sources, target), *engine_notes(loadable))
     return Decided(checkpoint, job, classifier, sources, decisions, lowering, reason, notes, selection, loadable, dtype)
+
+
+def _dropped_activations(sources: Sources, target: Layout | None) -> Iterator[str]:
+    """What a weight-only layout does not say of a source that quantizes activations too."""
+    acting = [read for read in sources.reads if read.stored and read.stored.scheme.activations]
+    if acting and target and target.weight_only:
+        yield (
+            f"{len(acting)} layers of the source quantize their activations too; {target.name} is weight-only, so that "
+            "engines will compute them in high precision"
+        )
 
 
 def _decision(read: Read, sources: Sources, classifier: Classifier, target: Layout | None, tag: str | None) -> Decision:

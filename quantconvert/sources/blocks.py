@@ -69,8 +69,7 @@ class CodesRows:
 
     def rows(self, first: int, last: int, columns: tuple[int, int] | None = None) -> Tensor:
         begin = first - first % self.reader.row_multiple  # codes or zero points of several rows share a word
-        blocks = self.reader.blocks(begin, last)
-        w_OI = self.reader.layout.dequantize(blocks, self.reader.stored, last - begin)[first - begin :]
+        w_OI = self.reader.layout.dequantize(self.reader.quantized(begin, last))[first - begin :]
         return w_OI[:, slice(*columns)].contiguous() if columns else w_OI
 
     def raw(self, first: int, last: int) -> Mapping[str, Tensor]:

@@ -217,14 +217,13 @@ class _Checker:
         errors = Errors(stored.scheme, tolerance, (origin.dtype if origin else tensor.dtype, tensor.dtype))
         rows, reported = tensor.matrix[0], 0
         for begin, end in spans(0, rows, cut(tensor, tensor.matrix, 0, multiple, self.execution).tile_rows):
-            blocks = reader.blocks(begin, end)
-            quantized = layout.decode(blocks, stored, end - begin)
+            quantized = reader.quantized(begin, end)
             problem = range_problem(quantized, tolerance)
             if problem:
                 found.add("codes", tensor.module, f"rows {begin} to {end - 1}: {problem}")
                 return
             if theirs is not None:
-                errors.add(theirs.rows(begin, end), layout.dequantize(blocks, stored, end - begin), quantized)
+                errors.add(theirs.rows(begin, end), layout.dequantize(quantized), quantized)
             self._advance(tensor.name, tensor.nbytes * end // rows - reported)
             reported = tensor.nbytes * end // rows
         if origin is not None:

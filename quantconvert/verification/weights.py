@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from quantconvert.methods import Tolerance
-from quantconvert.methods.rounding import squares
+from quantconvert.methods.rounding import norms, squares
 from quantconvert.quantized import Quantized, spread
 from quantconvert.schemes import Scheme
 from quantconvert.verification.findings import TensorError
@@ -43,32 +43,45 @@ class Errors:
 
     def add(self, w_OI: Tensor, decoded_OI: Tensor, quantized: Quantized) -> None:
         """Take in a block: the source's values, the engines' (overwritten), and the codes that they come from."""
-        columns = w_OI.shape[1]
-        scale_OI = spread(quantized, quantized.scale.float().abs(), columns)
-        off_OI = _steps(w_OI, decoded_OI, quantized, scale_OI)
-        noise = squares(decoded_OI.sub_(w_OI))
-        self.noise += noise if math.isfinite(noise) else squares(off_OI.double() * scale_OI.double())
-        self.signal += squares(w_OI)
-        off_OI.abs_()
-        self.steps = _larger(self.steps, off_OI.max())
-        self._judge_values(w_OI, off_OI, quantized, scale_OI)
+        self.signal += squares(norms(w_OI))
         if self.tolerance.coarse is not None and quantized.order is None and quantized.block is None:
             self._compare_scales(w_OI, quantized.scale.float())
+        if bool(torch.isfinite(decoded_OI).all()):
+            off_OI = decoded_OI.sub_(w_OI)
+            self.noise += squares(norms(off_OI))
+        else:  # a product that float32 does not hold
+            off_OI = _wide(w_OI, decoded_OI, quantized)
+            self.noise += squares(off_OI.double())
+        self._judge_values(w_OI, off_OI.abs_(), quantized)
 
-    def _judge_values(self, w_OI: Tensor, off_OI: Tensor, quantized: Quantized, scale_OI: Tensor) -> None:
-        """Values that are farther off than codes inside their range may be: only those beyond the range are excused."""
+    def _judge_values(self, w_OI: Tensor, off_OI: Tensor, quantized: Quantized) -> None:
+        """Values that are farther off than codes inside their range may be: only those beyond the range are excused.
+
+        Groups are looked at first, and of those in question the few values that are.
+        """
+        columns = w_OI.shape[1]
+        scale_RG = quantized.scale.float().abs()
+        if quantized.order is None and quantized.block is None:
+            off_OGS, scale = off_OI.view(off_OI.shape[0], scale_RG.shape[1], -1), scale_RG.unsqueeze(-1)
+            steps = _steps(off_OGS.amax(-1), scale_RG)
+        else:
+            off_OGS, scale = off_OI, spread(quantized, scale_RG, columns)
+            steps = _steps(off_OI, scale)
+        worst = float(steps.max())
+        self.steps = _larger(self.steps, worst)
         allowed = self.tolerance.inside
-        if allowed is None:
+        if allowed is None or worst <= allowed:
             return
-        far = ~(off_OI <= allowed)  # NaN is far
-        if not bool(far.any()):
+        far = ~(off_OGS <= allowed * scale).view(off_OI.shape)  # NaN is far
+        rows, places = far.nonzero(as_tuple=True)
+        if len(rows) == 0:
             return
-        outside_OI = _outside(w_OI, quantized, scale_OI)
-        self.inside = _larger(self.inside, (off_OI - outside_OI)[far].max())
+        at = _At(quantized, rows, places, columns)
+        off, scales = off_OI[rows, places], at.of(scale_RG)
+        steps = _steps(off, scales)
+        self.inside = _larger(self.inside, float((steps - at.outside(w_OI[rows, places])).max()))
         if self.tolerance.outside is not None:
-            scale_RG = quantized.scale.double().abs()
-            bound_OI = spread(quantized, self.tolerance.outside(scale_RG), w_OI.shape[1]).expand_as(off_OI)
-            self.excess = _larger(self.excess, (off_OI - bound_OI)[far].max())
+            self.excess = _larger(self.excess, float((steps - at.of(self.tolerance.outside(scale_RG.double()))).max()))
 
     def _compare_scales(self, w_OI: Tensor, scale_OG: Tensor) -> None:
         """A scale must not be larger than the range of its values asks for: codes far from the values would pass."""
@@ -107,35 +120,43 @@ class Errors:
         return None
 
 
-def _steps(w_OI: Tensor, decoded_OI: Tensor, quantized: Quantized, scale_OI: Tensor) -> Tensor:
-    """How many steps each value is from what is stored, with its sign, as a new tensor; infinite where none helps."""
-    off_OI = (w_OI - decoded_OI).div_(scale_OI)
-    if not bool(torch.isfinite(off_OI).all()):
-        if not bool(torch.isfinite(decoded_OI).all()) and not quantized.has_bias:  # a product that float32 lacks
-            zero_OI = spread(quantized, quantized.zero_points().float(), w_OI.shape[1])
-            wide_OI = (w_OI / scale_OI).add_(zero_OI).sub_(quantized.codes.float())
-            off_OI = torch.where(torch.isfinite(decoded_OI), off_OI, wide_OI)
-        off_OI.masked_fill_((scale_OI == 0) & (w_OI == 0), 0.0)
-    return off_OI
+def _steps(off: Tensor, scale: Tensor) -> Tensor:
+    """Distances in steps; none where both are zero, infinite where only the scale is."""
+    return torch.where(off == 0, 0.0, off / scale)
 
 
-def _outside(w_OI: Tensor, quantized: Quantized, scale_OI: Tensor) -> Tensor:
-    """By how many steps each value lies beyond the values of the lowest and the highest code; 0 between them."""
-    columns = w_OI.shape[1]
-    if quantized.has_bias and quantized.offset is not None:
-        at_OI = (w_OI - spread(quantized, quantized.offset.float(), columns)) / scale_OI
-    else:
-        at_OI = w_OI / scale_OI + spread(quantized, quantized.zero_points().float(), columns)
-    if bool((quantized.scale < 0).any()):  # the order of codes is turned round
-        negative_OI = spread(quantized, quantized.scale.float(), columns) < 0
-        zero = 0.0 if quantized.has_bias else spread(quantized, quantized.zero_points().float(), columns)
-        at_OI = torch.where(negative_OI, 2 * zero - at_OI, at_OI)
-    return (at_OI - at_OI.clamp(0, quantized.number.top)).abs_()
+def _wide(w_OI: Tensor, decoded_OI: Tensor, quantized: Quantized) -> Tensor:
+    """The distances of values to what is stored where that is beyond float32, in its place in a real number's terms."""
+    scale_OI = spread(quantized, quantized.scale.float(), w_OI.shape[1])
+    zero_OI = spread(quantized, quantized.zero_points().float(), w_OI.shape[1])
+    steps_OI = (w_OI / scale_OI).add_(zero_OI).sub_(quantized.codes.float())
+    return torch.where(torch.isfinite(decoded_OI), decoded_OI - w_OI, steps_OI * scale_OI)
 
 
-def _larger(known: float, value: Tensor) -> float:
+class _At:
+    """Single values of a block, and the parameters of their groups."""
+
+    def __init__(self, quantized: Quantized, rows: Tensor, places: Tensor, columns: int) -> None:
+        self.quantized, self.rows = quantized, rows
+        height, width = quantized.block or (1, columns // quantized.scale.shape[1])
+        self.row = rows // height
+        self.group = quantized.order[places] if quantized.order is not None else places // width
+
+    def of(self, param_RG: Tensor) -> Tensor:
+        """A parameter of groups, for each value."""
+        row = self.row if param_RG.shape[0] > 1 else torch.zeros_like(self.row)
+        return param_RG[row, self.group]
+
+    def outside(self, w: Tensor) -> Tensor:
+        """By how many steps each value lies beyond the values of the lowest and the highest code; 0 between them."""
+        scale = self.of(self.quantized.scale.float())
+        offset = self.of(self.quantized.zero_points().float())
+        at = (w - offset) / scale if self.quantized.has_bias else w / scale + offset
+        return (at - at.clamp(0, self.quantized.number.top)).abs_()
+
+
+def _larger(known: float, new: float) -> float:
     """The maximum, NaN if the new value is."""
-    new = float(value)
     return new if math.isnan(new) else max(known, new)
 
 

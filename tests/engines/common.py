@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tests.builders import decode_awq, decode_compressed_tensors, read_tensors, write_checkpoint
+from tests.builders import read_tensors, write_checkpoint
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 TINY_LLAMA = EXAMPLES / "tiny-llama"
@@ -51,23 +51,6 @@ def load(folder: Path, auto_class: str = "AutoModelForCausalLM", **options: Any)
     problems = {key: found for key, found in info.items() if found}
     assert not problems, problems
     return model.eval()
-
-
-def decode(folder: Path, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
-    """Every quantized weight of a converted folder by module name.
-
-    dtype: what scales are cast to first, hence the dtype of the products; the stored one unless given.
-    """
-    config = json.loads((folder / "config.json").read_text())["quantization_config"]
-    tensors = read_tensors(folder)
-    for name in [name for name in tensors if dtype and name.endswith("scale")]:
-        tensors[name] = tensors[name].to(dtype)
-    if config["quant_method"] == "awq":
-        modules = [name.removesuffix(".qweight") for name in tensors if name.endswith(".qweight")]
-        return {module: decode_awq(tensors, module) for module in modules}
-    num_bits = config["config_groups"]["group_0"]["weights"]["num_bits"]
-    modules = [name.removesuffix(".weight_packed") for name in tensors if name.endswith(".weight_packed")]
-    return {module: decode_compressed_tensors(tensors, module, num_bits) for module in modules}
 
 
 def write_reference(original: Path, converted: Path, folder: Path, decoded: dict[str, Tensor]) -> Path:

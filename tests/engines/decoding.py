@@ -1,7 +1,8 @@
-"""Every quantized weight of a converted folder, whatever the mix of schemes: gptq and compressed-tensors.
+"""Every quantized weight of a converted folder, whatever the mix of schemes and layouts.
 
 Bits come from the tensors' shapes and not from the config, so that a wrong config cannot hide: `qweight` has I*b/32
-words for the I of `g_idx`, `weight_packed` has them for the I of `weight_shape`, and an int8 `weight` is W8A8.
+words for the I of `g_idx` (without that it is AWQ's int4), `weight_packed` has them for the I of `weight_shape`, and an
+int8 `weight` is W8A8.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tests.builders import decode_compressed_tensors, decode_gptq, decode_rtn, read_tensors
+from tests.builders import decode_awq, decode_compressed_tensors, decode_gptq, decode_rtn, read_tensors
 
 
 def quantization_config(folder: Path) -> dict[str, Any]:
@@ -32,7 +33,9 @@ def decode_all(folder: Path, dtype: torch.dtype | None = None) -> dict[str, Tens
     found = {}
     for name, tensor in tensors.items():
         module, _, suffix = name.rpartition(".")
-        if suffix == "qweight":
+        if suffix == "qweight" and f"{module}.g_idx" not in tensors:
+            found[module] = decode_awq(tensors, module)
+        elif suffix == "qweight":
             bits = tensor.shape[0] * 32 // tensors[f"{module}.g_idx"].shape[0]
             found[module] = decode_gptq(tensors, module, bits, v1)
         elif suffix == "weight_packed":

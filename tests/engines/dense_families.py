@@ -49,6 +49,33 @@ OPT_LAYER = each("model.decoder.layers.N", "self_attn.q_proj", "self_attn.k_proj
 STATE = {"vocab_size": 96, "hidden_size": 64, "num_hidden_layers": 2, "state_size": 8}
 QK_NORM = {f"model.layers.N.self_attn.{name}.weight": "norm" for name in ("q_norm", "k_norm")}
 
+LATENT = SIZES | {"num_key_value_heads": 4, "kv_lora_rank": 32, "q_lora_rank": 64, "qk_rope_head_dim": 16,
+                  "qk_nope_head_dim": 32, "v_head_dim": 32}  # fmt: skip
+MLA_LAYER = each("model.layers.N.self_attn", "q_b_proj", "o_proj") + each(
+    "model.layers.N.mlp", "gate_proj", "up_proj", "down_proj"
+)
+MLA_KEPT = {
+    f"model.layers.N.self_attn.{name}.weight": "family" for name in ("q_a_proj", "kv_a_proj_with_mqa", "kv_b_proj")
+}
+SHORT = {"layer_types": ["conv", "full_attention"]}
+GEMMA3N = {
+    f"model.layers.N.{name}.weight": "family"
+    for name in (
+        "altup.correction_coefs", "altup.prediction_coefs", "altup.modality_router", "laurel.linear_left",
+        "laurel.linear_right", "per_layer_input_gate", "per_layer_projection",
+    )
+} | {
+    f"model.{name}.weight": "head"
+    for name in ("per_layer_model_projection", "altup_projections.N", "altup_unembed_projections.N")
+} | {"model.embed_tokens_per_layer.weight": "embedding"}  # fmt: skip
+
+
+def short(out: str) -> tuple[str, ...]:
+    """Liquid's layers: a short convolution between projections, or attention."""
+    return each("model.layers.N", *(f"self_attn.{name}" for name in QKV), out, "conv.in_proj", "conv.out_proj",
+                "feed_forward.w1", "feed_forward.w2", "feed_forward.w3")  # fmt: skip
+
+
 CASES = {
     "llama": Case("LlamaForCausalLM", GROUPED, LLAMA, UNTIED),
     "llama tied": Case("LlamaForCausalLM", GROUPED | {"tie_word_embeddings": True}, LLAMA, EMBEDDED),
@@ -80,6 +107,18 @@ CASES = {
     "arcee": Case("ArceeForCausalLM", GROUPED, UNGATED, UNTIED),
     "apertus": Case("ApertusForCausalLM", GROUPED, UNGATED, UNTIED),
     "jais2": Case("Jais2ForCausalLM", GROUPED | {"head_dim": 16}, UNGATED, UNTIED),
+    "minicpm3": Case("MiniCPM3ForCausalLM", LATENT, MLA_LAYER, EMBEDDED | MLA_KEPT),
+    "youtu": Case("YoutuForCausalLM", LATENT, MLA_LAYER, EMBEDDED | MLA_KEPT),
+    "lfm2": Case("Lfm2ForCausalLM", GROUPED | SHORT, short("self_attn.out_proj"),
+                 EMBEDDED | {"model.layers.N.conv.conv.weight": "conv"}),
+    "lfm3": Case("Lfm3ForCausalLM", GROUPED | SHORT | {"num_attention_heads": 8},
+                 (*short("self_attn.o_proj"), "model.layers.N.self_attn.gate_proj"),
+                 EMBEDDED | {"model.layers.N.conv.conv.weight": "conv"}),
+    "gemma3n": Case("Gemma3nForCausalLM",
+                    WIDE_HEADS | {"num_kv_shared_layers": 0, "hidden_size_per_layer_input": 16, "laurel_rank": 8,
+                                  "vocab_size_per_layer_input": 96, "layer_types": ["full_attention"] * 2,
+                                  "activation_sparsity_pattern": [0.0, 0.0]},
+                    LLAMA, EMBEDDED | GEMMA3N),
     "phi3": Case("Phi3ForCausalLM", GROUPED,
                  each("model.layers.N.self_attn", "qkv_proj", "o_proj") + FUSED_MLP, UNTIED),
     "glm": Case("GlmForCausalLM", GROUPED | {"head_dim": 16}, ATTENTION + FUSED_MLP, UNTIED),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from tests.engines.families import Case, each
 
@@ -23,8 +23,8 @@ BART: dict[str, Any] = {
 WHISPER = {k: v for k, v in BART.items() if k != "max_position_embeddings"} | {
     "num_mel_bins": 8, "max_source_positions": 32, "max_target_positions": 32,
 }  # fmt: skip
-DEQUANTIZED = "with dequantize"
-SOUND = {"input_features": (2, 8, 64)}
+DEQUANTIZED: Literal["with dequantize"] = "with dequantize"
+SOUND: dict[str, tuple[int, ...]] = {"input_features": (2, 8, 64)}
 
 
 def embedded(stem: str, *names: str) -> dict[str, str]:
@@ -119,6 +119,11 @@ CASES = {
                     ELECTRA | heads("discriminator_predictions.dense", "discriminator_predictions.dense_prediction")),
     "electra generator": Case("ElectraForMaskedLM", SIZES | {"embedding_size": 32}, bert("electra.encoder"),
                               ELECTRA | heads("generator_predictions.dense")),
+    "rembert": Case("RemBertForMaskedLM", SIZES | {"input_embedding_size": 32, "output_embedding_size": 48},
+                    bert("rembert.encoder"),
+                    embedded("rembert.embeddings", *BERT_EMBEDDED)
+                    | heads("rembert.encoder.embedding_hidden_mapping_in", "cls.predictions.dense",
+                            "cls.predictions.decoder")),
     "deberta": Case("DebertaForSequenceClassification", RELATIVE | {"max_relative_positions": 16},
                     deberta("in_proj", "pos_proj", "pos_q_proj"),
                     DEBERTA_EMBEDDED | heads("pooler.dense", "classifier")),

@@ -75,8 +75,8 @@ def assert_selection(case: Case, source: Path, **options: Any) -> None:
     roles = {ref.name: classifier.role(ref) for ref in plan.checkpoint.tensors}
     guessed = {name for name, role in roles.items() if not role.by_table and role.reason not in NOT_LINEAR}
     assert not guessed, guessed
-    # Mamba2's config has no inner width
-    assert assert_dims(classifier, plan.checkpoint) or case.model == "Mamba2ForCausalLM"
+    # Mamba2's config has no inner width, Gemma 3n's a list of them
+    assert assert_dims(classifier, plan.checkpoint) or case.model in ("Mamba2ForCausalLM", "Gemma3nForCausalLM")
 
 
 def assert_dims(classifier: Classifier, checkpoint: Checkpoint) -> int:

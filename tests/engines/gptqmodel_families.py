@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from transformers import AwqConfig
+from transformers.utils.quantization_config import AwqBackend
 
 from tests.engines.common import load, write_reference
 from tests.engines.families import Case, convert, outputs, save
@@ -29,4 +30,4 @@ def assert_same(case: Case, source: Path, folder: Path, decoded: dict, tolerance
 def awq(case: Case, work: Path) -> tuple[Path, Path, AwqConfig]:
     source = save(case, work / "in")
     folder = convert(source, work / "out", format="awq")
-    return source, folder, AwqConfig(bits=4, group_size=32, backend="torch_awq")
+    return source, folder, AwqConfig(bits=4, group_size=32, backend=AwqBackend.TORCH_AWQ)

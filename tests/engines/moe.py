@@ -11,7 +11,7 @@ import torch
 
 from tests.engines.common import TINY_LLAMA
 
-COMMON = {
+COMMON: dict[str, Any] = {
     "vocab_size": 264, "hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 4,
     "max_position_embeddings": 128, "num_experts_per_tok": 2, "initializer_range": 0.1, "tie_word_embeddings": False,
     "bos_token_id": 256, "eos_token_id": 257, "pad_token_id": 258,
@@ -22,7 +22,7 @@ def qwen3_moe() -> Any:
     import transformers
 
     config = transformers.Qwen3MoeConfig(
-        **COMMON, intermediate_size=256, moe_intermediate_size=64, num_experts=4, head_dim=32
+        **COMMON | {"head_dim": 32}, intermediate_size=256, moe_intermediate_size=64, num_experts=4
     )
     return transformers.Qwen3MoeForCausalLM(config)
 

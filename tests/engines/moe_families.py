@@ -71,6 +71,7 @@ def kept(*names: str, reason: str, root: str = "model.layers.N") -> dict[str, st
 
 GATE = kept("mlp.gate.weight", reason="router")
 TWO_GATES = kept("mlp.gate.weight", "mlp.shared_expert_gate.weight", reason="router")
+LATENTS = ("q_a_proj", "kv_a_proj_with_mqa", "kv_b_proj")
 NO_QUERY = kept("self_attn.kv_a_proj_with_mqa.weight", "self_attn.kv_b_proj.weight", reason="family")
 MLA = NO_QUERY | kept("self_attn.q_a_proj.weight", reason="family")
 INDEXER = kept(*(f"self_attn.indexer.{name}.weight" for name in ("wq_b", "wk", "weights_proj")), reason="family")
@@ -134,6 +135,50 @@ CASES = {
     "glm4_moe": Case(
         "Glm4MoeForCausalLM", ROUTED | {"use_qk_norm": True},
         layer(mlp=GATED, mlp__experts__N=GATED, mlp__shared_experts=GATED), UNTIED | GATE,
+    ),
+    "glm_moe_dsa": Case(
+        "GlmMoeDsaForCausalLM",
+        LATENT | {"index_n_heads": 2, "index_head_dim": 32, "index_topk": 8, "mlp_layer_types": ["dense", "sparse"]},
+        layer(("q_b_proj", "o_proj"), mlp=GATED, mlp__experts__N=GATED, mlp__shared_experts=GATED),
+        UNTIED | GATE | MLA | INDEXER,
+    ),
+    "glm4_moe_lite": Case(
+        "Glm4MoeLiteForCausalLM", LATENT | {"mlp_layer_types": ["dense", "sparse"]},
+        layer(("q_b_proj", "o_proj"), mlp=GATED, mlp__experts__N=GATED, mlp__shared_experts=GATED),
+        UNTIED | GATE | MLA,
+    ),
+    "longcat_flash": Case(
+        "LongcatFlashForCausalLM",
+        LATENT | {"num_layers": 2, "ffn_hidden_size": 96, "expert_ffn_hidden_size": 64, "zero_expert_num": 0,
+                  "moe_topk": 2},
+        each("model.layers.N.self_attn.N", "q_b_proj", "o_proj") + each("model.layers.N.mlps.N", *GATED)
+        + each("model.layers.N.mlp.experts.N", *GATED),
+        UNTIED | kept("mlp.router.classifier.weight", reason="router")
+        | kept(*(f"self_attn.N.{name}.weight" for name in LATENTS), reason="family"),
+    ),
+    "nemotron_h": Case(
+        "NemotronHForCausalLM",
+        {k: v for k, v in TEXT.items() if k != "num_hidden_layers"} | {
+            "layers_block_type": ["mamba", "moe", "attention", "mlp"], "n_routed_experts": 4, "mamba_num_heads": 8,
+            "mamba_head_dim": 16, "ssm_state_size": 16, "n_groups": 1, "chunk_size": 16, "moe_latent_size": 32,
+            "moe_intermediate_size": 64, "moe_shared_expert_intermediate_size": 128,
+        },
+        each("backbone.layers.N.mixer", "in_proj", "out_proj", *QKVO, "up_proj", "down_proj", "experts.N.up_proj",
+             "experts.N.down_proj", "shared_experts.up_proj", "shared_experts.down_proj"),
+        {"backbone.embeddings.weight": "embedding", "lm_head.weight": "lm_head"}
+        | kept("gate.weight", reason="router", root="backbone.layers.N.mixer")
+        | kept("fc1_latent_proj.weight", "fc2_latent_proj.weight", reason="family", root="backbone.layers.N.mixer")
+        | kept("conv1d.weight", reason="conv", root="backbone.layers.N.mixer"),
+    ),
+    "lfm2_moe": Case(
+        "Lfm2MoeForCausalLM",
+        {k: v for k, v in MOE.items() if k != "head_dim"}
+        | {"layer_types": ["conv", "full_attention"], "num_dense_layers": 1, "tie_word_embeddings": True},
+        each("model.layers.N.self_attn", "q_proj", "k_proj", "v_proj", "out_proj")
+        + each("model.layers.N.conv", "in_proj", "out_proj") + each("model.layers.N.feed_forward", "w1", "w2", "w3")
+        + each("model.layers.N.feed_forward.experts.N", "w1", "w2", "w3"),
+        {"model.embed_tokens.weight": "embedding"} | kept("feed_forward.gate.weight", reason="router")
+        | kept("conv.conv.weight", reason="conv"),
     ),
     "qwen3_next": Case(
         "Qwen3NextForCausalLM", SHARED | DELTA | {"mlp_only_layers": [0]},

@@ -80,7 +80,7 @@ def _scheme(target: str, weights: dict[str, Any], activations: dict[str, Any] | 
     )
 
 
-def _calibrate(module: torch.nn.Module) -> None:
+def _calibrate(module: Any) -> None:
     from compressed_tensors.quantization.utils import calculate_qparams
 
     w, args = module.weight.data, module.quantization_scheme.weights

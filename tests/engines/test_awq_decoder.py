@@ -21,7 +21,8 @@ from torch import Tensor
 
 from quantconvert.api import convert
 from tests.builders import read_tensors
-from tests.engines.common import TINY_LLAMA, decode, heldout_loss, heldout_windows, load, logits, write_reference
+from tests.engines.common import TINY_LLAMA, heldout_loss, heldout_windows, load, logits, write_reference
+from tests.engines.decoding import decode_all
 
 pytest.importorskip("transformers")
 
@@ -42,7 +43,7 @@ class Converted:
     tensors: dict[str, Tensor]
 
 
-@pytest.fixture(scope="module", params=SCHEMES.values(), ids=SCHEMES)
+@pytest.fixture(scope="module", params=list(SCHEMES.values()), ids=list(SCHEMES))
 def converted(request, tmp_path_factory) -> Converted:
     folder = tmp_path_factory.mktemp("awq") / "out"
     convert(TINY_LLAMA, folder, format="awq", **request.param)
@@ -76,7 +77,7 @@ def numpy_weight(tensors: dict[str, Tensor], module: str) -> Tensor:
 
 
 def test_two_decoders_agree(converted: Converted):
-    for module, weight in decode(converted.folder).items():
+    for module, weight in decode_all(converted.folder).items():
         assert weight.dtype == torch.float16
         assert torch.equal(numpy_weight(converted.tensors, module).to(torch.float16), weight), module
 
@@ -87,7 +88,7 @@ def test_weights_are_about_half_a_step_from_the_original(converted: Converted):
     A relative error of 2^-9 is 0.03 steps at 15 steps from zero; up to four such roundings add up when asymmetric.
     """
     source = read_tensors(TINY_LLAMA)
-    for module in decode(converted.folder):
+    for module in decode_all(converted.folder):
         codes, zeros, scales = numpy_parts(converted.tensors, module)
         error = np.abs((codes - zeros) * scales - source[f"{module}.weight"].double().numpy()) / scales
         assert error.max() < (0.53 if converted.options.get("symmetric") else 0.62), module
@@ -97,7 +98,7 @@ def test_weights_are_about_half_a_step_from_the_original(converted: Converted):
 
 def test_logits_agree(converted: Converted, original: Any, tmp_path):
     ids = heldout_windows()[:4]
-    decoded = decode(converted.folder)
+    decoded = decode_all(converted.folder)
     exact = {module: numpy_weight(converted.tensors, module).float() for module in decoded}
     folders = [
         write_reference(TINY_LLAMA, converted.folder, tmp_path / str(i), w) for i, w in enumerate((decoded, exact))
@@ -108,5 +109,7 @@ def test_logits_agree(converted: Converted, original: Any, tmp_path):
 
 
 def test_heldout_loss(converted: Converted, original: Any, tmp_path):
-    reference = load(write_reference(TINY_LLAMA, converted.folder, tmp_path / "reference", decode(converted.folder)))
+    reference = load(
+        write_reference(TINY_LLAMA, converted.folder, tmp_path / "reference", decode_all(converted.folder))
+    )
     assert heldout_loss(reference) < heldout_loss(original) + LOSS_BOUND

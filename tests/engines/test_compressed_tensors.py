@@ -82,6 +82,7 @@ def test_scales_and_zero_points_are_theirs(scheme: Scheme, dtype: torch.dtype):
         assert our_zero_point is None
         assert not zero_point.any()
     else:
+        assert our_zero_point is not None
         assert torch.equal(our_zero_point.to(torch.int8), zero_point)
 
 

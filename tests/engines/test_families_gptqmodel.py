@@ -35,7 +35,8 @@ AWQ_REFUSED = SCALED | REINITIALIZED | {"nomic_bert"}
 
 # optimum knows one stack of layers a model, under a name of its list: no encoder, of encoder-decoders the decoder
 # alone. Everything else stays a plain layer without a weight: loud for most, missing keys for some.
-GPTQ_LOADS = {name for name in dense_families.CASES if name not in AWQ_REFUSED} | {
+# LFM3: transformers renames gate_proj to g_proj while it loads, after optimum has chosen its layers by name.
+GPTQ_LOADS = {name for name in dense_families.CASES if name not in AWQ_REFUSED | {"lfm3"}} | {
     "starcoder2", "gptj", "gpt_neox", "bloom", "eurobert",
 }  # fmt: skip
 

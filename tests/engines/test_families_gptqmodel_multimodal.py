@@ -6,14 +6,18 @@ those without an error and with experts at random.
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 pytest.importorskip("gptqmodel")
 
-from transformers import GPTQConfig
+from transformers import AwqConfig, GPTQConfig
+from transformers.utils.quantization_config import AwqBackend
 
-from tests.builders import decode_awq, read_tensors
+from tests.builders import decode_awq, read_tensors, write_checkpoint
 from tests.engines import moe_families, multimodal_families
+from tests.engines.common import load
 from tests.engines.decoding import decode_all
 from tests.engines.families import convert, save
 from tests.engines.gptqmodel_families import AWQ_TOLERANCE, GPTQ_TOLERANCE, assert_same, awq
@@ -39,3 +43,16 @@ def test_gptq(name: str, tmp_path):
     folder = convert(source, tmp_path / "out", format="gptq")
     config = GPTQConfig(bits=4, backend="gptq_torch")
     assert_same(CASES[name], source, folder, decode_all(folder), GPTQ_TOLERANCE, config)
+
+
+@pytest.mark.parametrize("name", ["llava", "gemma3", "llava_onevision"])
+def test_awq_leaves_towers_alone_that_the_hub_calls_otherwise(name: str, tmp_path):
+    """transformers 5 knows no `vision_model` between `vision_tower` and `encoder`: its plain layers stayed random."""
+    case = CASES[name]
+    saved = save(case, tmp_path / "saved")
+    config = json.loads((saved / "config.json").read_text())
+    tensors = {
+        key.replace("vision_tower.", "vision_tower.vision_model."): value for key, value in read_tensors(saved).items()
+    }
+    folder = convert(write_checkpoint(tmp_path / "hub", tensors, config), tmp_path / "out", format="awq")
+    load(folder, case.model, quantization_config=AwqConfig(bits=4, group_size=32, backend=AwqBackend.TORCH_AWQ))

@@ -12,14 +12,11 @@ The first run may compile that kernel, later ones take it from GPTQModel's cache
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 pytest.importorskip("gptqmodel")
 
@@ -29,8 +26,9 @@ from transformers import GPTQConfig
 from quantconvert.api import convert
 from tests.builders import read_tensors
 from tests.engines import moe
-from tests.engines.common import TINY_LLAMA, heldout_windows, load, logits, write_reference
-from tests.engines.decoding import decode_all, quantization_config
+from tests.engines.common import TINY_LLAMA, heldout_windows, load, logits
+from tests.engines.decoding import quantization_config
+from tests.engines.gptqmodel_folders import Conversions, assert_logits, assert_weights, convert_decode
 
 # these libraries warn of much that is not ours to mend: enum registrations, temporary folders, configs passed along
 pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.usefixtures("plain_dequantization")]
@@ -53,30 +51,9 @@ GPTQMODEL_ONLY: dict[str, dict[str, Any]] = {
 SCHEMES = {**GROUPED, **GPTQMODEL_ONLY}
 
 
-@dataclass
-class Converted:
-    folder: Path
-    decoded: dict[str, Tensor]
-    reference: Any
-
-
-def convert_gptq(original: Path, work: Path, **options: Any) -> Converted:
-    folder = work / "out"
-    convert(original, folder, format="gptq", **options)
-    decoded = decode_all(folder)
-    return Converted(folder, decoded, load(write_reference(original, folder, work / "reference", decoded)))
-
-
 @pytest.fixture(scope="module")
-def converted(tmp_path_factory) -> Callable[[str], Converted]:
-    made: dict[str, Converted] = {}
-
-    def get(scheme: str) -> Converted:
-        if scheme not in made:
-            made[scheme] = convert_gptq(TINY_LLAMA, tmp_path_factory.mktemp("gptq"), **SCHEMES[scheme])
-        return made[scheme]
-
-    return get
+def converted(tmp_path_factory) -> Conversions:
+    return Conversions(SCHEMES, lambda: tmp_path_factory.mktemp("gptq"), format="gptq")
 
 
 def load_by_gptqmodel(folder: Path) -> Any:
@@ -86,32 +63,15 @@ def load_by_gptqmodel(folder: Path) -> Any:
     return model
 
 
-def assert_weights(model: Any, decoded: dict[str, Tensor]) -> None:
-    """Bit for bit; and what is not quantized stayed a plain layer."""
-    for name, weight in decoded.items():
-        layer = model.get_submodule(name)
-        assert not isinstance(layer, torch.nn.Linear), name
-        with torch.no_grad():
-            answer = layer(torch.eye(weight.shape[1], dtype=torch.float16))
-        assert torch.equal(answer.t(), weight), name
-    plain = {name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
-    assert plain.isdisjoint(decoded)
-
-
-def assert_logits(model: Any, reference: Any, tolerance: float, ids: Tensor | None = None) -> None:
-    ids = heldout_windows()[:2] if ids is None else ids
-    torch.testing.assert_close(logits(model, ids), logits(reference, ids), rtol=0, atol=tolerance)
-
-
 @pytest.mark.parametrize("scheme", SCHEMES)
-def test_gptqmodel(scheme: str, converted: Callable[[str], Converted]):
+def test_gptqmodel(scheme: str, converted: Conversions):
     case = converted(scheme)
     model = load_by_gptqmodel(case.folder)
     assert_weights(model, case.decoded)
     assert_logits(model, case.reference, PLAIN_KERNEL)
 
 
-def test_the_comparison_could_fail(converted: Callable[[str], Converted]):
+def test_the_comparison_could_fail(converted: Conversions):
     ids = heldout_windows()[:2]
     original = logits(load(TINY_LLAMA), ids)
     assert (logits(converted("int8 g128").reference, ids) - original).abs().max() > 100 * EXACT
@@ -119,7 +79,7 @@ def test_the_comparison_could_fail(converted: Callable[[str], Converted]):
 
 
 @pytest.mark.parametrize("scheme", GROUPED)
-def test_zero_points_are_stored_as_the_version_says(scheme: str, converted: Callable[[str], Converted]):
+def test_zero_points_are_stored_as_the_version_says(scheme: str, converted: Conversions):
     """v1 only where all stored zero points are 2^(b-1) - 1, so that adding one never carries into a neighbour."""
     folder = converted(scheme).folder
     config = quantization_config(folder)
@@ -130,7 +90,7 @@ def test_zero_points_are_stored_as_the_version_says(scheme: str, converted: Call
 
 
 @pytest.mark.parametrize("scheme", GROUPED)
-def test_transformers_with_the_plain_kernel(scheme: str, converted: Callable[[str], Converted]):
+def test_transformers_with_the_plain_kernel(scheme: str, converted: Conversions):
     case = converted(scheme)
     asked = GPTQConfig(bits=quantization_config(case.folder)["bits"], backend="gptq_torch")
     model = load(case.folder, dtype=torch.float32, quantization_config=asked)
@@ -140,18 +100,18 @@ def test_transformers_with_the_plain_kernel(scheme: str, converted: Callable[[st
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("scheme", ["int4 g128", "int4 g128 asymmetric", "int8 g128"])
-def test_transformers_with_the_kernel_it_picks(scheme: str, dtype: torch.dtype, converted: Callable[[str], Converted]):
+def test_transformers_with_the_kernel_it_picks(scheme: str, dtype: torch.dtype, converted: Conversions):
     case = converted(scheme)
     assert_logits(load(case.folder, dtype=dtype), case.reference, ANY_KERNEL)
 
 
-def test_transformers_refuses_mixed_precision(converted: Callable[[str], Converted]):
+def test_transformers_refuses_mixed_precision(converted: Conversions):
     """It reads no `dynamic`; a failure is loud, as shapes differ."""
     with pytest.raises(RuntimeError, match="ignore_mismatched_sizes"):
         load(converted("first-last-8").folder, dtype=torch.float16)
 
 
-def test_transformers_leaves_one_layer_alone(converted: Callable[[str], Converted]):
+def test_transformers_leaves_one_layer_alone(converted: Conversions):
     case = converted("one layer skipped")
     assert_logits(load(case.folder, dtype=torch.float32), case.reference, ANY_KERNEL)
 
@@ -168,7 +128,7 @@ MOE: dict[str, dict[str, Any]] = {
 def test_gptqmodel_reads_experts(scheme: str, tmp_path):
     """Each expert has tensors of its own, as GPTQModel wants them; transformers cannot load these."""
     source = moe.save(moe.qwen3_moe, tmp_path / "in")
-    case = convert_gptq(source, tmp_path, **MOE[scheme])
+    case = convert_decode(source, tmp_path, format="gptq", **MOE[scheme])
     assert sum(".experts." in name for name in case.decoded) == 2 * 4 * 3
     model = load_by_gptqmodel(case.folder)
     assert_weights(model, case.decoded)

@@ -12,27 +12,25 @@ cores), later ones take it from GPTQModel's cache.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 pytest.importorskip("gptqmodel")
 
 from gptqmodel import BACKEND, GPTQModel
 from gptqmodel.quantization.awq.utils.packing_utils import dequantize_gemm, pack_awq
 from transformers import AwqConfig
+from transformers.utils.quantization_config import AwqBackend
 
-from quantconvert.api import convert
 from quantconvert.layouts.awq import ORDER
 from quantconvert.layouts.packing import pack_rows_int4
 from tests.builders import decode_awq, read_tensors
 from tests.engines import moe
-from tests.engines.common import TINY_LLAMA, decode, heldout_loss, heldout_windows, load, logits, write_reference
+from tests.engines.common import TINY_LLAMA, heldout_loss, load
+from tests.engines.gptqmodel_folders import Conversions, assert_logits, assert_weights, convert_decode
 
 # these libraries warn of much that is not ours to mend: enum registrations, temporary folders, configs passed along
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -43,54 +41,19 @@ GROUPED: dict[str, dict[str, Any]] = {"int4 g128 asymmetric": {}, "int4 g128 sym
 SCHEMES = {**GROUPED, "int4 channel": {"group_size": -1}}
 
 
-@dataclass
-class Converted:
-    folder: Path
-    decoded: dict[str, Tensor]
-    reference: Any
-
-
-def convert_awq(original: Path, work: Path, **options: Any) -> Converted:
-    folder = work / "out"
-    convert(original, folder, format="awq", **options)
-    decoded = decode(folder)
-    return Converted(folder, decoded, load(write_reference(original, folder, work / "reference", decoded)))
-
-
 @pytest.fixture(scope="module")
-def converted(tmp_path_factory) -> Callable[[str], Converted]:
-    made: dict[str, Converted] = {}
-
-    def get(scheme: str) -> Converted:
-        if scheme not in made:
-            made[scheme] = convert_awq(TINY_LLAMA, tmp_path_factory.mktemp("awq"), **SCHEMES[scheme])
-        return made[scheme]
-
-    return get
+def converted(tmp_path_factory) -> Conversions:
+    return Conversions(SCHEMES, lambda: tmp_path_factory.mktemp("awq"), format="awq")
 
 
 def load_by_gptqmodel(folder: Path) -> Any:
     return GPTQModel.load(str(folder), backend=BACKEND.AWQ_TORCH, device="cpu", dtype=torch.float16).model.eval()
 
 
-def assert_weights(model: Any, decoded: dict[str, Tensor]) -> None:
-    for name, weight in decoded.items():
-        layer = model.get_submodule(name)
-        assert not isinstance(layer, torch.nn.Linear), name
-        with torch.no_grad():
-            answer = layer(torch.eye(weight.shape[1], dtype=torch.float16))
-        assert torch.equal(answer.t(), weight), name
-
-
-def assert_logits(model: Any, reference: Any, tolerance: float, ids: Tensor | None = None) -> None:
-    ids = heldout_windows()[:4] if ids is None else ids
-    torch.testing.assert_close(logits(model, ids), logits(reference, ids), rtol=0, atol=tolerance)
-
-
 @pytest.mark.parametrize("scheme", SCHEMES)
-def test_transformers_with_the_plain_kernel(scheme: str, converted: Callable[[str], Converted]):
+def test_transformers_with_the_plain_kernel(scheme: str, converted: Conversions):
     case = converted(scheme)
-    config = AwqConfig(backend="torch_awq")
+    config = AwqConfig(backend=AwqBackend.TORCH_AWQ)
     model = load(case.folder, dtype=torch.float16, quantization_config=config)
     assert_weights(model, case.decoded)
     assert_logits(model, case.reference, PLAIN_KERNEL)
@@ -98,7 +61,7 @@ def test_transformers_with_the_plain_kernel(scheme: str, converted: Callable[[st
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("scheme", GROUPED)
-def test_transformers_with_the_kernel_it_picks(scheme: str, dtype: torch.dtype, converted: Callable[[str], Converted]):
+def test_transformers_with_the_kernel_it_picks(scheme: str, dtype: torch.dtype, converted: Conversions):
     case = converted(scheme)
     model = load(case.folder, dtype=dtype)
     assert_logits(model, case.reference, ANY_KERNEL)
@@ -106,7 +69,7 @@ def test_transformers_with_the_kernel_it_picks(scheme: str, dtype: torch.dtype, 
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
-def test_gptqmodel(scheme: str, converted: Callable[[str], Converted]):
+def test_gptqmodel(scheme: str, converted: Conversions):
     case = converted(scheme)
     model = load_by_gptqmodel(case.folder)
     assert_weights(model, case.decoded)
@@ -115,15 +78,15 @@ def test_gptqmodel(scheme: str, converted: Callable[[str], Converted]):
 
 
 def test_transformers_leaves_ignored_layers_alone(tmp_path):
-    case = convert_awq(TINY_LLAMA, tmp_path, ignore=("*.down_proj",))
-    model = load(case.folder, dtype=torch.float16, quantization_config=AwqConfig(backend="torch_awq"))
+    case = convert_decode(TINY_LLAMA, tmp_path, format="awq", ignore=("*.down_proj",))
+    model = load(case.folder, dtype=torch.float16, quantization_config=AwqConfig(backend=AwqBackend.TORCH_AWQ))
     assert isinstance(model.model.layers[0].mlp.down_proj, torch.nn.Linear)
     assert_weights(model, case.decoded)
     assert_logits(model, case.reference, PLAIN_KERNEL)
 
 
 def test_gptqmodel_leaves_ignored_layers_alone(tmp_path):
-    case = convert_awq(TINY_LLAMA, tmp_path, ignore=("*.down_proj",))
+    case = convert_decode(TINY_LLAMA, tmp_path, format="awq", ignore=("*.down_proj",))
     assert_logits(load_by_gptqmodel(case.folder), case.reference, PLAIN_KERNEL)
 
 
@@ -131,7 +94,7 @@ def test_gptqmodel_leaves_ignored_layers_alone(tmp_path):
 def test_gptqmodel_reads_experts(symmetric: bool, tmp_path):
     """transformers 5 loads AWQ experts as random numbers; the plan's notes send users of `--format awq` here."""
     source = moe.save(moe.qwen3_moe, tmp_path / "in")
-    case = convert_awq(source, tmp_path, group_size=64, symmetric=symmetric)
+    case = convert_decode(source, tmp_path, format="awq", group_size=64, symmetric=symmetric)
     model = load_by_gptqmodel(case.folder)
     assert_weights(model, case.decoded)
     ids = torch.randint(0, 256, (4, 32), generator=torch.Generator().manual_seed(5))
@@ -150,7 +113,7 @@ def test_words_are_theirs(shape: tuple[int, int]):
 
 
 @pytest.mark.parametrize("scheme", GROUPED)
-def test_their_dequantizer_agrees_with_ours(scheme: str, converted: Callable[[str], Converted]):
+def test_their_dequantizer_agrees_with_ours(scheme: str, converted: Conversions):
     tensors = read_tensors(converted(scheme).folder)
     for module in converted(scheme).decoded:
         parts = (tensors[f"{module}.{suffix}"] for suffix in ("qweight", "qzeros", "scales"))

@@ -27,7 +27,8 @@ import transformers
 from quantconvert.api import convert
 from tests.builders import LLAMA_CONFIG, llama_tensors, read_tensors, write_checkpoint
 from tests.engines import moe
-from tests.engines.common import TINY_LLAMA, decode, heldout_loss, heldout_windows, load, logits, write_reference
+from tests.engines.common import TINY_LLAMA, heldout_loss, heldout_windows, load, logits, write_reference
+from tests.engines.decoding import decode_all
 
 # transformers says so whenever a config is passed along with a checkpoint that has one
 pytestmark = pytest.mark.filterwarnings("ignore:You passed `quantization_config`")
@@ -66,7 +67,7 @@ def decoded_as_loaded(folder: Path, asymmetric: bool) -> dict[str, Tensor]:
 
     What transformers multiplies while loading (experts, and all with `dequantize`) has the stored dtype's rounding.
     """
-    stored, wide = decode(folder), decode(folder, torch.float32)
+    stored, wide = decode_all(folder), decode_all(folder, torch.float32)
     return {name: stored[name] if asymmetric or ".experts." in name else wide[name] for name in stored}
 
 
@@ -96,7 +97,7 @@ def original() -> Any:
     return load(TINY_LLAMA)
 
 
-@pytest.fixture(scope="module", params=DENSE.values(), ids=DENSE)
+@pytest.fixture(scope="module", params=list(DENSE.values()), ids=list(DENSE))
 def dense(request, tmp_path_factory) -> Loaded:
     work = tmp_path_factory.mktemp("dense")
     return convert_and_load(TINY_LLAMA, work, format="compressed-tensors", **request.param)
@@ -111,7 +112,7 @@ def test_dense_weights_and_logits_are_the_reference(dense: Loaded, original: Any
 
 def test_dense_every_linear_but_the_head_is_quantized(dense: Loaded, original: Any):
     linears = {name for name, module in original.named_modules() if isinstance(module, torch.nn.Linear)}
-    assert set(decode(dense.folder)) == linears - {"lm_head"}
+    assert set(decode_all(dense.folder)) == linears - {"lm_head"}
 
 
 def test_dense_heldout_loss(dense: Loaded, original: Any):
@@ -137,7 +138,7 @@ def test_layers_that_the_group_size_does_not_divide(on_indivisible: str, bits: i
     loaded = convert_and_load(source, tmp_path, bits=bits, on_indivisible=on_indivisible, format="compressed-tensors")
     block = json.loads((loaded.folder / "config.json").read_text())["quantization_config"]
     assert len(block["config_groups"]) == (2 if on_indivisible == "channel" else 1)
-    names = {name.rpartition(".")[2] for name in decode(loaded.folder)}
+    names = {name.rpartition(".")[2] for name in decode_all(loaded.folder)}
     assert names == ({"down_proj"} if on_indivisible == "skip" else LINEARS)
     assert_same(loaded, token_ids(loaded.model))
 
@@ -184,7 +185,7 @@ def test_experts(build: Callable[[], Any], group_size: int, tmp_path):
         parameter.data = parameter.data.float() if parameter.is_floating_point() else parameter.data
     block = json.loads((loaded.folder / "config.json").read_text())["quantization_config"]
     assert block["quant_method"] == "compressed-tensors"
-    assert_selection(read_tensors(source), decode(loaded.folder), moe.KEPT[build])
+    assert_selection(read_tensors(source), decode_all(loaded.folder), moe.KEPT[build])
     assert_same(loaded, token_ids(loaded.model))
 
 
@@ -238,7 +239,7 @@ def test_sentence_embeddings_of_minilm(options: dict[str, Any], bound: float, tm
     convert(source, folder, format="compressed-tensors", **options)
     model = load(folder, "AutoModel")
     found, expected = embed(model, folder), embed(load(source, "AutoModel"), source)
-    reference = load(write_reference(source, folder, tmp_path / "reference", decode(folder)), "AutoModel")
+    reference = load(write_reference(source, folder, tmp_path / "reference", decode_all(folder)), "AutoModel")
     torch.testing.assert_close(found, embed(reference, source), rtol=0, atol=1e-5)
     cosine = (found * expected).sum(1)
     print(options, "cosine similarity", cosine.tolist())

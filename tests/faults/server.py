@@ -103,7 +103,7 @@ def convert(request: dict[str, Any], fault: dict[str, Any]) -> dict[str, Any]:
         carried.append(task.source.name)
         return real(bench, task)
 
-    tasks.Bench.carry_out = carry_out  # type: ignore[method-assign]
+    tasks.Bench.carry_out = carry_out  # type: ignore[assignment, method-assign]
     talk: list[str] = []
     seam = Seam(fault)
     if "seconds" in fault:

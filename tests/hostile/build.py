@@ -18,14 +18,16 @@ NBYTES = 128 * 128 * 2
 
 
 GOOD = {LAYER: entry(0, NBYTES, [128, 128])}
+EMBEDDINGS = {"model.embed_tokens.weight": entry(NBYTES, NBYTES + 8 * 256, [8, 128])}
+WHOLE_NBYTES = NBYTES + 8 * 256
 
 
 def good(folder: Path) -> Path:
-    """A checkpoint that converts: one weight, a config, a tokenizer."""
+    """A checkpoint that converts: embeddings, one weight, a config, a tokenizer."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / CONFIG).write_text('{"model_type": "llama"}')
     (folder / "tokenizer.json").write_text("{}")
-    shard(folder / SINGLE, GOOD, NBYTES)
+    shard(folder / SINGLE, GOOD | EMBEDDINGS, WHOLE_NBYTES)
     return folder
 
 

@@ -58,18 +58,19 @@ def ask() -> Iterator[Ask]:
         [sys.executable, "-c", CHILD], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True
     )
     assert child.stdin
-    assert child.stdout
+    answers = child.stdout
+    assert answers
 
-    def one(source: Path, options: dict[str, Any]) -> dict[str, Any]:
+    def send(source: Path, options: dict[str, Any]) -> dict[str, Any]:
         print(json.dumps([str(source), options]), file=child.stdin, flush=True)
-        if not select.select([child.stdout], [], [], KILL_SECONDS)[0]:
+        if not select.select([answers], [], [], KILL_SECONDS)[0]:
             os.killpg(child.pid, signal.SIGKILL)
             pytest.fail(f"no answer in {KILL_SECONDS} s")
-        found: dict[str, Any] = json.loads(child.stdout.readline())
+        found: dict[str, Any] = json.loads(answers.readline())
         return found
 
     with child:
-        yield one
+        yield send
         child.stdin.close()
 
 

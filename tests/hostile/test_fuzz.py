@@ -163,10 +163,10 @@ def hostile_repo(rng: random.Random) -> MemoryRepo:
     index = {"metadata": {"total_size": 24}, "weight_map": {n: f for f, tree in shards.items() for n in tree}}
     config = {"model_type": "llama", "num_hidden_layers": 2, "text_config": {"model_type": "x"},
               "quantization_config": {"quant_method": "gptq", "bits": 4}}  # fmt: skip
-    for name, tree in ((INDEX, index), ("config.json", config)):
+    for name, value in ((INDEX, index), ("config.json", config)):
         for _ in range(rng.choice((0, 1, 1, 2))):
-            tree = mutate_tree(tree, rng)
-        raw = json.dumps(tree).encode()
+            value = mutate_tree(value, rng)
+        raw = json.dumps(value).encode()
         contents[name] = mutate_bytes(raw, rng) if rng.random() < 0.3 else raw
     if rng.random() < 0.2:
         contents["one.safetensors"] = hostile_file(rng)

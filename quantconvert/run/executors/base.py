@@ -1,7 +1,7 @@
 """What an executor is, and what it is given. Imports no torch.
 
-A `Build` can be pickled, so that tasks can be
-carried out in other processes (`quantconvert.run.executors.carry`), which send results back for the ledger.
+A `Build` can be pickled, so that tasks can be carried out in other processes (`quantconvert.run.executors.carry`),
+which send results back for the ledger.
 """
 
 from __future__ import annotations
