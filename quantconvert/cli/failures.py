@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,27 +27,38 @@ class Session:
     as_json: bool = False
 
 
-def guarded(work: Callable[[], object], session: Session) -> int:
-    """The exit code of `work`, whose errors are printed; what has no message is a bug's traceback."""
+@dataclass(slots=True)
+class Ending:
+    """How a guarded block ended."""
+
+    code: int = 0
+
+
+@contextmanager
+def guarded(session: Session) -> Iterator[Ending]:
+    """Errors of the block become messages and an exit code; what has no message is a bug's traceback."""
+    ending = Ending()
     try:
-        code = work()
-        return code if isinstance(code, int) else 0
+        yield ending
     except ReaderGone:  # whoever read our output has seen enough
         drop_stdout()
-        return CLOSED_PIPE
+        ending.code = CLOSED_PIPE
     except (KeyboardInterrupt, Terminated) as interruption:
         notes = getattr(interruption, "__notes__", ["the output folder is as it was before"])
         stderr.print(f"interrupted: {plain(notes[-1])}")
-        return 130 if isinstance(interruption, KeyboardInterrupt) else interruption.exit_code
+        ending.code = 130 if isinstance(interruption, KeyboardInterrupt) else interruption.exit_code
     except typer.Abort:
-        return 1
-    except typer.Exit as ending:
-        return ending.exit_code
-    except (QuantConvertError, ParserError) as error:
+        ending.code = 1
+    except typer.Exit as asked:
+        ending.code = asked.exit_code
+    except QuantConvertError as error:
+        ending.code = _report(error, session.as_json)
+    except ParserError as error:
         if type(error).__name__ == "NoArgsIsHelpError":
             stderr.print(plain(str(error.args[0])))
-            return UsageError.exit_code
-        return _report(error if isinstance(error, QuantConvertError) else _usage(error), session.as_json)
+            ending.code = UsageError.exit_code
+        else:
+            ending.code = _report(_usage(error), session.as_json)
 
 
 def _report(error: QuantConvertError, as_json: bool) -> int:

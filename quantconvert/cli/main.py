@@ -137,19 +137,22 @@ def command(
 @command([SOURCE, OUT], ConvertOptions, ConvertWords, EPILOG)
 def convert(source: str, out: str, asked: dict[str, Any], words: dict[str, Any]) -> None:
     """Convert SRC into OUT."""
+    _check_words(words)
     asked = _with_recipe(asked, words)
     if words.get("dry_run"):
         known = {name: value for name, value in asked.items() if name not in ("restart", "verify")}
-        _show_plan(lambda: api.plan(source, out, **known), out, words)
-    else:
-        _convert(lambda report: api.convert(source, out, report=report, **asked), words)
+        _show_plan(api.plan(source, out, **known), out, words)
+        return
+    with _reporter(words) as report:
+        result = api.convert(source, out, report=report, **asked)
+    _show_result(result, words)
 
 
 @command([SOURCE, MAYBE_OUT], PlanOptions, PlanWords)
 def plan(source: str, out: str | None, asked: dict[str, Any], words: dict[str, Any]) -> None:
     """What a conversion would do, from headers; writes nothing."""
-    asked = _with_recipe(asked, words)
-    _show_plan(lambda: api.plan(source, out, **asked), out, words)
+    _check_words(words)
+    _show_plan(api.plan(source, out, **_with_recipe(asked, words)), out, words)
 
 
 @command([CONVERTED], VerifyOptions, VerifyWords)
@@ -180,14 +183,18 @@ def repack(source: str, out: str, asked: dict[str, Any], words: dict[str, Any]) 
     """Another layout, the same codes, scales and zero points."""
     if "format" not in words:
         raise UsageError("--format is missing", hint="the layout to write: --format compressed-tensors, for example")
-    _convert(lambda report: api.repack(source, out, words["format"], report=report, **asked), words)
+    with _reporter(words) as report:
+        result = api.repack(source, out, words["format"], report=report, **asked)
+    _show_result(result, words)
 
 
 @command([QUANTIZED, OUT], TranscodeOptions, DequantizeWords)
 def dequantize(source: str, out: str, asked: dict[str, Any], words: dict[str, Any]) -> None:
     """Plain again: (code - zero point) * scale, rounded once."""
     dtype = {"dtype": words["dtype"]} if "dtype" in words else {}
-    _convert(lambda report: api.dequantize(source, out, report=report, **dtype, **asked), words)
+    with _reporter(words) as report:
+        result = api.dequantize(source, out, report=report, **dtype, **asked)
+    _show_result(result, words)
 
 
 def _with_recipe(asked: dict[str, Any], words: dict[str, Any]) -> dict[str, Any]:
@@ -195,10 +202,7 @@ def _with_recipe(asked: dict[str, Any], words: dict[str, Any]) -> dict[str, Any]
     return merged(read_recipe(Path(words["recipe"])), asked) if "recipe" in words else asked
 
 
-def _convert(work: Callable[..., api.Result], words: dict[str, Any]) -> None:
-    """Run one conversion with progress, and print what it did."""
-    with _reporter(words) as report:
-        result = work(report)
+def _show_result(result: api.Result, words: dict[str, Any]) -> None:
     if words.get("json"):
         print_json(result_json(result))
     if not words.get("quiet"):
@@ -206,35 +210,31 @@ def _convert(work: Callable[..., api.Result], words: dict[str, Any]) -> None:
 
 
 def _reporter(words: dict[str, Any]) -> AbstractContextManager[Reporter]:
-    return nullcontext(silent) if _is_quiet(words) else ProgressReporter(verbose=words.get("verbose", False))
+    _check_words(words)
+    return nullcontext(silent) if words.get("quiet") else ProgressReporter(verbose=words.get("verbose", False))
 
 
-def _show_plan(planned: Callable[[], Plan], out: str | None, words: dict[str, Any]) -> None:
-    quiet, made = _is_quiet(words), planned()
+def _show_plan(made: Plan, out: str | None, words: dict[str, Any]) -> None:
     if words.get("write_recipe"):
         print_text(write_recipe(made.job, made.format))
         return
     free = free_nbytes(Path(out) if out else Path.cwd())
     if words.get("json"):
         print_json(made.to_json() | {"free_nbytes": free})
-    elif not quiet:
+    elif not words.get("quiet"):
         verbose = words.get("verbose", False)
         print_plan(made, free, "tensors" if verbose else "kinds" if words.get("explain") else "totals")
 
 
-def _is_quiet(words: dict[str, Any]) -> bool:
+def _check_words(words: dict[str, Any]) -> None:
     if words.get("quiet") and words.get("verbose"):
         raise UsageError("--quiet contradicts --verbose", hint="give one of them")
-    return bool(words.get("quiet"))
 
 
 def main() -> int:
     """Run the program with the process's arguments; the exit code."""
     session = Session()
-
-    def work() -> object:
-        code = app(prog_name="quantconvert", obj=session, standalone_mode=False)
+    with guarded(session) as ending:
+        ending.code = app(prog_name="quantconvert", obj=session, standalone_mode=False) or 0
         flush_stdout()
-        return code
-
-    return guarded(work, session)
+    return ending.code

@@ -75,20 +75,18 @@ def command_of(body: Body, arguments: Sequence[Argument], library: type, own: ty
     """
     options = {**read_group(library), **read_group(own)}
 
-    def work(words: Mapping[str, Any]) -> None:
-        values = given(options, words)
-        body(
-            *(words[argument.name] for argument in arguments),
-            {name: value for name, value in values.items() if name in read_group(library)},
-            {name: value for name, value in values.items() if name in read_group(own)},
-        )
-        flush_stdout()
-
     def call(context: typer.Context, **words: Any) -> None:
         take_signals(RUNNING)
-        code = guarded(lambda: work(words), context.obj)
+        with guarded(context.obj) as ending:
+            values = given(options, words)
+            body(
+                *(words[argument.name] for argument in arguments),
+                {name: value for name, value in values.items() if name in read_group(library)},
+                {name: value for name, value in values.items() if name in read_group(own)},
+            )
+            flush_stdout()
         take_signals(DONE)
-        raise typer.Exit(code)
+        raise typer.Exit(ending.code)
 
     parameters = [inspect.Parameter("context", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context)]
     parameters += [_argument(argument) for argument in arguments]

@@ -71,16 +71,17 @@ class ProgressReporter:
         return self._last
 
     def _advance(self, name: str, nbytes: int) -> None:
+        is_first = self._start is None
         if self._start is None:
             self._start = self._begin()
         self._done += nbytes
-        if name != self._name:
+        if is_first or name != self._name:
             self._name = name
             self._layers |= {layer_of(name) or ""}
             if self._verbose and not self._tty:
                 stderr.print(f"  {plain(name)}")
             if self._bar is not None:
-                self._bar.set_postfix_str(self._tail(), refresh=False)
+                self._bar.set_postfix_str(self._tail(), refresh=is_first)
         if self._bar is not None:
             self._bar.update(nbytes)
         elif time.monotonic() - self._last >= LOG_EVERY_SECONDS:
