@@ -91,7 +91,7 @@ def test_group_size_is_checked_per_rank(source: Path):
         quantconvert.plan(source, bits=4, group_size=128, tensor_parallel=4, format="compressed-tensors")
     assert "does not divide in_features of 3 weights on each of 4 ranks" in caught.value.message
     assert "`model.layers.0.self_attn.o_proj.weight`: in_features 64" in caught.value.message
-    assert "`model.layers.0.mlp.experts.0.down_proj.weight`: in_features 32" in caught.value.message
+    assert "`model.layers.N.mlp.experts.N.down_proj.weight`: in_features 32 (2 of them" in caught.value.message
     assert "--group-size 32 divides every layer" in str(caught.value.hint)
     quantconvert.plan(source, bits=4, group_size=32, tensor_parallel=4, format="compressed-tensors")
 
