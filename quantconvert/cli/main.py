@@ -214,16 +214,16 @@ def _reporter(words: dict[str, Any]) -> AbstractContextManager[Reporter]:
     return nullcontext(silent) if words.get("quiet") else ProgressReporter(verbose=words.get("verbose", False))
 
 
-def _show_plan(made: Plan, out: str | None, words: dict[str, Any]) -> None:
+def _show_plan(found: Plan, out: str | None, words: dict[str, Any]) -> None:
     if words.get("write_recipe"):
-        print_text(write_recipe(made.job, made.format))
+        print_text(write_recipe(found.job, found.format))
         return
     free = free_nbytes(Path(out) if out else Path.cwd())
     if words.get("json"):
-        print_json(made.to_json() | {"free_nbytes": free})
+        print_json(found.to_json() | {"free_nbytes": free})
     elif not words.get("quiet"):
         verbose = words.get("verbose", False)
-        print_plan(made, free, "tensors" if verbose else "kinds" if words.get("explain") else "totals")
+        print_plan(found, free, "tensors" if verbose else "kinds" if words.get("explain") else "totals")
 
 
 def _check_words(words: dict[str, Any]) -> None:

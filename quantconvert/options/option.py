@@ -43,7 +43,7 @@ class Option:
     choices: Callable[[], Iterable[str]] | None = None
     suggest: Callable[[], Iterable[str]] | None = None
     item: Callable[[str], Any] = str
-    made: type = str
+    kind: type = str
     least: int | None = None
     changes: bool = False
     in_card: bool = False
@@ -145,8 +145,8 @@ class Declared:
     def _items(self, value: Any) -> tuple[Any, ...]:
         """One value alone needs no list; items that are no text are taken as they are."""
         values = value if isinstance(value, Sequence) and not isinstance(value, str) else (value,)
-        made = self.option.made if self.option.made is not str else ()
-        return tuple(item if isinstance(item, made) else self.option.item(self._text(item)) for item in values)
+        ready = self.option.kind if self.option.kind is not str else ()
+        return tuple(item if isinstance(item, ready) else self.option.item(self._text(item)) for item in values)
 
 
 @cache

@@ -135,7 +135,7 @@ class JobOptions(StreamOptions, total=False):
         Sequence[Rule | str],
         Option("A scheme (or skip) for the modules that match; repeatable, later ones win.", flags=("--rule",),
                metavar="PATTERN=SCHEME", default=(), panel=RULES, changes=True, in_recipe=True, item=Rule.parse,
-               made=Rule),
+               kind=Rule),
     ]  # fmt: skip
     preset: Annotated[
         str | None,
