@@ -25,7 +25,6 @@ _REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _PART = re.compile(r"-\d{1,6}-of-(\d{1,6})\.(safetensors|bin)$")
 _BLOCK = 1 << 19
 _MAX_HEADS = 32
-_NO_NETWORK = "check the network; what huggingface_hub's cache holds whole is used without"
 
 
 def open_repo(source: str | os.PathLike[str], revision: str | None, subfolder: str | None = None) -> Repo:

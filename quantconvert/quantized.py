@@ -58,7 +58,7 @@ def dequantize(quantized: Quantized) -> Tensor:
 
 def code_values(quantized: Quantized) -> Tensor:
     """The codes as float32 [O, I]: whole ones counted from the lowest, four-bit floats looked up."""
-    if quantized.number is E2M1:
+    if quantized.number == E2M1:
         return torch.tensor(E2M1_VALUES)[quantized.codes.long()]
     return quantized.codes.float()
 
@@ -86,3 +86,17 @@ def spread(quantized: Quantized, param_RG: Tensor, columns: int) -> Tensor:
     if order is None:
         order = torch.arange(param_RG.shape[1]).repeat_interleave(columns // param_RG.shape[1])
     return param_RG[:, order]
+
+
+def norms(w_OI: Tensor) -> Tensor:
+    """The norm of each row; in float64 where float32 does not hold the squares of a row that is not all zero."""
+    norms: Tensor = torch.linalg.vector_norm(w_OI, dim=1)
+    fits = (norms > 1e-17) & (norms < 1e19)
+    if not bool(fits.all()):
+        norms = torch.linalg.vector_norm(w_OI, dim=1, dtype=torch.float64)
+    return norms
+
+
+def squares(values: Tensor) -> float:
+    """Their sum of squares, in float64; a float64 tensor is overwritten."""
+    return float(values.double().square_().sum())

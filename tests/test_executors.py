@@ -164,3 +164,33 @@ def test_the_executor_is_not_part_of_the_job(source: Path):
 def test_registered_executors_know_their_name(name: str):
     executor: Executor = EXECUTORS.find(name)
     assert executor.name == name
+
+
+def test_a_task_that_was_lost_is_an_error_and_not_a_result(source: Path, out: Path):
+    class Careless:
+        name = "careless"
+
+        def run(self, build: Build, tasks: Sequence[int], ledger: Ledger, report: Reporter) -> None:
+            EXECUTORS["threads"].run(build, tasks[:-1], ledger, report)
+
+    with EXECUTORS.added(Careless()), pytest.raises(OutputError, match="the executor left 1 tasks undone"):
+        quantconvert.convert(source, out, executor="careless")
+    assert not (out / "config.json").exists()
+    quantconvert.convert(source, out)
+    assert quantconvert.verify(out, source).is_ok
+
+
+def test_a_task_that_was_answered_twice_counts_once(source: Path, out: Path, tmp_path: Path):
+    class Twice:
+        name = "twice"
+
+        def run(self, build: Build, tasks: Sequence[int], ledger: Ledger, report: Reporter) -> None:
+            for index in (*tasks[:3], *tasks):
+                for number, result in carry_out_tasks(build, [index]):
+                    ledger.add(number, result)
+                ledger.flush()
+
+    with EXECUTORS.added(Twice()):
+        quantconvert.convert(source, out, executor="twice")
+    quantconvert.convert(source, tmp_path / "once")
+    assert digests(out) == digests(tmp_path / "once")

@@ -29,6 +29,10 @@ class Kernel(Protocol):
 
     name: str
 
+    def scratch(self, scheme: Scheme) -> int:
+        """Bytes that it takes for each value of a tile, beside the tile itself."""
+        ...
+
     def find(self, encoding: str, method: str, scheme: Scheme, layout: str, source: Read) -> Encode | None:
         """The callable for a weight of that encoding, method, scheme and layout; None where this kernel has none."""
         ...
@@ -43,3 +47,8 @@ def find_kernel(source: Read, method: Method, scheme: Scheme, layout: Layout) ->
         return None
     found = (kernel.find(source.encoding, method.name, scheme, layout.name, source) for kernel in KERNELS.values())
     return next((encode for encode in found if encode), None)
+
+
+def scratch(method: Method, scheme: Scheme) -> int:
+    """The most bytes for each value of a tile, whichever way it goes."""
+    return max(method.scratch(scheme), *(kernel.scratch(scheme) for kernel in KERNELS.values()), 0)

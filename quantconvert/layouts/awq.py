@@ -26,6 +26,7 @@ from quantconvert.layouts.base import (
     skipped_by,
     width_by,
 )
+from quantconvert.number import INT4
 from quantconvert.patterns import cover
 from quantconvert.schemes import Scheme
 
@@ -41,6 +42,7 @@ class Awq(Layout):
     name = "awq"
     summary = "int4 packed along the output dimension (GEMM)"
     suffixes = frozenset({"qweight", "qzeros", "scales"})
+    scale_suffix = "scales"
     symmetric_by_default = False
     zeros_tell_symmetry = True
 
@@ -100,7 +102,7 @@ class Awq(Layout):
             if not {"qweight", "qzeros", "scales"} <= set(refs):
                 raise CheckpointError(f"`{module}` is AWQ with {', '.join(sorted(refs))} only")
             columns, words = refs["qweight"].shape
-            symmetric = set(read(refs["qzeros"])) <= {0x88}
+            symmetric = set(read(refs["qzeros"])) <= {INT4.midpoint * 0x11}
             scheme = grouped_scheme(4, symmetric, columns, refs["scales"].shape[0], size)
             return Stored(module, scheme, (words * 8, columns), refs)
 

@@ -62,10 +62,7 @@ class Stored:
     reordered: bool = False
     only_dequantize: str | None = None
     layout: str = ""
-
-    @property
-    def scale_suffix(self) -> str:
-        return "scales" if "scales" in self.refs else "weight_scale"
+    scale_suffix: str = "weight_scale"
 
     @property
     def scale(self) -> TensorRef:
@@ -159,6 +156,9 @@ class Layout(ABC):
     name: ClassVar[str]
     summary: ClassVar[str]
     suffixes: ClassVar[frozenset[str]]
+    # The tensor of scales, and those that may be missing from other tools' checkpoints.
+    scale_suffix: ClassVar[str] = "weight_scale"
+    optional: ClassVar[frozenset[str]] = frozenset()
     symmetric_by_default: ClassVar[bool]
     weight_only: ClassVar[bool] = True
     # Whether symmetry has to be seen from zero points, one symmetry for the whole checkpoint.

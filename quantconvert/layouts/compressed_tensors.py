@@ -38,6 +38,7 @@ class CompressedTensors(Layout):
     name = "compressed-tensors"
     summary = "int4 and int8, packed along the input dimension; W8A8 as plain int8"
     suffixes = frozenset({"weight", "weight_packed", "weight_scale", "weight_shape", "weight_zero_point"})
+    optional = frozenset({"weight_shape"})
     symmetric_by_default = True
     weight_only = False
 

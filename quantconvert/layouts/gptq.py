@@ -30,6 +30,7 @@ from quantconvert.layouts.base import (
     skipped_by,
     width_by,
 )
+from quantconvert.number import INT4, INT8
 from quantconvert.patterns import cover
 from quantconvert.schemes import Scheme
 from quantconvert.version import __version__
@@ -41,13 +42,19 @@ if TYPE_CHECKING:
 
 
 # Every byte of packed zero points of symmetric weights, by bits and by what a stored zero lacks (v1: one).
-_ZERO_BYTES = {(4, 1): 0x77, (4, 0): 0x88, (8, 1): 0x7F, (8, 0): 0x80}
+_ZERO_BYTES = {
+    (number.num_bits, lacks): (number.midpoint - lacks) * (0x11 if number.num_bits == 4 else 1)
+    for number in (INT4, INT8)
+    for lacks in (0, 1)
+}
 
 
 class Gptq(Layout):
     name = "gptq"
     summary = "int4 and int8, packed along the input dimension (v1 symmetric, v2 asymmetric)"
     suffixes = frozenset({"qweight", "qzeros", "scales", "g_idx"})
+    scale_suffix = "scales"
+    optional = frozenset({"g_idx"})
     symmetric_by_default = True
     zeros_tell_symmetry = True
 

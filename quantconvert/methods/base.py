@@ -41,7 +41,7 @@ class Noise:
 
 @dataclass(frozen=True, slots=True)
 class Tolerance:
-    """How far what is stored may be from the source, in steps (scales times the spacing of codes); None: not judged.
+    """How far what is stored may be from the source, in steps (scales); None: not judged.
 
     inside: of a value within the range of the codes. outside: of a value beyond it, given the scales as float64 [R, G].
     coarse: the largest scale over what the range of its values asks for. relative: the Frobenius norm of a weight's

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from quantconvert.methods.base import Noise, NonFinite, ScaleOverflow
-from quantconvert.quantized import Quantized
+from quantconvert.quantized import Quantized, norms, squares
 from quantconvert.schemes import Scheme
 
 # Adding 1.5 * 2^23 leaves float32 no bits for a fraction: the sum is rounded half to even, which is `rint`, and its low
@@ -127,17 +127,3 @@ def quantize(
         noise.noise += squares(torch.linalg.vector_norm(w_OGS, dim=2).double() * scale.double())
     offset = None if zero_point is None else (zero_point + half).to(torch.uint8)
     return Quantized(codes, scale, offset, scheme.number)
-
-
-def norms(w_OI: Tensor) -> Tensor:
-    """The norm of each row; in float64 where float32 does not hold the squares of a row that is not all zero."""
-    norms: Tensor = torch.linalg.vector_norm(w_OI, dim=1)
-    fits = (norms > 1e-17) & (norms < 1e19)
-    if not bool(fits.all()):
-        norms = torch.linalg.vector_norm(w_OI, dim=1, dtype=torch.float64)
-    return norms
-
-
-def squares(values: Tensor) -> float:
-    """Their sum of squares, in float64; a float64 tensor is overwritten."""
-    return float(values.double().square_().sum())

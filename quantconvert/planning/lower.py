@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import lru_cache
 
+from quantconvert.kernels import scratch
 from quantconvert.layouts import Layout, TensorSpec
 from quantconvert.methods import Method
 from quantconvert.planning.decision import Decision
@@ -48,7 +49,7 @@ class Lowering:
             if decision.scheme is not None:
                 parts = cut(ref, ref.matrix, turned, multiple, self.execution)
                 return Repack(ref, outputs, decision.evidence, scheme, self.layout.name, parts)
-            parts = cut(ref, ref.matrix, turned, multiple, self.execution, self.method.scratch(scheme))
+            parts = cut(ref, ref.matrix, turned, multiple, self.execution, scratch(self.method, scheme))
             return Quantize(ref, outputs, decision.evidence, scheme, self.method.name, self.layout.name, parts)
         if decision.reason is None or decision.is_decoded or ref.steps:
             parts = cut(ref, ref.matrix, 0, 1, self.execution)

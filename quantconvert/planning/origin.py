@@ -35,7 +35,7 @@ def check_sources(decisions: Sequence[Decision], sources: Sources, job: Job, err
                 hint="quantize them: drop the rule that keeps them",
             )
         )
-    changed = [d for d in decisions if d.reason is not None and d.ref.steps and d.ref.view is not WHOLE]
+    changed = [d for d in decisions if d.reason is not None and d.ref.steps and d.ref.view != WHOLE]
     if changed:
         errors.append(
             UnsupportedError(

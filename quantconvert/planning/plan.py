@@ -80,6 +80,11 @@ class Plan:
         return sum(shard.nbytes for shard in self.shards) + sum(file.nbytes for file in self.checkpoint.side_files)
 
     @property
+    def read_nbytes(self) -> int:
+        """Bytes that a run reads: those of steps that look at a weight before they change it as often as they do."""
+        return sum(task.source.nbytes * (1 + sum(s.passes for s in task.source.steps)) for task in self.tasks)
+
+    @property
     def weight_map(self) -> dict[str, str]:
         """Tensor name to file, sorted by name."""
         pairs = [(output.name, self.shards[output.shard].file) for task in self.tasks for output in task.outputs]
@@ -172,6 +177,7 @@ class Plan:
             "accounts": self.accounts,
             "num_quantized": len(self.quantized),
             "source_nbytes": self.checkpoint.nbytes,
+            "read_nbytes": self.read_nbytes,
             "total_size": self.total_size,
             "output_nbytes": self.output_nbytes,
             "bits_per_weight": round(self.bits_per_weight, 4),

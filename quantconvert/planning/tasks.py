@@ -1,4 +1,4 @@
-"""Tasks: the unit of execution, memory and resume. A closed union; `run.work.carry_out` is where it is matched."""
+"""Tasks: the unit of execution, memory and resume. A closed union; `run.work` is where kinds are told apart."""
 
 from __future__ import annotations
 
@@ -57,6 +57,8 @@ class _Task:
     evidence: str
 
     operation: ClassVar[Operation]
+    # Whether its bytes are journalled with checksums; a copy is compared with the source, which says more.
+    has_sums: ClassVar[bool] = True
 
     @property
     def inputs(self) -> tuple[TensorRef, ...]:
@@ -80,6 +82,7 @@ class Copy(_Task):
     reason: Reason
 
     operation: ClassVar[Operation] = "copy"
+    has_sums: ClassVar[bool] = False
     scheme: ClassVar[None] = None
 
     @property

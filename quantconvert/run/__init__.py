@@ -1,1 +1,1 @@
-"""The impure half: carries out a plan. No policy here; only this room and `methods`, `kernels` import torch."""
+"""The impure half: carries out a plan. No policy here."""

@@ -31,7 +31,7 @@ def execute(plan: Plan, source: Repo, folder: Path, journal: Journal, report: Re
         tasks = ledger.begin(files)
         if tasks:
             EXECUTORS.find(plan.job.limits.executor).run(Build(plan, source, folder), tasks, ledger, report)
-        ledger.flush()
+        ledger.end()
     except BaseException:
         with suppress(OutputError):
             ledger.flush()

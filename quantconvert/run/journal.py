@@ -15,7 +15,7 @@ from pathlib import Path
 
 from quantconvert import machine
 from quantconvert.errors import OutputError
-from quantconvert.planning import Copy, Plan, Task
+from quantconvert.planning import Plan, Task
 from quantconvert.run.disk import read_all, write_all
 from quantconvert.run.result import TaskResult
 
@@ -90,7 +90,7 @@ def _parse(line: bytes, plan: Plan) -> tuple[int, TaskResult] | None:
         entry = json.loads(line)
         index, sums = entry["task"], tuple(entry["sha256"])
         task = plan.tasks[index]
-        count = 0 if isinstance(task, Copy) else len(task.outputs)
+        count = len(task.outputs) if task.has_sums else 0
         noise = None if entry["noise"] is None else (float(entry["noise"][0]), float(entry["noise"][1]))
         return (index, TaskResult(sums, noise)) if index >= 0 and len(sums) == count else None
     except (ValueError, TypeError, KeyError, IndexError):

@@ -20,7 +20,7 @@ from quantconvert import machine
 from quantconvert.checkpoint.ranges import Files
 from quantconvert.errors import OutputError
 from quantconvert.events import Event, Note, Progress, Reporter, ShardWritten
-from quantconvert.planning import Copy, Output, Plan, Task
+from quantconvert.planning import Output, Plan, Task
 from quantconvert.run.disk import fsync_folder
 from quantconvert.run.journal import Journal
 from quantconvert.run.partial import open_partial, read_back
@@ -45,6 +45,7 @@ class Ledger:
         self._left = Counter(_shard(task) for task in plan.tasks)
         self._fds: dict[int, int] = {}
         self._named: set[int] = set()
+        self._added: set[int] = set()
         self._complete: set[int] = set()
         self._flushed_at = time.monotonic()
         self._failed = False
@@ -55,15 +56,26 @@ class Ledger:
 
         files: of the source, with which copies are compared. Raises `OutputError`, and `CheckpointError` for those.
         """
-        for shard in sorted({_shard(self.plan.tasks[index]) for index in self.journal.done}):
-            self._fd(shard)
+        journalled = {_shard(self.plan.tasks[index]) for index in self.journal.done}
+        for shard, planned in enumerate(self.plan.shards):
+            if shard in journalled or (self.folder / planned.file).exists():  # a complete file is partial again
+                self._fd(shard)
         proven = self._prove(files)
+        self._added = set(proven)
         for index in proven:
             self._left[_shard(self.plan.tasks[index])] -= 1
         if lost := len(self.journal.done) - len(proven):
             text = f"{lost} tasks were done again: their bytes are not what the interrupted run wrote"
             self.report(Note("resume", text))
         return tuple(index for index in range(len(self.plan.tasks)) if index not in proven)
+
+    def end(self) -> None:
+        """After the executor: journal the rest, name the last files; raises `OutputError` where a task is missing."""
+        self.flush()
+        left = [index for index in range(len(self.plan.tasks)) if index not in self._added]
+        if left:
+            name = self.plan.tasks[left[0]].source.name
+            raise OutputError(f"the executor left {len(left)} tasks undone, such as that of `{name}`")
 
     def _prove(self, files: Files) -> set[int]:
         """The journalled tasks whose bytes are still there, read by as many threads as the plan has workers."""
@@ -96,7 +108,7 @@ class Ledger:
         return proven
 
     def _is_proven(self, task: Task, known: TaskResult, files: Files, stop: threading.Event) -> bool:
-        if not isinstance(task, Copy):
+        if task.has_sums:
             return all(self._sum(o, stop) == sum_ for o, sum_ in zip(task.outputs, known.sums, strict=True))
         (output,), ref = task.outputs, task.source.values
         mine, theirs = bytearray(min(READ_NBYTES, ref.nbytes)), bytearray(min(READ_NBYTES, ref.nbytes))
@@ -126,6 +138,9 @@ class Ledger:
         """Take a finished task; the next `flush` makes it count."""
         task = self.plan.tasks[index]
         with self._lock:
+            if index in self._added:  # an executor that tries again may have been answered twice
+                return
+            self._added.add(index)
             self._left[_shard(task)] -= 1
             self._waiting.append((index, result))
             self.waiting_nbytes += task.output_nbytes

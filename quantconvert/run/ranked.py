@@ -14,9 +14,9 @@ from quantconvert.checkpoint.ranges import Files
 from quantconvert.families.parallel import part_of
 from quantconvert.layouts import LAYOUTS
 from quantconvert.methods import METHODS, NonFinite, ScaleOverflow
-from quantconvert.planning import Copy, Plan, Quantize, Split, Task
+from quantconvert.planning import Copy, Decode, Plan, Quantize, Split, Task
 from quantconvert.planning.memory import cut
-from quantconvert.run.work import count_nonfinite, nonfinite_error, overflow_error
+from quantconvert.run.work import count_nonfinite, nonfinite_error, overflow_error, plain
 from quantconvert.sources import open_rows
 from quantconvert.sources.rows import read_vector, tiles
 
@@ -43,9 +43,10 @@ def _whole(files: Files, work: Workspace, task: Task, plan: Plan) -> Tensor:
         if tensor.numel():
             files.read_into(source.file, bytes_of(tensor), source.values.offset)
         return tensor
+    assert isinstance(task, Decode)
     rows = open_rows(source, files, work, plan.execution.slab_nbytes)
-    for first, w_OI in tiles(rows, 0, source.matrix[0], 1024):
-        tensor.view(source.matrix)[first : first + w_OI.shape[0]] = w_OI
+    for first, w_OI in tiles(rows, 0, source.matrix[0], task.cut.tile_rows):
+        tensor.view(source.matrix)[first : first + w_OI.shape[0]] = plain(task, w_OI, tensor.dtype, rows)
     return tensor
 
 

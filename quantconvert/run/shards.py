@@ -14,7 +14,7 @@ from torch import Tensor
 from quantconvert import machine
 from quantconvert.buffers import Workspace, bytes_of
 from quantconvert.errors import OutputError
-from quantconvert.planning import Copy, Output, Plan, Task
+from quantconvert.planning import Output, Plan, Task
 from quantconvert.run.disk import fsync_folder, write_all
 from quantconvert.run.partial import open_partial, read_back
 from quantconvert.run.result import Checksums
@@ -93,7 +93,7 @@ class ShardWriter:
         A copy has none. `pulse` is called now and then, and may raise.
         """
         found = []
-        for output in () if isinstance(task, Copy) else task.outputs:
+        for output in task.outputs if task.has_sums else ():
             written = self._sums.pop(output.name, None) or _Sum()
             if written.end != output.nbytes:
                 written = _Sum()

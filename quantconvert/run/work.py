@@ -88,6 +88,7 @@ class Bench:
             for first, count, blocks in make(begin, end):
                 for output in task.outputs:
                     spec, block = output.spec, blocks[output.spec.suffix]
+                    assert block.dtype == torch_dtype(spec.dtype), f"{output.name}: {block.dtype} is not {spec.dtype}"
                     if spec.transposed:
                         at = (first - begin) // spec.rows_per_element
                         slabs[spec.suffix][at : at + block.shape[0]] = block
@@ -137,18 +138,7 @@ class Bench:
 
         def make(begin: int, end: int) -> Iterator[Tile]:
             for first, w_OI in tiles(rows, begin, end, task.cut.tile_rows):
-                weight = w_OI.to(dtype)
-                lost = ~torch.isfinite(weight)
-                if bool(lost.any()):
-                    finite = torch.isfinite(w_OI)
-                    if task.reason is None and not bool(finite.all()):
-                        raise nonfinite_error(task.source, count_nonfinite(rows, task.source))
-                    if bool((lost & finite).any()):  # else kept: NaN of the source's own, as in a copy
-                        raise UnsupportedError(
-                            f"`{task.source.name}` has weights that {output.spec.dtype} does not hold",
-                            hint="--dtype bfloat16 or float32",
-                        )
-                yield first, w_OI.shape[0], {output.spec.suffix: weight}
+                yield first, w_OI.shape[0], {output.spec.suffix: plain(task, w_OI, dtype, rows)}
 
         self._stream(task, make)
 
@@ -203,6 +193,22 @@ def _encoder(task: Quantize, rows: Rows, span: Any, noise: Noise) -> Callable[[i
         return layout.encode(quantized, scheme, source.shape)
 
     return fast if kernel else reference
+
+
+def plain(task: Decode, w_OI: Tensor, dtype: torch.dtype, rows: Rows) -> Tensor:
+    """A tile of plain numbers in the dtype of the result; raises for what that does not hold."""
+    weight = w_OI.to(dtype)
+    lost = ~torch.isfinite(weight)
+    if bool(lost.any()):
+        finite = torch.isfinite(w_OI)
+        if task.reason is None and not bool(finite.all()):
+            raise nonfinite_error(task.source, count_nonfinite(rows, task.source))
+        if bool((lost & finite).any()):  # else kept: NaN of the source's own, as in a copy
+            raise UnsupportedError(
+                f"`{task.source.name}` has weights that {task.outputs[0].spec.dtype} does not hold",
+                hint="--dtype bfloat16 or float32" if task.reason is None else None,
+            )
+    return weight
 
 
 def count_nonfinite(reader: Rows, source: Read) -> tuple[int, int, tuple[int, ...]]:

@@ -6,6 +6,7 @@ Shapes: O rows of the block, I columns, G groups of a row.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -84,4 +85,4 @@ def recast(quantized: Quantized, dtype: torch.dtype, stored: Stored) -> Quantize
             f"`{stored.module}` has scales that {dtype} does not hold exactly: repacking would change its weights",
             hint="choose a format that stores scales in the weight's own dtype: compressed-tensors or rtn",
         )
-    return Quantized(quantized.codes, scale, quantized.offset, quantized.number)
+    return replace(quantized, scale=scale)

@@ -13,14 +13,14 @@ from quantconvert.sources.rows import Files, Rows
 from quantconvert.sources.steps import Step
 from quantconvert.spans import spans
 
-# Rows are read ahead in blocks of this many elements where a step mixes them.
-_AHEAD_ELEMENTS = 1 << 20
+# Rows are read ahead in blocks of this many elements where a step mixes them: a tile's, which the plan counts anyway.
+_AHEAD_ELEMENTS = 1 << 18
 
 
 def changed(rows: Rows, read: Read, files: Files, work: Workspace) -> Rows:
     """The rows of `read` as its steps leave them."""
-    for i, step in enumerate(read.steps):
-        rows = _MixedRows(rows, read, step, files, work, i) if step.axis == "rows" else _ChangedRows(rows, step, files)
+    for step in read.steps:
+        rows = _MixedRows(rows, read, step, files, work) if step.axis == "rows" else _ChangedRows(rows, step, files)
     return rows
 
 
@@ -42,9 +42,9 @@ class _ChangedRows:
 class _MixedRows:
     """A step that mixes rows: the whole weight is read and changed once, and held."""
 
-    def __init__(self, rows: Rows, read: Read, step: Step, files: Files, work: Workspace, index: int) -> None:
+    def __init__(self, rows: Rows, read: Read, step: Step, files: Files, work: Workspace) -> None:
         count, width = read.matrix
-        self.held = work.tensor(f"mixed {index}", torch.float32, (count, width))
+        self.held = torch.empty(count, width)
         for first, last in spans(0, count, max(1, _AHEAD_ELEMENTS // max(1, width))):
             self.held[first:last] = rows.rows(first, last)
         step.open(files)(self.held, 0, (0, width))

@@ -109,10 +109,11 @@ _SUFFIXES = (
 
 def is_quantized(ref: TensorRef) -> bool:
     """Whether a tensor can only be part of a quantized weight."""
+    own = {suffix for layout in LAYOUTS.values() for suffix in layout.suffixes if suffix != "weight"}
     last = ref.name.rpartition(".")[2]
     mxfp4 = ref.dtype == "U8" and last.endswith(("_blocks", "_scales"))
     tiny = last == "weight" and ref.dtype.startswith(("F8", "F4", "F6"))
-    return last in _SUFFIXES or last.endswith(("_scale_inv", "_proj_scale")) or mxfp4 or tiny
+    return last in _SUFFIXES or last in own or last.endswith(("_scale_inv", "_proj_scale")) or mxfp4 or tiny
 
 
 def _read_modules(layout: Layout, context: Context, modules: Mapping[str, Mapping[str, TensorRef]]) -> list[Stored]:
@@ -126,7 +127,7 @@ def _read_modules(layout: Layout, context: Context, modules: Mapping[str, Mappin
             try:
                 stored = reader(where, refs)
                 if stored is not None:
-                    found.append(_checked(replace(stored, layout=layout.name)))
+                    found.append(_checked(replace(stored, layout=layout.name, scale_suffix=layout.scale_suffix)))
             except QuantConvertError as error:
                 named = where in error.message
                 errors.append(error if named else type(error)(f"`{where}`: {error.message}", hint=error.hint))
@@ -152,7 +153,7 @@ def _checked(stored: Stored) -> Stored:
         raise CheckpointError(f"`{stored.module}` has both `weight` and `weight_packed`: expected one of them")
     for suffix, spec in specs_of(stored).items():
         ref = stored.refs.get(suffix)
-        optional = suffix in ("g_idx", "weight_shape")
+        optional = suffix in LAYOUTS[stored.layout].optional
         if ref is None and not optional:
             raise CheckpointError(f"`{stored.module}` has no `{suffix}`: its quantization_config asks for one")
         kind = FLOATS if suffix == stored.scale_suffix else (spec.dtype,)

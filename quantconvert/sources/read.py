@@ -93,7 +93,7 @@ class Read:
     @property
     def is_stored(self) -> bool:
         """Whether the stored bytes of one tensor are the value, so that they can be copied."""
-        return self.encoding == PLAIN and self.view is WHOLE and self.parts == 1 and not self.steps
+        return self.encoding == PLAIN and self.view == WHOLE and self.parts == 1 and not self.steps
 
     @property
     def inputs(self) -> tuple[TensorRef, ...]:

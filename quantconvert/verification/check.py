@@ -67,9 +67,9 @@ def verify_folder(
 
 
 def _recorded(folder: Path, plan: Plan | None, findings: list[Finding]) -> tuple[str | None, tuple[str, ...]]:
-    """The method and the steps of a result; None for another tool's. Versions before this one knew but one method."""
+    """The method and the steps of a result; None for another tool's codes. Versions before this knew one method."""
     if plan is not None:
-        return plan.job.method, plan.job.steps
+        return (plan.job.method if plan.job.operation == "convert" else None), plan.job.steps
     try:
         value = read_report(folder)
     except (OSError, ValueError, RecursionError):
@@ -78,6 +78,8 @@ def _recorded(folder: Path, plan: Plan | None, findings: list[Finding]) -> tuple
         return None, ()
     job = value.get("job")
     job = job if isinstance(job, dict) else _NO_REPORT
+    if job.get("operation", "convert") != "convert":  # its codes are those of its source, whoever made them
+        return None, ()
     method, steps = str(job.get("method", DEFAULT_METHOD)), job.get("steps", [])
     if method not in METHODS:
         findings.append(Finding("checksums", REPORT_NAME, f"names a method that is not known here: `{method}`"))

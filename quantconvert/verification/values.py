@@ -120,10 +120,10 @@ class _Checker:
                 raise
 
     def _peak(self, tensor: Read, origin: Read | None) -> int:
-        if tensor.stored is None:
+        """Bytes that a pair takes: both are decoded side by side, but for equal bytes."""
+        if tensor.stored is None and (origin is None or origin.is_stored):
             return 2 * _CHUNK
-        held = cost_of(origin, self.execution.slab_nbytes).held if origin else 0
-        return 2 * cut(tensor, tensor.matrix, 0, 1, self.execution).peak_nbytes + held
+        return sum(cut(read, read.matrix, 0, 1, self.execution).peak_nbytes for read in (tensor, origin) if read)
 
     def _checked(self, pair: tuple[Read, Read | None]) -> Values:
         tensor, origin = pair
@@ -150,9 +150,10 @@ class _Checker:
         if tensor.stored is not None:
             self._codes(tensor, origin, found)
         elif origin is not None:
+            before = len(found.findings)
             if not self._is_same(tensor, origin, found):
                 found.add("values", tensor.name, "differs from the source, which it should equal")
-            found.num_equal += 1
+            found.num_equal += len(found.findings) == before
             self._advance(tensor.name, tensor.nbytes)
 
     def _is_same(self, tensor: Read, origin: Read, found: Values) -> bool:
@@ -165,6 +166,8 @@ class _Checker:
             return True
         if origin.is_stored:
             return tensor.dtype == origin.dtype and self._same_bytes(tensor, origin)
+        if (origin.steps or len(origin.shape) == 1) and tensor.dtype != origin.dtype:
+            return False
         if len(origin.shape) == 1 and not origin.steps:
             raw = torch.empty(tensor.shape, dtype=torch_dtype(tensor.dtype))
             self.files.read_into(tensor.file, bytes_of(raw), tensor.values.offset)

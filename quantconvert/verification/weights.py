@@ -14,8 +14,7 @@ import torch
 from torch import Tensor
 
 from quantconvert.methods import Tolerance
-from quantconvert.methods.rounding import norms, squares
-from quantconvert.quantized import Quantized, spread
+from quantconvert.quantized import Quantized, code_values, norms, spread, squares
 from quantconvert.schemes import Scheme
 from quantconvert.verification.findings import TensorError
 
@@ -107,7 +106,7 @@ class Errors:
         """What is wrong, if anything. judge_scales: whether a scale may be compared with what its values ask for
         (those of a source that was quantized before may be another quantizer's).
         """
-        allowed, relative = self.tolerance, math.sqrt(self.noise / self.signal) if self.signal else 0.0
+        allowed, relative = self.tolerance, _relative(self.noise, self.signal)
         if allowed.inside is not None and not self.inside <= allowed.inside:
             return f"a code is {self.inside:.4f} steps from its value: expected at most {allowed.inside:.4g}"
         if not self.excess <= 0:
@@ -128,8 +127,11 @@ def _steps(off: Tensor, scale: Tensor) -> Tensor:
 def _wide(w_OI: Tensor, decoded_OI: Tensor, quantized: Quantized) -> Tensor:
     """The distances of values to what is stored where that is beyond float32, in its place in a real number's terms."""
     scale_OI = spread(quantized, quantized.scale.float(), w_OI.shape[1])
-    zero_OI = spread(quantized, quantized.zero_points().float(), w_OI.shape[1])
-    steps_OI = (w_OI / scale_OI).add_(zero_OI).sub_(quantized.codes.float())
+    if quantized.has_bias and quantized.offset is not None:
+        zero_OI = -spread(quantized, quantized.offset.float(), w_OI.shape[1]) / scale_OI
+    else:
+        zero_OI = spread(quantized, quantized.zero_points().float(), w_OI.shape[1])
+    steps_OI = (w_OI / scale_OI).add_(zero_OI).sub_(code_values(quantized))
     return torch.where(torch.isfinite(decoded_OI), decoded_OI - w_OI, steps_OI * scale_OI)
 
 
@@ -149,10 +151,18 @@ class _At:
 
     def outside(self, w: Tensor) -> Tensor:
         """By how many steps each value lies beyond the values of the lowest and the highest code; 0 between them."""
-        scale = self.of(self.quantized.scale.float())
+        scale, number = self.of(self.quantized.scale.float()), self.quantized.number
+        if number.kind == "float":
+            at = w / scale
+            return (at - at.clamp(number.low, number.high)).abs_()
         offset = self.of(self.quantized.zero_points().float())
         at = (w - offset) / scale if self.quantized.has_bias else w / scale + offset
-        return (at - at.clamp(0, self.quantized.number.top)).abs_()
+        return (at - at.clamp(0, number.top)).abs_()
+
+
+def _relative(noise: float, signal: float) -> float:
+    """The norm of the error over that of the weight; infinite where there is only error."""
+    return math.sqrt(noise / signal) if signal else math.inf if noise else 0.0
 
 
 def _larger(known: float, new: float) -> float:

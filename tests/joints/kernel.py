@@ -24,6 +24,9 @@ class PackedInt4:
     def __init__(self) -> None:
         self.num_calls = 0
 
+    def scratch(self, scheme: Scheme) -> int:
+        return 24
+
     def find(self, encoding: str, method: str, scheme: Scheme, layout: str, source: Read) -> Encode | None:
         fits = (encoding, method, layout, source.dtype) == ("plain", "rtn", "compressed-tensors", "BF16")
         if (

@@ -17,7 +17,8 @@ from quantconvert.schemes import Scheme
 class Biased(Layout):
     name = "toy-biased"
     summary = "a byte a code, float32 scales and biases"
-    suffixes = frozenset({"codes", "scales", "biases"})
+    suffixes = frozenset({"codes", "toy_scales", "toy_biases"})
+    scale_suffix = "toy_scales"
     symmetric_by_default = False
 
     def problems(self, scheme: Scheme, shape: tuple[int, ...], module: str) -> list[str]:
@@ -33,23 +34,23 @@ class Biased(Layout):
         groups = (shape[0], scheme.num_groups(shape[1]))
         return (
             TensorSpec("codes", "U8", shape),
-            TensorSpec("scales", "F32", groups),
-            TensorSpec("biases", "F32", groups),
+            TensorSpec("toy_scales", "F32", groups),
+            TensorSpec("toy_biases", "F32", groups),
         )
 
     def encode(self, quantized: Quantized, scheme: Scheme, shape: tuple[int, ...]) -> dict[str, Tensor]:
         bias = -quantized.zero_points().float() * quantized.scale
-        return {"codes": quantized.codes, "scales": quantized.scale, "biases": bias}
+        return {"codes": quantized.codes, "toy_scales": quantized.scale, "toy_biases": bias}
 
     def decode(self, blocks: Mapping[str, Tensor], stored: Stored, rows: int) -> Quantized:
-        return Quantized(blocks["codes"], blocks["scales"], blocks["biases"], stored.scheme.number)
+        return Quantized(blocks["codes"], blocks["toy_scales"], blocks["toy_biases"], stored.scheme.number)
 
     def reader(
         self, block: Mapping[str, Any], read: Callable[[TensorRef], bytes]
     ) -> Callable[[str, Mapping[str, TensorRef]], Stored | None]:
         def stored(module: str, refs: Mapping[str, TensorRef]) -> Stored | None:
             rows, columns = refs["codes"].shape
-            scheme = Scheme(int(block["bits"]), False, "group", columns // refs["scales"].shape[1])
+            scheme = Scheme(int(block["bits"]), False, "group", columns // refs["toy_scales"].shape[1])
             return Stored(module, scheme, (rows, columns), refs)
 
         return stored
@@ -67,7 +68,7 @@ class RoundedOffset(Biased):
 
     def encode(self, quantized: Quantized, scheme: Scheme, shape: tuple[int, ...]) -> dict[str, Tensor]:
         blocks = super().encode(quantized, scheme, shape)
-        return blocks | {"biases": (blocks["biases"] * 64).round() / 64}
+        return blocks | {"toy_biases": (blocks["toy_biases"] * 64).round() / 64}
 
 
 class RoundedScale(Biased):
@@ -75,7 +76,7 @@ class RoundedScale(Biased):
 
     def encode(self, quantized: Quantized, scheme: Scheme, shape: tuple[int, ...]) -> dict[str, Tensor]:
         blocks = super().encode(quantized, scheme, shape)
-        return blocks | {"scales": blocks["scales"].to(torch.float8_e5m2).float()}
+        return blocks | {"toy_scales": blocks["toy_scales"].to(torch.float8_e5m2).float()}
 
 
 class SwappedPairs(Biased):

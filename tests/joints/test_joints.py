@@ -91,7 +91,7 @@ def test_a_layout_with_a_bias_is_read_back(tmp_path: Path):
     stored, found = read_tensors(out), read_tensors(plain)
     for name in (n for n in found if "_proj" in n):
         stem = name.removesuffix("weight")
-        scale, bias = (stored[stem + key].repeat_interleave(32, 1) for key in ("scales", "biases"))
+        scale, bias = (stored[stem + key].repeat_interleave(32, 1) for key in ("toy_scales", "toy_biases"))
         assert torch.equal(found[name], stored[stem + "codes"].float() * scale + bias)
 
 
