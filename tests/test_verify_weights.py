@@ -47,7 +47,7 @@ def test_negative_floats_are_inside_their_range():
 
 
 def test_negative_scales_are_another_tool_s_right():
-    """`w = code * -scale`: GPTQ by others has them. Codes are judged in steps of their size; the sign is looked at apart."""
+    """`w = code * -scale`: GPTQ by others has them. Steps have no sign; that is looked at apart."""
     w = torch.tensor([[-7.0, 3.0, 8.0, -2.0]])
     codes = Quantized((-w + 8).to(torch.uint8), -torch.ones(1, 1), None, INT4)
     assert torch.equal(dequantize(codes), w)
