@@ -205,7 +205,7 @@ FILES = [
     special(SINGLE, listen, "is no regular file but a socket"),
     linked("tokenizer.json", "/etc/passwd", f"{OUT}`/etc/passwd`"),
     linked("vocab.txt", "../secret.txt", OUT, secret),
-    linked("notes.txt", "inner.txt", OUT, chained, "Refusal"),
+    linked("notes.txt", "inner.txt", "are links out of the source, to ", chained),
     linked(SINGLE, "../source-of-others/model.safetensors", OUT, secret),
     linked(CONFIG, "/dev/zero", f"{OUT}`/dev/zero`"),
     linked(CONFIG, "/proc/self/environ", OUT),
