@@ -64,7 +64,7 @@ def command_of(plan: Plan) -> str:
     source = [checkpoint.location, "OUT", "--revision", checkpoint.revision] if checkpoint.revision else ["SRC", "OUT"]
     dtype = ["--dtype", job.dtype] if job.dtype not in (None, DEFAULT_DTYPE) else []
     again = ["--requantize"] if job.requantize and plan.source_format else []
-    again += ["--allow-incomplete"] if job.allow_incomplete else []
+    again += ["--allow-incomplete"] if any(note.startswith("--allow-incomplete") for note in plan.notes) else []
     return shlex.join(map(str, ["quantconvert", *verb, *source, *dtype, *job.words(), *again]))
 
 

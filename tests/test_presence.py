@@ -76,8 +76,7 @@ def test_bytes_do_not_depend_on_the_permission(tmp_path: Path):
     source = without(tmp_path / "in", "nothing")
     quantconvert.convert(source, tmp_path / "a")
     quantconvert.convert(source, tmp_path / "b", allow_incomplete=True)
-    names = {path.name for path in (tmp_path / "a").iterdir()} - {"README.md", "quantconvert.json"}
-    assert len(names) == 2  # the two others hold the command, which names the option
+    names = [path.name for path in sorted((tmp_path / "a").iterdir())]
     assert all((tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes() for name in names)
 
 
