@@ -368,10 +368,19 @@ def giant(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return zeros(tmp_path_factory.mktemp("giant"), header, size)
 
 
+def _hears_hang_ups() -> None:
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
 def interrupted(numbers: list[signal.Signals], *args: object, until: str) -> tuple[int, str, list[str]]:
     """Exit code, stdout and lines of stderr of a conversion that gets signals once a line contains `until`."""
     process = subprocess.Popen(
-        [*CLI, *map(str, args), "--workers", "1"], env=ENV, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [*CLI, *map(str, args), "--workers", "1"],
+        env=ENV,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=_hears_hang_ups,  # also where these tests run under nohup
     )
     lines: list[str] = []
     try:
