@@ -105,7 +105,17 @@ def _group_line(group: dict[str, Any]) -> str:
     width = f"g{_word(weights.get('group_size'))}" if strategy == "group" else f"per {strategy}"
     kind = "symmetric" if weights.get("symmetric", True) else "asymmetric"
     shown = ", ".join(map(_word, targets[:20])) if isinstance(targets, list) else ""
-    return f"{_word(weights.get('type', '?'))}{_word(weights.get('num_bits', '?'))} {width} {kind}: {shown}"
+    return f"{_number(weights)} {width} {kind}{_inputs(group)}: {shown}"
+
+
+def _number(arguments: dict[str, Any]) -> str:
+    return f"{_word(arguments.get('type', '?'))}{_word(arguments.get('num_bits', '?'))}"
+
+
+def _inputs(group: dict[str, Any]) -> str:
+    """`, int8 activations` where a group quantizes those too."""
+    inputs = group.get("input_activations")
+    return f", {_number(inputs)} activations" if isinstance(inputs, dict) else ""
 
 
 def _word(value: object) -> str:

@@ -6,6 +6,7 @@ import re
 import shlex
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -93,3 +94,11 @@ def test_no_registry_host_and_no_tool_of_ours_is_named():
         if path.suffix in {".py", ".md", ".toml", ".txt", ".sh"} or file == ".ci/run":
             text = path.read_text()
             assert not [host for host in hosts if host in text], file
+
+
+def test_the_package_says_what_it_is():
+    """Classifiers and addresses for whoever finds it in an index."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert "Typing :: Typed" in project["classifiers"]
+    assert {f"Programming Language :: Python :: 3.{minor}" for minor in (11, 12, 13)} <= set(project["classifiers"])
+    assert set(project["urls"]) == {"Repository", "Changelog", "Issues"}

@@ -194,3 +194,10 @@ def test_hostile_configs_give_findings(layout: str, copy: Callable[..., Path]):
         found = quantconvert.verify(out)
         if isinstance(hostile, str) and hostile not in ("", "\\"):
             assert not found.is_ok, hostile
+
+
+def test_inspect_tells_of_quantized_activations(tmp_path: Path):
+    source = write_checkpoint(tmp_path / "in")
+    quantconvert.convert(source, tmp_path / "out", scheme="W8A8")
+    (line,) = quantconvert.inspect(tmp_path / "out").schemes
+    assert line.startswith("int8 per channel symmetric, int8 activations: Linear")

@@ -28,7 +28,7 @@ REASON_TEXT: dict[str, str] = {
     "not 2-D": "not a two-dimensional weight",
     "not a weight": "a buffer or table, not the weight of a linear layer",
     "family": "kept by the family's table",
-    "ignored": "matches --ignore",
+    "ignored": "matches --ignore, or a rule that says skip",
     "indivisible": "group size does not divide in_features",
     "plain": "not quantized in the source",
     "non-finite": "holds NaN or Inf, or is fused with one that does (--nan-policy keep)",
