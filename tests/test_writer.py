@@ -83,14 +83,14 @@ def test_split_shards_keeps_units_whole_and_lets_a_giant_have_its_own_file():
 )
 def test_same_bytes_for_any_worker_count_and_cut(tmp_path: Path, options, monkeypatch: pytest.MonkeyPatch):
     """Workers 1, 2, 4; memory limits that cut slabs; tiles from the whole tensor down to the fewest rows."""
-    tensors = llama_tensors(layers=1) | {"model.layers.0.mlp.down_proj.weight": weight(128, 16384, seed=99)}
-    tensors |= {f"model.layers.0.mlp.{name}_proj.weight": weight(16384, 128, seed=5) for name in ("gate", "up")}
+    tensors = llama_tensors(layers=1) | {"model.layers.0.mlp.down_proj.weight": weight(128, 4096, seed=99)}
+    tensors |= {f"model.layers.0.mlp.{name}_proj.weight": weight(4096, 128, seed=5) for name in ("gate", "up")}
     source = write_checkpoint(
-        tmp_path / "source", tensors, LLAMA_CONFIG | {"num_hidden_layers": 1, "intermediate_size": 16384}, shards=2
+        tmp_path / "source", tensors, LLAMA_CONFIG | {"num_hidden_layers": 1, "intermediate_size": 4096}, shards=2
     )
     seen = []
     for i, (workers, limit, tile) in enumerate(
-        [(1, "2GB", 1 << 19), (2, "2GB", 1 << 19), (4, "2GB", 1 << 16), (2, "600KB", 1 << 10), (4, "1MB", 1 << 12)]
+        [(1, "2GB", 1 << 19), (2, "2GB", 1 << 19), (4, "2GB", 1 << 16), (2, "150KB", 1 << 10), (4, "250KB", 1 << 12)]
     ):
         monkeypatch.setattr("quantconvert.planning.memory.TILE_ELEMENTS", tile)
         monkeypatch.setattr("quantconvert.planning.memory.TILE_BYTES", 1)
