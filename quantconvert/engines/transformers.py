@@ -143,6 +143,10 @@ TRANSFORMERS = Engine(
             "optimum does not find the layers of this family in GPTQ",
         ),
         Row(
+            When(GPTQ, families=("lfm3",)), "wrong", _BY_FAMILY,
+            "a projection of this family is renamed after optimum has chosen its layers by name: random numbers",
+        ),
+        Row(
             When(GPTQ, families=("modernbert", "gpt-bigcode")), "refuses", _BY_FAMILY,
             "packed layers of this family do not load, but from compressed-tensors with dequantize=True",
         ),

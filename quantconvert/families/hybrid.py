@@ -6,6 +6,8 @@ small and feeds exponentials: it stays, as does the convolution, which no engine
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from quantconvert.families.common import (
     DECODER_PARTS,
     EMBEDDINGS,
@@ -127,7 +129,7 @@ NEMOTRON_H = Family(
 # of attention.
 LFM2 = Family(
     name="lfm2",
-    model_types=("lfm2", "lfm2_moe", "lfm3"),
+    model_types=("lfm2", "lfm2_moe"),
     linear=(
         r"\.self_attn\.(q_proj|k_proj|v_proj|out_proj|o_proj|gate_proj)$",
         r"\.conv\.(in_proj|out_proj)$",
@@ -147,3 +149,6 @@ LFM2 = Family(
     ),
     parts=(EMBEDDINGS, Part("final norm", ("embedding_norm",))),
 )
+
+# The same tables; transformers renames its attention's gate_proj while it loads.
+LFM3 = replace(LFM2, name="lfm3", model_types=("lfm3",))
