@@ -98,7 +98,8 @@ class Plan:
     def accounts(self) -> dict[str, int]:
         """How many stored tensors went where; together they are all of the checkpoint's, each in one place.
 
-        `decoded`: quantized in the source, kept in high precision here. `changed`: kept, but by steps not as it was. `partners`: scales and the like, read with
+        `decoded`: quantized in the source, kept in high precision here. `changed`: kept, but
+        by steps not as it was. `partners`: scales and the like, read with
         the tensor that holds the values.
         """
         found: dict[str, str] = {}
