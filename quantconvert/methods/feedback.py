@@ -26,6 +26,7 @@ from torch import Tensor
 
 from quantconvert.methods.base import BadInputs, Noise
 from quantconvert.methods.gptq import MAX_SHIFT
+from quantconvert.methods.rounding import nearest
 from quantconvert.methods.searching import best_qparams, check_importance
 from quantconvert.quantized import Quantized, norms, squares
 from quantconvert.schemes import Scheme
@@ -36,7 +37,7 @@ WIDTH = 128
 _DIGITS = 22
 # Columns of the Cholesky factor that are found together, and columns that are changed together.
 _PANEL, _SPREAD = 512, 512
-# Rows with larger values are rounded to nearest: what is passed on could leave float32.
+# Rows with values as large are rounded to nearest: what is passed on could leave float32.
 _LARGEST = 2.0**100
 
 
@@ -130,6 +131,10 @@ def quantize(
     half = scheme.number.midpoint
     offset = None if zero_OG is None else (zero_OG + half).to(torch.uint8)
     quantized = Quantized(codes_IO.t().contiguous(), scale_OG, offset, scheme.number)
+    loud_O = w_OI.abs().amax(1) >= _LARGEST
+    if bool(loud_O.any()):
+        zero = None if zero_OG is None else zero_OG[loud_O]
+        quantized.codes[loud_O] = nearest(w_OI[loud_O], scheme, scale_OG[loud_O], zero).codes
     if noise is not None:
         noise.noise += _add_noise(w_OI, quantized, noise)
     return quantized
@@ -139,12 +144,11 @@ class _Rows:
     """The rows of a block, on their way: columns first, so that a column is contiguous."""
 
     def __init__(self, w_OI: Tensor, scheme: Scheme, scale_OG: Tensor, zero_OG: Tensor | None) -> None:
-        self.w_OI, self.w_IO = w_OI, w_OI.t().contiguous()
+        self.w_OI, self.w_IO = w_OI, w_OI.t().clone(memory_format=torch.contiguous_format)
         self.low, self.high = float(-scheme.number.midpoint), float(scheme.number.top - scheme.number.midpoint)
         self.group_size = scheme.group_size or w_OI.shape[1]
         self.scale_GO = scale_OG.float().t().contiguous()
         self.zero_GO = torch.zeros_like(self.scale_GO) if zero_OG is None else zero_OG.t().contiguous()
-        self.heard_O = (w_OI.abs().amax(1) < _LARGEST).float()
 
     def round(self, first: int, factor_II: Tensor, codes_IO: Tensor) -> Tensor:
         """Round the columns of the block from `first`, one after the other; their errors over U_jj, float64 [B, O]."""
@@ -158,7 +162,7 @@ class _Rows:
             torch.div(w_BO[j], scale_O, out=code_O).add_(zero_O).round_()
             torch.clamp(code_O, low_BO[j], high_BO[j], out=code_O)
             torch.sub(code_O, zero_O, out=error_O).mul_(scale_O)
-            torch.sub(w_BO[j], error_O, out=error_O).div_(diagonal[j]).mul_(self.heard_O)
+            torch.sub(w_BO[j], error_O, out=error_O).div_(diagonal[j])
             passed = torch.mul(factor_BB[j, j + 1 :, None], error_O, out=passed_BO[j + 1 :])
             w_BO[j + 1 :].sub_(passed)
         codes_IO[first:last] = code_BO.sub_(self.low)
