@@ -83,7 +83,6 @@ def _decide_conversion(
     errors: list[QuantConvertError] = []
     checkpoint = without_factors(checkpoint)
     method = METHODS.find(job.method)
-    check_needs(method, (), errors)
     classifier = Classifier(checkpoint)
     sources = find_sources(checkpoint, classifier.family, read, errors, job.steps)
     if not errors:
@@ -97,6 +96,7 @@ def _decide_conversion(
     model = meets(checkpoint, classifier, any(d.is_expert for d in decisions))
     choice = choose_format(job, decisions, checkpoint.text_config, errors, model)
     decisions, factors, unequal = equalized(checkpoint, decisions, job, classifier, errors)
+    check_needs(method, (), errors)
     check_schemes(method, choice, decisions, errors)
     raise_all(errors)
     lowering = Lowering(choice.format, method, execution_for(job.limits))

@@ -11,8 +11,9 @@ from quantconvert.planning.decision import Decision
 from quantconvert.planning.memory import cut
 from quantconvert.planning.place import Unit, unchanged
 from quantconvert.planning.plan import Execution
-from quantconvert.planning.tasks import Copy, Decode, Output, Quantize, Repack, Split, Task
+from quantconvert.planning.tasks import Copy, Cut, Decode, Output, Quantize, Repack, Split, Task
 from quantconvert.schemes import Scheme
+from quantconvert.sources import Read
 
 
 class Lowering:
@@ -39,6 +40,12 @@ class Lowering:
             return ref.name, (TensorSpec("", decision.dtype, ref.shape),)
         return unchanged(ref)
 
+    def _cut(self, ref: Read, scheme: Scheme, turned_nbytes: int, multiple: int) -> Cut:
+        """How a weight is cut for the method."""
+        method, held = self.method, self.method.held(scheme, ref.matrix[1])
+        taken = scratch(method, scheme)
+        return cut(ref, ref.matrix, turned_nbytes, multiple, self.execution, taken, held, method.block_rows)
+
     def task(self, decision: Decision, outputs: tuple[Output, ...]) -> Task:
         """The task of a decision whose outputs have their places."""
         ref, scheme = decision.ref, self.scheme(decision)
@@ -49,8 +56,7 @@ class Lowering:
             if decision.scheme is not None:
                 parts = cut(ref, ref.matrix, turned, multiple, self.execution)
                 return Repack(ref, outputs, decision.evidence, scheme, self.layout.name, parts)
-            held = self.method.held(scheme, ref.matrix[1])
-            parts = cut(ref, ref.matrix, turned, multiple, self.execution, scratch(self.method, scheme), held)
+            parts = self._cut(ref, scheme, turned, multiple)
             return Quantize(ref, outputs, decision.evidence, scheme, self.method.name, self.layout.name, parts)
         if decision.reason is None or decision.is_decoded or ref.steps:
             parts = cut(ref, ref.matrix, 0, 1, self.execution)

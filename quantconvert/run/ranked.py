@@ -17,11 +17,11 @@ from quantconvert.events import silent
 from quantconvert.factors import FACTORS
 from quantconvert.families.parallel import part_of
 from quantconvert.layouts import LAYOUTS
-from quantconvert.methods import METHODS, NonFinite, ScaleOverflow
+from quantconvert.methods import METHODS, BadInputs, NonFinite, ScaleOverflow
 from quantconvert.planning import Copy, Decode, Plan, Quantize, Split, Task
 from quantconvert.planning.memory import cut
 from quantconvert.run.first import find_factors
-from quantconvert.run.work import count_nonfinite, nonfinite_error, overflow_error, plain
+from quantconvert.run.work import count_nonfinite, inputs_error, nonfinite_error, overflow_error, plain
 from quantconvert.sources import open_rows
 from quantconvert.sources.rows import read_vector, tiles
 
@@ -68,7 +68,8 @@ def _quantized(files: Files, work: Workspace, plan: Plan, task: Quantize, rank: 
     part = part_of(source.module, source.shape, rank, size, config)
     assert part is not None, "the plan has checked that every layer divides by the ranks"
     specs = layout.outputs(part.shape, source.dtype, scheme)
-    tile_rows = cut(source, part.shape, 0, layout.row_multiple(scheme), plan.execution).tile_rows
+    multiple, block_rows = layout.row_multiple(scheme), method.block_rows
+    tile_rows = cut(source, part.shape, 0, multiple, plan.execution, block_rows=block_rows).tile_rows
     rows = open_rows(source, files, work, plan.execution.slab_nbytes)
     columns = None if part.columns == (0, source.shape[1]) else part.columns
     dtype, scale_dtype = torch_dtype(source.dtype), torch_dtype(layout.scale_dtype(source.dtype))
@@ -88,6 +89,8 @@ def _quantized(files: Files, work: Workspace, plan: Plan, task: Quantize, rank: 
         raise nonfinite_error(source, count_nonfinite(rows, source)) from None
     except ScaleOverflow:
         raise overflow_error(source, layout.name) from None
+    except BadInputs as error:
+        raise inputs_error(source, error) from None
     result = {}
     for spec in specs:
         whole = torch.cat(blocks[spec.suffix]) if spec.rows_per_element else blocks[spec.suffix][0]

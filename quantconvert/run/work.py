@@ -15,7 +15,7 @@ from quantconvert.errors import CheckpointError, OutputError, UnsupportedError
 from quantconvert.kernels import find_kernel
 from quantconvert.layouts import LAYOUTS
 from quantconvert.machine import copy_range
-from quantconvert.methods import METHODS, Noise, NonFinite, ScaleOverflow
+from quantconvert.methods import METHODS, BadInputs, Noise, NonFinite, ScaleOverflow
 from quantconvert.planning import Copy, Decode, Execution, Quantize, Repack, Split, Task
 from quantconvert.planning.tasks import COPY_CHUNK_NBYTES
 from quantconvert.run.disk import write_all
@@ -124,6 +124,8 @@ class Bench:
             raise nonfinite_error(source, count_nonfinite(rows, source)) from None
         except ScaleOverflow:
             raise overflow_error(source, task.layout) from None
+        except BadInputs as error:
+            raise inputs_error(source, error) from None
 
     def _heard(self, name: str, read: Iterator[tuple[int, Tensor]]) -> Iterator[Tensor]:
         """The tiles of a first pass, which tells of no progress but must stop when all workers do."""
@@ -240,6 +242,10 @@ def nonfinite_error(ref: Read, found: tuple[int, int, tuple[int, ...]]) -> Check
         f"tensor `{ref.name}` in `{ref.file}` holds {nonfinite_text(found)}: expected finite weights",
         hint="--nan-policy keep leaves such tensors (and what is fused with them) unquantized",
     )
+
+
+def inputs_error(ref: Read, error: BadInputs) -> CheckpointError:
+    return CheckpointError(f"tensor `{ref.name}`: {error}: expected what its {ref.matrix[1]} inputs can be")
 
 
 def overflow_error(ref: Read, fmt: str) -> UnsupportedError:
