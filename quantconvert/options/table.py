@@ -126,6 +126,11 @@ class JobOptions(StreamOptions, total=False):
         Option("What is done to weights before; repeatable.", flags=("--step",), metavar="NAME", default=(),
                hidden=True, changes=True, in_recipe=True),
     ]  # fmt: skip
+    statistics: Annotated[
+        str | None,
+        Option("What `quantconvert observe` has written of this model's inputs; W8A8_STATIC needs it.", metavar="FILE",
+               panel=SCHEME, changes=True, in_recipe=True, is_file=True),
+    ]  # fmt: skip
     ignore: Annotated[
         Sequence[str],
         Option("Module to leave alone: exact name, glob, or re:REGEX. Repeatable.", metavar="PATTERN", default=(),

@@ -17,6 +17,7 @@ from quantconvert.planning.decide import decide
 from quantconvert.planning.decided import Decided, meets, select
 from quantconvert.planning.decision import Decision
 from quantconvert.planning.dims import check_dims
+from quantconvert.planning.inputs import input_maxima, statistics_of
 from quantconvert.planning.lower import Lowering
 from quantconvert.planning.memory import check_memory, execution_for
 from quantconvert.planning.notes import notes_on
@@ -71,6 +72,7 @@ def _plan_of(decided: Decided) -> Plan:
         plain_dtype=decided.plain_dtype,
         dropped=decided.sources.dropped,
         loadable=decided.loadable,
+        statistics=decided.statistics,
     )
 
 
@@ -89,15 +91,18 @@ def _decide_conversion(
         _check_strict(decisions, classifier, errors)
     if not any(d.request for d in decisions) and not errors:
         errors.append(_nothing_to_do(checkpoint, decisions))
+    statistics = statistics_of(job, checkpoint, sources, errors)
+    maxima = input_maxima(job, statistics, decisions, classifier.fused, errors)
     model = meets(checkpoint, classifier, any(d.is_expert for d in decisions))
     choice = choose_format(job, decisions, checkpoint.text_config, errors, model)
     raise_all(errors)
-    lowering = Lowering(choice.format, method, execution_for(job.limits))
+    lowering = Lowering(choice.format, method, execution_for(job.limits), maxima)
     selection = select(decisions, lowering, classifier)
     notes = (*lacks, *notes_on(checkpoint, sources, decisions, choice, job))
     return Decided(
-        checkpoint, job, classifier, sources, decisions, lowering, choice.reason, notes, selection, choice.loadable
-    )
+        checkpoint, job, classifier, sources, decisions, lowering, choice.reason, notes, selection, choice.loadable,
+        statistics=statistics,
+    )  # fmt: skip
 
 
 def _check_strict(decisions: Sequence[Decision], classifier: Classifier, errors: list[QuantConvertError]) -> None:

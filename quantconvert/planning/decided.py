@@ -15,6 +15,7 @@ from quantconvert.planning.decision import Decision
 from quantconvert.planning.lower import Lowering
 from quantconvert.schemes import Scheme
 from quantconvert.sources import Sources
+from quantconvert.statistics import Statistics
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +33,7 @@ class Decided:
     selection: Selection
     loadable: Loadable
     plain_dtype: str | None = None
+    statistics: Statistics | None = None
 
     @property
     def layout(self) -> Layout | None:
