@@ -150,7 +150,7 @@ class CompressedTensors(Layout):
                     rows, columns = struct.unpack("<2q", read(refs["weight_shape"]))
             else:
                 rows, columns = refs["weight"].shape
-            why = group.only_dequantize(packed, refs.get("input_scale"), refs["weight_scale"].dtype)
+            why = group.only_dequantize(packed, refs)
             return Stored(module, scheme, (rows, columns), refs, only_dequantize=why)
 
         return stored
@@ -270,16 +270,17 @@ class _Group:
         keys = ("num_bits", "type", "symmetric", "strategy", "dynamic")
         return acts is not None and all(acts.get(key, arguments[key]) == arguments[key] for key in keys)
 
-    def only_dequantize(self, packed: bool, input_scale: TensorRef | None, scale_dtype: str) -> str | None:
+    def only_dequantize(self, packed: bool, refs: Mapping[str, TensorRef]) -> str | None:
         """Why the activations' part would be lost or made up by another layout, if it would."""
         acts = self.activations
         if packed:
             return "quantizes activations too, which no layout of ours says of packed weights" if acts else None
         if acts is None:
             return "stores int8 without quantizing activations"
-        if input_scale is not None and input_scale.dtype != scale_dtype:
-            return f"stores the scale of its input as {input_scale.dtype}, that of its weight as {scale_dtype}"
-        same = input_scale is not None or self._acts_like(_inputs(DYNAMIC))
+        scales = [refs[suffix].dtype for suffix in ("weight_scale", "input_scale") if suffix in refs]
+        if len(set(scales)) > 1:
+            return f"stores the scale of its weight as {scales[0]}, that of its input as {scales[1]}"
+        same = self._acts_like(_inputs(STATIC if "input_scale" in refs else DYNAMIC))
         eight = self.scheme is not None and self.scheme.num_bits == 8 and self.scheme.symmetric
         return None if same and eight else "quantizes activations in a way that no layout of ours says"
 
