@@ -29,15 +29,23 @@ _READ_INPUT = ("weight", "gate_up_proj", "gate_proj", "up_proj")
 
 
 def build(config: Any) -> Any:
-    """The base model (no output head) of a config, in float32, its parameters on the meta device, its buffers real."""
-    from transformers import AutoModel
+    """The base model (no output head) of a config, in float32, its parameters on the meta device, its buffers real.
 
-    auto: Any = AutoModel
+    Raises `UnsupportedError` for what transformers does not build, and for a model that reads no text.
+    """
+    import transformers
+
+    names = [name for name in config.architectures or () if name.endswith("Model") and hasattr(transformers, name)]
+    own: Any = getattr(transformers, names[0]) if names else None  # the encoder of a pair, alone
+    auto: Any = transformers.AutoModel
+    how: dict[str, Any] = {"dtype": torch.float32}
     with _without_parameters():
         try:
-            model = auto.from_config(config, dtype=torch.float32, trust_remote_code=False)
+            model = own._from_config(config, **how) if own else auto.from_config(config, trust_remote_code=False, **how)
         except Exception as error:  # whatever a config makes transformers raise
             raise UnsupportedError(f"transformers builds no model of this config: {error}") from error
+    if model.main_input_name != "input_ids":
+        raise UnsupportedError(f"this model reads {model.main_input_name}: observe gives it text only")
     return model.eval()
 
 

@@ -54,9 +54,9 @@ def run_by_layers(weights: Weights, layers: Sequence[Layer], windows: Tensor, wa
     try:
         with torch.no_grad():
             weights.model(**inputs_of(weights.model, windows))
+        watch.forget()
         take(watch.take())
     finally:
-        watch.forget()
         for layer in layers:
             del layer.module.forward
 

@@ -5,6 +5,7 @@ Legend: T tokens of one call, I columns.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from quantconvert.errors import CheckpointError, UnsupportedError
+from quantconvert.errors import CheckpointError
 
 
 class CalledAgain(Exception):
@@ -60,17 +61,30 @@ class Sums:
         return found
 
 
+class SharedNotAlways(Exception):
+    """Modules that read one input in some calls read others in other calls. kind: the last part of the one's name that
+    must be summed by itself.
+    """
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.kind = name.rpartition(".")[2]
+
+
 @dataclass(slots=True)
 class Watch:
     """Hooks on modules, each with the name that its statistics bear; inputs that modules share are summed once.
 
-    inputs: the name under which each module's input is summed, once it has run.
+    alone: last parts of the names of modules that do not share. inputs: the name under which each module's input is
+    summed, once it has run.
     """
 
     moments: bool
+    alone: frozenset[str] = frozenset()
     inputs: dict[str, str] = field(default_factory=dict)
     _sums: dict[str, Sums] = field(default_factory=dict)
     _taken: set[str] = field(default_factory=set)
+    _calls: Counter[str] = field(default_factory=Counter)
     _seen: dict[tuple[int, int, int], tuple[str, Tensor]] = field(default_factory=dict)
 
     def add(self, modules: Mapping[str, tuple[nn.Module, int]]) -> list[RemovableHandle]:
@@ -89,17 +103,27 @@ class Watch:
         return see
 
     def _see(self, name: str, x: Tensor, width: int) -> None:
-        place = (x.data_ptr(), x.numel(), x._version)
-        owner = self._seen.setdefault(place, (name, x))[0]
-        if self.inputs.setdefault(name, owner) != owner:
-            raise UnsupportedError(f"`{name}` reads what `{self.inputs[name]}` does in some calls and not in others")
-        if owner == name:
+        owner = name
+        if name.rpartition(".")[2] not in self.alone:
+            owner = self._seen.setdefault((x.data_ptr(), x.numel(), x._version), (name, x))[0]
+        summed = self.inputs.setdefault(name, owner)
+        self._calls[name] += 1
+        if summed == name:
             if name in self._taken:
                 raise CalledAgain(name)
             self._sums.setdefault(name, Sums.of(width, self.moments)).add(x.reshape(-1, width))
+        elif summed != owner:
+            raise SharedNotAlways(name)
 
     def forget(self) -> None:
-        """After a call of the model or a layer: what was seen in it is gone, and its memory may be another's."""
+        """After a call of the model or a layer: what was seen in it is gone, and its memory may be another's.
+
+        Raises `SharedNotAlways` where a module did not read all that was summed for it.
+        """
+        for name, count in self._calls.items():
+            if self._calls[self.inputs[name]] != count:
+                raise SharedNotAlways(name)
+        self._calls.clear()
         self._seen.clear()
 
     def take(self) -> dict[str, Sums]:

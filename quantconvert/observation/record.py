@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import time
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +29,10 @@ if TYPE_CHECKING:
     from quantconvert.observation.model import Layer, Watchable, Weights
     from quantconvert.observation.passes import Take
     from quantconvert.observation.watch import Sums
+
+
+# Roles of matrices that no linear layer of the layers has; the head lies behind what is run.
+_NOT_LINEAR = ("embedding", "norm", "conv", "not a weight", "lm_head")
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,13 +102,13 @@ def _prepare_libraries() -> None:
 
 
 def _linear(checkpoint: Checkpoint, repo: Repo) -> list[Read]:
-    """Every weight of two axes but tables, as conversions name them."""
+    """Every weight of two axes that multiplies, as conversions name them."""
     errors: list[QuantConvertError] = []
     classifier = Classifier(checkpoint)
     sources = find_sources(checkpoint, classifier.family, reader_of(repo), errors)
     raise_all(errors)
     matrices = [read for read in sources.reads if len(read.shape) == 2 and read.name.endswith(WEIGHT_SUFFIX)]
-    return [read for read in matrices if classifier.role(read).reason not in ("embedding", "not a weight", "lm_head")]
+    return [read for read in matrices if classifier.role(read).reason not in _NOT_LINEAR]
 
 
 @dataclass(slots=True)
@@ -130,28 +135,48 @@ class _Run:
         layers = weights.layers()
         self._load_rest(weights, layers)
         found = watchable(weights, self.reads)
-        try:
-            inputs, by_layers = self._attempt(weights, layers, windows, found, by_layers=True), True
-        except QuantConvertError:
-            raise
-        except Exception as error:  # whatever a layer raises that gets one window, or less than it counts on
-            self._note(f"not layer by layer, but with the whole model in memory (4 bytes a parameter): {error}")
-            inputs, by_layers = self._attempt(weights, layers, windows, found, by_layers=False), False
+        inputs, by_layers = self._tried(partial(self._attempt, weights, layers, windows, found))
         out = self.asked.out
         self.report(Finished(str(out)))
         counts = len(layers), len(set(inputs.values())), len(inputs), windows.numel()
         more = by_layers, out.stat().st_size, time.perf_counter() - begin
         return Observation(out, *counts, self.largest, self._unobserved(inputs), *more)
 
+    def _tried(self, attempt: Callable[[bool, frozenset[str]], dict[str, str]]) -> tuple[dict[str, str], bool]:
+        """The input of each linear layer that was observed, and whether the model ran layer by layer."""
+        from quantconvert.observation.watch import SharedNotAlways
+
+        by_layers, alone = True, frozenset[str]()
+        while True:
+            try:
+                return attempt(by_layers, alone), by_layers
+            except QuantConvertError:
+                raise
+            except SharedNotAlways as found:
+                if found.kind in alone:
+                    raise
+                alone |= {found.kind}
+            except Exception as error:  # whatever a layer raises that gets one window, or less than it counts on
+                if not by_layers:
+                    raise
+                self._note(f"not layer by layer, but with the whole model in memory (4 bytes a parameter): {error}")
+                by_layers = False
+
     def _attempt(
-        self, weights: Weights, layers: Sequence[Layer], windows: Tensor, found: Watchable, by_layers: bool
+        self,
+        weights: Weights,
+        layers: Sequence[Layer],
+        windows: Tensor,
+        found: Watchable,
+        by_layers: bool,
+        alone: frozenset[str],
     ) -> dict[str, str]:
         """One run of the model, and its file; the input of each linear layer that was observed."""
         from quantconvert.observation.passes import run_by_layers, run_whole
         from quantconvert.observation.watch import Watch
 
         run = run_by_layers if by_layers else run_whole
-        watch, self.largest = Watch(self.asked.moments), ("", 0.0)
+        watch, self.largest = Watch(self.asked.moments, alone), ("", 0.0)
         handles = watch.add(found.modules)
         try:
             with StatisticsFile(self.asked.out, self._reserve(found.names), self.asked.overwrite) as file:
