@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import lru_cache
+from types import MappingProxyType
 
 from quantconvert.kernels import scratch
 from quantconvert.layouts import Layout, TensorSpec
@@ -15,12 +17,19 @@ from quantconvert.planning.tasks import Copy, Cut, Decode, Output, Quantize, Rep
 from quantconvert.schemes import Scheme
 from quantconvert.sources import Read
 
+_NOTHING: Mapping[str, float] = MappingProxyType({})
+
 
 class Lowering:
-    """How decisions become tasks: in which layout (None: plain numbers), by which method, for which execution."""
+    """How decisions become tasks: in which layout (None: plain numbers), by which method, for which execution.
 
-    def __init__(self, layout: Layout | None, method: Method, execution: Execution) -> None:
-        self.layout, self.method, self.execution = layout, method, execution
+    maxima: max |x| of the inputs of modules whose activations get a stored scale.
+    """
+
+    def __init__(
+        self, layout: Layout | None, method: Method, execution: Execution, maxima: Mapping[str, float] = _NOTHING
+    ) -> None:
+        self.layout, self.method, self.execution, self.maxima = layout, method, execution, maxima
         self._specs = lru_cache(maxsize=4096)(layout.outputs) if layout else None  # the experts of a model are alike
 
     def scheme(self, decision: Decision) -> Scheme | None:
@@ -57,7 +66,8 @@ class Lowering:
                 parts = cut(ref, ref.matrix, turned, multiple, self.execution)
                 return Repack(ref, outputs, decision.evidence, scheme, self.layout.name, parts)
             parts = self._cut(ref, scheme, turned, multiple)
-            return Quantize(ref, outputs, decision.evidence, scheme, self.method.name, self.layout.name, parts)
+            largest = self.maxima.get(decision.module)
+            return Quantize(ref, outputs, decision.evidence, scheme, self.method.name, self.layout.name, parts, largest)
         if decision.reason is None or decision.is_decoded or ref.steps:
             parts = cut(ref, ref.matrix, 0, 1, self.execution)
             return Decode(ref, outputs, decision.evidence, decision.reason, parts)

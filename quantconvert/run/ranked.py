@@ -78,12 +78,13 @@ def _quantized(files: Files, work: Workspace, plan: Plan, task: Quantize, rank: 
         for _, w_OI in tiles(rows, *part.rows, tile_rows, columns):
             yield w_OI
 
+    constants = layout.constants(scheme, source.dtype, task.input_max)
     blocks: dict[str, list[Tensor]] = {spec.suffix: [] for spec in specs}
     try:
         span = method.span(read(), scheme)
         for w_OI in read():
             encoded = layout.encode(method.quantize(w_OI, scheme, dtype, scale_dtype, span), scheme, part.shape)
-            for suffix, block in encoded.items():
+            for suffix, block in (encoded | constants).items():
                 blocks[suffix].append(block)
     except NonFinite:
         raise nonfinite_error(source, count_nonfinite(rows, source)) from None

@@ -157,11 +157,12 @@ class Bench:
         assert stored is not None
         reader = BlockReader(stored, self.files, self.work)
         scale_dtype = torch_dtype(target.scale_dtype(reader.scale_tag))
+        constants = reader.constants()
 
         def make(begin: int, end: int) -> Iterator[Tile]:
             for first, last in spans(begin, end, task.cut.tile_rows):
                 quantized = recast(reader.quantized(first, last), scale_dtype, stored)
-                yield first, last - first, target.encode(quantized, task.scheme, stored.shape)
+                yield first, last - first, target.encode(quantized, task.scheme, stored.shape) | constants
 
         self._stream(task, make)
 
@@ -185,14 +186,15 @@ def _encoder(task: Quantize, rows: Rows, span: Any, noise: Noise) -> Callable[[i
     method, layout = METHODS[task.method], LAYOUTS[task.layout]
     dtype, scale_dtype = torch_dtype(source.dtype), torch_dtype(layout.scale_dtype(source.dtype))
     kernel = find_kernel(source, method, scheme, layout)
+    constants = layout.constants(scheme, source.dtype, task.input_max)
 
     def fast(first: int, last: int) -> dict[str, Tensor]:
         assert kernel is not None
-        return kernel(rows.raw(first, last), span, noise)
+        return kernel(rows.raw(first, last), span, noise) | constants
 
     def reference(first: int, last: int) -> dict[str, Tensor]:
         quantized = method.quantize(rows.rows(first, last), scheme, dtype, scale_dtype, span, noise)
-        return layout.encode(quantized, scheme, source.shape)
+        return layout.encode(quantized, scheme, source.shape) | constants
 
     return fast if kernel else reference
 
