@@ -10,7 +10,15 @@ from typing import Any, Literal
 from quantconvert.errors import UsageError
 from quantconvert.options import JobOptions, NanPolicy, OnIndivisible, Option, PlainDType, check_values, read_group
 from quantconvert.rules import Rule
-from quantconvert.schemes import DEFAULT_GROUP_SIZE, DEFAULT_REQUEST, NUM_BITS, Request, parse_scheme, width_of
+from quantconvert.schemes import (
+    DEFAULT_GROUP_SIZE,
+    DEFAULT_REQUEST,
+    NUM_BITS,
+    Request,
+    parse_scheme,
+    scheme_name,
+    width_of,
+)
 
 Operation = Literal["convert", "repack", "dequantize"]
 # Options that `Job.base` stands for.
@@ -41,7 +49,9 @@ class Job:
     preset: str | None
     engines: tuple[str, ...]
     method: str
+    equalize: bool | None
     steps: tuple[str, ...]
+    statistics: str | None
     tensor_parallel: int
     on_indivisible: OnIndivisible
     nan_policy: NanPolicy
@@ -64,7 +74,11 @@ class Job:
         """Everything that can change bytes, as plain JSON values."""
         options = read_group(JobOptions)
         values = dataclasses.asdict(self)
-        return {name: value for name, value in values.items() if name not in options or options[name].option.changes}
+        return {
+            name: options[name].option.shareable(value) if name in options else value
+            for name, value in values.items()
+            if name not in options or options[name].option.changes
+        }
 
     def asked(self) -> dict[str, Any]:
         """The options that differ from their defaults, in one spelling: `from_options` makes the same job of them."""
@@ -124,7 +138,7 @@ def _base(options: Mapping[str, Any]) -> Request:
 def _base_options(base: Request) -> dict[str, Any]:
     """`_base` the other way: what of it differs from the default."""
     if base.activations:
-        return {"scheme": f"W8A8:{base.strategy}"}
+        return {"scheme": scheme_name(base)}
     values = {"bits": base.num_bits, "group_size": _group_size(base), "symmetric": base.symmetric}
     usual = {"bits": DEFAULT_REQUEST.num_bits, "group_size": _group_size(DEFAULT_REQUEST), "symmetric": None}
     return {key: value for key, value in values.items() if value != usual[key]}

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from quantconvert.checkpoint import TensorRef
+from quantconvert.checkpoint import Checkpoint, TensorRef
 from quantconvert.families import FAMILIES, Family, Fold
 from quantconvert.sources.read import Read, as_stored
 from quantconvert.sources.sites import Site, find_sites
@@ -32,10 +32,18 @@ def reads(modules: dict[str, tuple[int, ...]], layer: str = "model.layers.0") ->
     return [as_stored(TensorRef(name, "BF16", shape, "f", 0, 0)) for name, shape in named.items()]
 
 
+def checkpoint(config: dict[str, Any], types: tuple[str, ...]) -> Checkpoint:
+    """A checkpoint of this config: the language model's, inside of another's where there are two types."""
+    whole: dict[str, Any] = config | {"model_type": types[0]}
+    if len(types) > 1:
+        whole = {"model_type": types[0], "text_config": config | ({"model_type": types[1]} if types[1] else {})}
+    return Checkpoint("x", None, whole, None, (), (), (), (), ())
+
+
 def found(
     tensors: list[Read], row: str = "llama", config: dict[str, Any] = CONFIG, types: tuple[str, ...] = ("llama",)
 ) -> tuple[dict[str, Site], list[str]]:
-    sites, notes = find_sites(tensors, family(row), config, types)
+    sites, notes = find_sites(tensors, family(row), checkpoint(config, types))
     return {site.name.removeprefix("model.layers.0."): site for site in sites}, notes
 
 
@@ -78,7 +86,7 @@ def test_masks_are_read_by_nobody():
 def test_what_reads_two_vectors_reads_neither():
     folds = (Fold("input_layernorm", ("mlp.up_proj",)), Fold("post_attention_layernorm", ("mlp.up_proj",)))
     row = Family("x", (), (), folds=folds, unfolded=(".",))
-    sites, notes = find_sites(reads(LAYER), row, CONFIG, ("x",))
+    sites, notes = find_sites(reads(LAYER), row, checkpoint(CONFIG, ("x",)))
     assert sites == []
     assert len(notes) == 2
     assert all("`model.layers.N.mlp.up_proj`, which" in note for note in notes)
@@ -189,7 +197,7 @@ def test_conditions_on_the_config():
 
 
 def test_nothing_of_families_without_a_table():
-    assert find_sites(reads(LAYER), None, CONFIG, ("x",)) == ([], [])
+    assert find_sites(reads(LAYER), None, checkpoint(CONFIG, ("x",))) == ([], [])
 
 
 @pytest.mark.parametrize("row", [family for family in FAMILIES if family.folds], ids=lambda family: family.name)

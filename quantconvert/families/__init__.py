@@ -13,6 +13,7 @@ from typing import Protocol
 from quantconvert.checkpoint import Checkpoint
 from quantconvert.dtypes import DTYPES
 from quantconvert.families.common import EXPERT_NAMES, FUSED_COMMON, KEEP_BY_NAME, TOWERS
+from quantconvert.families.fused import fused_groups
 from quantconvert.families.row import (
     REASON_TEXT,
     REASONS,
@@ -30,7 +31,7 @@ from quantconvert.patterns import WEIGHT_SUFFIX, template_of
 
 __all__ = [
     "FAMILIES", "KEEP_BY_NAME", "REASONS", "REASON_TEXT", "Classifier", "Dims", "Family", "Fold", "FusedExperts",
-    "FusedSet", "Part", "Reason", "Role", "find_family", "stands_aside",
+    "FusedSet", "Part", "Reason", "Role", "find_family", "fused_groups", "stands_aside",
 ]  # fmt: skip
 
 NO_TABLE = Family("unknown", (), (), fused=FUSED_COMMON)

@@ -8,6 +8,7 @@ from typing import Any
 
 from quantconvert.checkpoint import Checkpoint
 from quantconvert.engines import PLAIN, Loadable, own_names
+from quantconvert.factors import Factors
 from quantconvert.families import Classifier
 from quantconvert.job import Job
 from quantconvert.layouts import Layout, Selection
@@ -15,6 +16,7 @@ from quantconvert.planning.decision import Decision
 from quantconvert.planning.lower import Lowering
 from quantconvert.schemes import Scheme
 from quantconvert.sources import Sources
+from quantconvert.statistics import Statistics
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +34,8 @@ class Decided:
     selection: Selection
     loadable: Loadable
     plain_dtype: str | None = None
+    factors: Factors | None = None
+    statistics: Statistics | None = None
 
     @property
     def layout(self) -> Layout | None:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-from quantconvert.checkpoint import TensorRef
+from quantconvert.checkpoint import Checkpoint, TensorRef
 from quantconvert.dtypes import DTYPES
 from quantconvert.errors import some
 from quantconvert.families import Family, Fold, stands_aside
@@ -36,24 +36,23 @@ class Site:
     start: int = 0
     heads: Heads | None = None
 
+    def base(self, giver: Read) -> int:
+        """1 where what is stored is added to 1 before it multiplies."""
+        return int(self.fold.kind == "1 + norm" and giver.name.endswith(WEIGHT_SUFFIX))
+
     def steps(self, factors: TensorRef) -> Iterator[tuple[str, Step]]:
         """The step of each tensor that takes part, by its name."""
         for read in self.givers:
-            way: Way = "rows" if len(read.shape) == 2 else "vector"
-            if self.fold.kind == "1 + norm" and read.name.endswith(WEIGHT_SUFFIX):
-                way = "1 + vector"
+            way: Way = "rows" if len(read.shape) == 2 else "1 + vector" if self.base(read) else "vector"
             yield read.name, Scale(factors, way, self.start)
         for read in self.readers:
             yield read.name, Scale(factors, "columns", heads=self.heads)
 
 
-def find_sites(
-    reads: Sequence[Read], family: Family | None, config: Mapping[str, Any], model_types: Sequence[str]
-) -> tuple[list[Site], list[str]]:
-    """The sites of a checkpoint, in the order of its layers, and why some that its table promises are none.
-
-    config: that of the language model. model_types: what the whole config and the language model's call themselves.
-    """
+def find_sites(reads: Sequence[Read], family: Family | None, checkpoint: Checkpoint) -> tuple[list[Site], list[str]]:
+    """The sites of a checkpoint, in the order of its layers, and why some that its table promises are none."""
+    config = checkpoint.text_config
+    model_types = (checkpoint.model_type, config.get("model_type"))
     sites: list[Site] = []
     problems: dict[str, list[str]] = {}
     folds = [fold for fold in (family.folds if family else ()) if _holds(fold, config, model_types)]
@@ -80,7 +79,25 @@ def find_sites(
     return sites, [f"{what} ({some(where)})" for what, where in problems.items()]
 
 
-def _holds(fold: Fold, config: Mapping[str, Any], model_types: Sequence[str]) -> bool:
+def scaled(
+    reads: Sequence[Read], family: Family | None, checkpoint: Checkpoint, places: Mapping[str, TensorRef]
+) -> tuple[list[Read], list[str]]:
+    """The reads with the steps that factors found before ask for, and names of factors that belong nowhere."""
+    sites = {site.name: site for site in find_sites(reads, family, checkpoint)[0]} if places else {}
+    known = {name: ref for name, ref in places.items() if name in sites and ref.shape == (sites[name].width,)}
+    return with_steps(reads, [(sites[name], ref) for name, ref in known.items()]), [n for n in places if n not in known]
+
+
+def with_steps(reads: Sequence[Read], factors: Sequence[tuple[Site, TensorRef]]) -> list[Read]:
+    """The reads, in their order, with a step for each site that they take part in."""
+    steps: dict[str, list[Step]] = {}
+    for site, place in factors:
+        for name, step in site.steps(place):
+            steps.setdefault(name, []).append(step)
+    return [replace(read, steps=(*read.steps, *steps[read.name])) if read.name in steps else read for read in reads]
+
+
+def _holds(fold: Fold, config: Mapping[str, Any], model_types: Sequence[object]) -> bool:
     own = next((name for name in reversed(model_types) if name), "")
     if fold.only and own not in fold.only:
         return False

@@ -78,13 +78,11 @@ class Graph:
 
 def graph_of(folder: Path) -> Graph:
     checkpoint = load_checkpoint(LocalFolder(folder))
-    config = checkpoint.text_config
     family = find_family(checkpoint)
     errors: list[Any] = []
     sources = find_sources(checkpoint, family, lambda _: b"", errors)
     assert not errors
-    types = (checkpoint.model_type or "", str(config.get("model_type") or ""))
-    sites, notes = find_sites(sources.reads, family, config, types)
+    sites, notes = find_sites(sources.reads, family, checkpoint)
     return Graph(folder, sources.reads, tuple(sites), tuple(notes))
 
 
