@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from quantconvert.families.blocks import LLAMA_BLOCKS
 from quantconvert.families.common import (
     DECODER_PARTS,
     EMBEDDINGS,
@@ -32,6 +33,7 @@ VISION_LANGUAGE = Family(
     fused=FUSED_COMMON,
     dims=gated_dims(r"layers\.N\.mlp", "intermediate_size"),
     parts=_PARTS,
+    blocks=LLAMA_BLOCKS,
 )  # fmt: skip
 
 # The Hub holds experts [in, out] beside a config with `num_experts`. transformers 5 transposes while it loads, where

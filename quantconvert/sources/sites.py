@@ -143,7 +143,7 @@ def _site(
     heads = None
     rows = givers[0].shape[0]
     if fold.heads:
-        heads = _heads(rows, width, config)
+        heads = heads_of(rows, width, config)
         if heads is None:
             return "has heads that config.json does not explain"
         width = heads.kv_width
@@ -154,7 +154,7 @@ def _site(
     return Site(name, fold, width, tuple(givers), tuple(readers), start, heads)
 
 
-def _heads(rows: int, columns: int, config: Mapping[str, Any]) -> Heads | None:
+def heads_of(rows: int, columns: int, config: Mapping[str, Any]) -> Heads | None:
     """How the query heads of `columns` share key-value heads: by the config, to which the shapes must agree."""
     queries, shared = config.get("num_attention_heads"), config.get("num_key_value_heads")
     shared = queries if shared is None else shared
