@@ -30,7 +30,7 @@ from quantconvert.spans import spans
 # At least so many tokens pass an expert: those that its router likes best, beside those that it gets.
 LEAST_TOKENS = 16
 # Vectors are normed so many tokens, and squared so many columns, at a time.
-NORM_TOKENS, SQUARE_COLUMNS = 32, 512
+NORM_TOKENS, SQUARE_COLUMNS = 32, 64
 
 
 class Execution(Protocol):
