@@ -2,16 +2,10 @@
 
 from quantconvert.factors.file import FACTORS, FactorFile, place_factors, read_places
 from quantconvert.factors.summary import Summary, summarize
+from quantconvert.factors.walk import Walk, find_walk
 from quantconvert.factors.wanted import Driver, Factors, Wanted
 
 __all__ = [
-    "FACTORS",
-    "Driver",
-    "FactorFile",
-    "Factors",
-    "Summary",
-    "Wanted",
-    "place_factors",
-    "read_places",
-    "summarize",
-]
+    "FACTORS", "Driver", "FactorFile", "Factors", "Summary", "Walk", "Wanted", "find_walk", "place_factors",
+    "read_places", "summarize",
+]  # fmt: skip

@@ -12,6 +12,7 @@ from typing import Protocol
 
 from quantconvert.checkpoint import Checkpoint
 from quantconvert.dtypes import DTYPES
+from quantconvert.families.block import Block, Experts, Mlp, NormKind
 from quantconvert.families.common import EXPERT_NAMES, FUSED_COMMON, KEEP_BY_NAME, TOWERS
 from quantconvert.families.fused import fused_groups
 from quantconvert.families.row import (
@@ -30,8 +31,9 @@ from quantconvert.families.tables import FAMILIES
 from quantconvert.patterns import WEIGHT_SUFFIX, template_of
 
 __all__ = [
-    "FAMILIES", "KEEP_BY_NAME", "REASONS", "REASON_TEXT", "Classifier", "Dims", "Family", "Fold", "FusedExperts",
-    "FusedSet", "Part", "Reason", "Role", "find_family", "fused_groups", "stands_aside",
+    "FAMILIES", "KEEP_BY_NAME", "REASONS", "REASON_TEXT", "Block", "Classifier", "Dims", "Experts", "Family", "Fold",
+    "FusedExperts", "FusedSet", "Mlp", "NormKind", "Part", "Reason", "Role", "find_family", "fused_groups",
+    "stands_aside",
 ]  # fmt: skip
 
 NO_TABLE = Family("unknown", (), (), fused=FUSED_COMMON)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from quantconvert.families.blocks import GLM_BLOCKS, LLAMA_BLOCKS, PHI3_BLOCKS
 from quantconvert.families.common import (
     DECODER_PARTS,
     EMBEDDINGS,
@@ -63,6 +64,7 @@ LLAMA = Family(
     fused=FUSED_COMMON,
     dims=_MLP_DIMS,
     parts=DECODER_PARTS,
+    blocks=LLAMA_BLOCKS,
     folds=LLAMA_FOLDS,
     unfolded=OUTS,
 )  # fmt: skip
@@ -77,6 +79,7 @@ PHI3 = Family(
     linear=(r"\.self_attn\.(qkv_proj|o_proj)$", r"\.mlp\.(gate_up_proj|down_proj)$"),
     keep=KEEP_HEADS,
     dims=_MLP_DIMS,
+    blocks=PHI3_BLOCKS,
     parts=DECODER_PARTS,
     folds=(
         *pre_norm("mlp.gate_up_proj", attention=("self_attn.qkv_proj",)),
@@ -94,6 +97,7 @@ GLM = Family(
     keep=KEEP_HEADS,
     fused=FUSED_QKV,
     dims=_MLP_DIMS,
+    blocks=GLM_BLOCKS,
     parts=DECODER_PARTS,
     folds=(*pre_norm("mlp.gate_up_proj"), FOLD_V, _FUSED_UP),
     unfolded=OUTS,

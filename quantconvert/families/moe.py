@@ -8,6 +8,7 @@ otherwise.
 
 from __future__ import annotations
 
+from quantconvert.families.blocks import GRANITE_MOE_BLOCKS, MIXTRAL_BLOCKS, OLMOE_BLOCKS, QWEN_MOE_BLOCKS
 from quantconvert.families.common import (
     DECODER_PARTS,
     EXPERT_NAMES,
@@ -58,6 +59,7 @@ MIXTRAL = Family(
     keep=((r"\.block_sparse_moe\.gate$", "router"), *KEEP_HEADS),
     fused=(*FUSED_COMMON, FusedSet("w13", ("w1", "w3"))),
     experts=EXPERT_NAMES,
+    blocks=MIXTRAL_BLOCKS,
     dims=(
         Dims(r"\.experts\.N\.(w1|w3)$", "intermediate_size", "hidden_size"),
         Dims(r"\.experts\.N\.w2$", "hidden_size", "intermediate_size"),
@@ -85,6 +87,7 @@ QWEN_MOE = Family(
     keep=(*ROUTER, *KEEP_HEADS),
     fused=FUSED_COMMON,
     experts=EXPERT_NAMES,
+    blocks=QWEN_MOE_BLOCKS,
     dims=QWEN_DIMS,
     parts=DECODER_PARTS,
     folds=FOLDS_EXPERTS,
@@ -98,6 +101,7 @@ OLMOE = Family(
     keep=(*ROUTER, *KEEP_HEADS),
     fused=FUSED_COMMON,
     experts=EXPERT_NAMES,
+    blocks=OLMOE_BLOCKS,
     dims=gated_dims(r"experts\.N", "intermediate_size"),
     parts=DECODER_PARTS,
     folds=FOLDS_EXPERTS,
@@ -242,6 +246,7 @@ GRANITE_MOE = Family(
     keep=(*GRANITE_ROUTER, *KEEP_HEADS),
     fused=FUSED_COMMON,
     experts=EXPERT_NAMES,
+    blocks=GRANITE_MOE_BLOCKS,
     fused_experts=GRANITE_EXPERTS,
     dims=GRANITE_DIMS,
     parts=DECODER_PARTS,

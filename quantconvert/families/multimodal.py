@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from quantconvert.families.blocks import LLAMA_BLOCKS
 from quantconvert.families.common import (
     DECODER_PARTS,
     EMBEDDINGS,
@@ -36,6 +37,7 @@ VISION_LANGUAGE = Family(
     parts=_PARTS,
     folds=LLAMA_FOLDS,
     unfolded=OUTS,
+    blocks=LLAMA_BLOCKS,
 )  # fmt: skip
 
 # The Hub holds experts [in, out] beside a config with `num_experts`. transformers 5 transposes while it loads, where

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from quantconvert.families.block import Block
+
 # Why a weight is left alone: a closed list, so that reports and tests can count on it.
 Reason = Literal[
     "embedding", "lm_head", "norm", "bias", "router", "vision", "audio", "conv", "state-space", "mtp", "head",
@@ -134,7 +136,8 @@ class Family:
     `fused_experts`: 3-D tensors of experts. `dims`: shapes that the config must agree with. `tied`: output heads
     other than `lm_head` that share the embeddings' table, so that checkpoints do not hold them and engines have to be
     told by name that they are not quantized. `parts`: what a whole checkpoint has outside its layers. `uneven`: tensors
-    that one layer has and its neighbours have not. `folds`: who gives and who reads the vectors inside a layer.
+    that one layer has and its neighbours have not. `blocks`: what its decoder layers
+    compute. `folds`: who gives and who reads the vectors inside a layer.
     `unfolded`: modules of a layer that read what no fold speaks of (regular expressions, searched in the name relative
     to the layer).
     """
@@ -151,6 +154,7 @@ class Family:
     tied: tuple[str, ...] = ()
     parts: tuple[Part, ...] = ()
     uneven: tuple[str, ...] = ()
+    blocks: tuple[Block, ...] = ()
     folds: tuple[Fold, ...] = ()
     unfolded: tuple[str, ...] = ()
 

@@ -181,14 +181,20 @@ def _site(vector: _Vector, prefix: str, config: Mapping[str, Any]) -> Site | str
 
 
 def _heads(fold: Fold, rows: int, columns: int, config: Mapping[str, Any]) -> Heads | None:
-    """How query heads of `columns` share the key-value heads at the end of `rows`: shapes and config have to agree.
-
-    Of more rows than columns, the last are the values of a fused query, key and value.
-    """
+    """How heads share what gives them a vector."""
     if fold.kind != "rows":
         return Heads(rows, columns // rows, 1) if rows and columns % rows == 0 else None
+    return heads_of(rows, columns, config, fold.head_dim)
+
+
+def heads_of(rows: int, columns: int, config: Mapping[str, Any], head_dim: int | None = None) -> Heads | None:
+    """How query heads of `columns` share the key-value heads at the end of `rows`: shapes and config have to agree.
+
+    Of more rows than columns, the last are the values of a fused query, key and value. head_dim: where the config does
+    not say how many columns a head has.
+    """
     queries = config.get("num_attention_heads", config.get("n_head"))
-    head_dim = config.get("head_dim", fold.head_dim)
+    head_dim = config.get("head_dim", head_dim)
     if queries is None and rows == columns:
         return Heads(columns, 1, 1)
     if queries is None and type(head_dim) is int and head_dim > 0:
