@@ -42,6 +42,7 @@ class Job:
     engines: tuple[str, ...]
     method: str
     steps: tuple[str, ...]
+    rotate: Literal["r1", "r2", "r1,r2"] | None
     tensor_parallel: int
     on_indivisible: OnIndivisible
     nan_policy: NanPolicy
@@ -59,6 +60,11 @@ class Job:
     @property
     def limits(self) -> Limits:
         return Limits(self.workers, self.memory_limit, self.executor)
+
+    @property
+    def step_names(self) -> tuple[str, ...]:
+        """The registered kinds of steps that weights take, in order."""
+        return step_names(self.rotate, self.steps)
 
     def to_json(self) -> dict[str, Any]:
         """Everything that can change bytes, as plain JSON values."""
@@ -99,6 +105,11 @@ class Job:
         for rule in job.rules:
             job.request(rule.scheme)
         return job
+
+
+def step_names(rotate: str | None, steps: tuple[str, ...]) -> tuple[str, ...]:
+    """What `--rotate` and `--step` ask for, in the order in which it is done."""
+    return (*(rotate.split(",") if rotate else ()), *steps)
 
 
 def _is_recorded(name: str, option: Option) -> bool:

@@ -24,13 +24,15 @@ from quantconvert.families.row import (
     Part,
     Reason,
     Role,
+    Stream,
+    Values,
 )
 from quantconvert.families.tables import FAMILIES
 from quantconvert.patterns import WEIGHT_SUFFIX, template_of
 
 __all__ = [
     "FAMILIES", "KEEP_BY_NAME", "REASONS", "REASON_TEXT", "Classifier", "Dims", "Family", "Fold", "FusedExperts",
-    "FusedSet", "Part", "Reason", "Role", "find_family",
+    "FusedSet", "Part", "Reason", "Role", "Stream", "Values", "find_family",
 ]  # fmt: skip
 
 NO_TABLE = Family("unknown", (), (), fused=FUSED_COMMON)

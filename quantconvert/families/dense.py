@@ -13,6 +13,7 @@ from quantconvert.families.common import (
     KEEP_HEADS,
     LINEAR_ATTENTION,
     LINEAR_MLP,
+    stream,
 )
 from quantconvert.families.row import Dims, Family, Part
 
@@ -38,6 +39,7 @@ LLAMA = Family(
     dims=_MLP_DIMS,
     parts=DECODER_PARTS,
     folds=tuple(replace(fold, only=_PRE_NORM) for fold in FOLDS_PRE_NORM),
+    streams=(stream(_PRE_NORM),),
 )  # fmt: skip
 
 # Stored as engines load them, already fused (transformers `modeling_phi3.py`): nothing to keep in step.

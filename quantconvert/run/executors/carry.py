@@ -23,7 +23,7 @@ def carry_out_tasks(
     """
     files, writer = Files(build.source), ShardWriter(build.plan, build.folder)
     plan = build.plan
-    bench = Bench(files, writer, Workspace(), plan.execution, advance)
+    bench = Bench(files, writer, Workspace(build.folder), plan.execution, advance)
     try:
         found = [(index, bench.carry_out(plan.tasks[index])) for index in tasks]
         writer.sync()

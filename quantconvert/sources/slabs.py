@@ -1,0 +1,34 @@
+"""How a weight whose rows mix is cut: a part of its columns at a time, the whole of it held or in a file beside.
+
+Pure arithmetic, the same for the plan, which counts the bytes, and for the reader, which takes them.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+# float32 values of a part: larger ones are no faster.
+_PART_ELEMENTS = 1 << 20
+# A part, what it is mixed into, and a copy where its rows do not lie one after the other.
+_COPIES = 3
+
+
+class Slabs(NamedTuple):
+    """columns: of a part. is_held: whether the whole lies in memory, else in a scratch file. held_nbytes, file_nbytes:
+    what that takes of either.
+    """
+
+    columns: int
+    is_held: bool
+    held_nbytes: int
+    file_nbytes: int
+
+
+def slabs_of(matrix: tuple[int, int], slab_nbytes: int) -> Slabs:
+    """The cut of a weight [O, I] where there is room for `slab_nbytes`; one column is the least there can be."""
+    rows, width = matrix
+    part = min(_PART_ELEMENTS, slab_nbytes // (4 * _COPIES))
+    columns = max(1, min(width, part // max(1, rows)))
+    mixing, whole = 4 * _COPIES * columns * rows, 4 * rows * width
+    is_held = whole <= slab_nbytes
+    return Slabs(columns, is_held, mixing + whole * is_held, whole * (not is_held))
