@@ -41,6 +41,7 @@ class Job:
     preset: str | None
     engines: tuple[str, ...]
     method: str
+    equalize: bool | None
     steps: tuple[str, ...]
     rotate: Literal["r1", "r2", "r1,r2"] | None
     tensor_parallel: int

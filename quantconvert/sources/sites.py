@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
-from quantconvert.checkpoint import TensorRef
+from quantconvert.checkpoint import Checkpoint, TensorRef
 from quantconvert.errors import some
 from quantconvert.families import Family, Fold
 from quantconvert.patterns import WEIGHT_SUFFIX, layer_of, template_of
@@ -43,13 +43,10 @@ class Site:
             yield read.name, Scale(factors, "columns", heads=self.heads)
 
 
-def find_sites(
-    reads: Sequence[Read], family: Family | None, config: Mapping[str, Any], model_types: Sequence[str]
-) -> tuple[list[Site], list[str]]:
-    """The sites of a checkpoint, in the order of its layers, and why some that its table promises are none.
-
-    config: that of the language model. model_types: what the whole config and the language model's call themselves.
-    """
+def find_sites(reads: Sequence[Read], family: Family | None, checkpoint: Checkpoint) -> tuple[list[Site], list[str]]:
+    """The sites of a checkpoint, in the order of its layers, and why some that its table promises are none."""
+    config = checkpoint.text_config
+    model_types = (checkpoint.model_type, config.get("model_type"))
     sites: list[Site] = []
     problems: dict[str, list[str]] = {}
     folds = [fold for fold in (family.folds if family else ()) if _holds(fold, config, model_types)]
@@ -73,7 +70,25 @@ def find_sites(
     return sites, [f"{what} ({some(where)})" for what, where in problems.items()]
 
 
-def _holds(fold: Fold, config: Mapping[str, Any], model_types: Sequence[str]) -> bool:
+def scaled(
+    reads: Sequence[Read], family: Family | None, checkpoint: Checkpoint, places: Mapping[str, TensorRef]
+) -> tuple[list[Read], list[str]]:
+    """The reads with the steps that factors found before ask for, and names of factors that belong nowhere."""
+    sites = {site.name: site for site in find_sites(reads, family, checkpoint)[0]} if places else {}
+    known = {name: ref for name, ref in places.items() if name in sites and ref.shape == (sites[name].width,)}
+    return with_steps(reads, [(sites[name], ref) for name, ref in known.items()]), [n for n in places if n not in known]
+
+
+def with_steps(reads: Sequence[Read], factors: Sequence[tuple[Site, TensorRef]]) -> list[Read]:
+    """The reads, in their order, with a step for each site that they take part in."""
+    steps: dict[str, list[Step]] = {}
+    for site, place in factors:
+        for name, step in site.steps(place):
+            steps.setdefault(name, []).append(step)
+    return [replace(read, steps=(*read.steps, *steps[read.name])) if read.name in steps else read for read in reads]
+
+
+def _holds(fold: Fold, config: Mapping[str, Any], model_types: Sequence[object]) -> bool:
     if fold.only and not set(fold.only) & set(model_types):
         return False
     return fold.unless is None or config.get(fold.unless[0]) not in fold.unless[1]

@@ -35,6 +35,10 @@ class Heads(NamedTuple):
         """A factor a key-value channel [kv_width] as one a column [kv_width * repeat]."""
         return factors.view(self.shared, 1, self.head_dim).expand(-1, self.repeat, -1).reshape(-1)
 
+    def gathered(self, values: Tensor) -> Tensor:
+        """One value a column as the mean of those that share a key-value channel [kv_width]."""
+        return values.view(self.shared, self.repeat, self.head_dim).mean(1).reshape(-1)
+
 
 @dataclass(frozen=True, slots=True)
 class Scale(Step):
