@@ -105,6 +105,11 @@ class Job:
         job = cls(base=base, operation=operation, dtype=dtype, **filled)
         for rule in job.rules:
             job.request(rule.scheme)
+        if job.rotate and job.equalize:
+            raise UsageError(
+                f"--rotate {job.rotate} contradicts --equalize: a rotation leaves no channel louder than the others",
+                hint="give one of them: --equalize for int4, --rotate for W8A8",
+            )
         return job
 
 

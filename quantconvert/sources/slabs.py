@@ -7,10 +7,12 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-# float32 values of a part: larger ones are no faster.
-_PART_ELEMENTS = 1 << 20
+# float32 values of a part of what is held: few enough for a core's cache.
+_PART_ELEMENTS = 1 << 18
 # A part, what it is mixed into, and a copy where its rows do not lie one after the other.
 _COPIES = 3
+# A slab is at most a quarter of what a worker may take; of that share this much is left for tiles and parts.
+_SHARE, _REST = 4, 20_000_000
 
 
 class Slabs(NamedTuple):
@@ -25,10 +27,13 @@ class Slabs(NamedTuple):
 
 
 def slabs_of(matrix: tuple[int, int], slab_nbytes: int) -> Slabs:
-    """The cut of a weight [O, I] where there is room for `slab_nbytes`; one column is the least there can be."""
+    """The cut of a weight [O, I] where there is room for `slab_nbytes`; one column is the least there can be.
+
+    Parts of what is filed are as large as that room allows: each takes a read and a write a tile.
+    """
     rows, width = matrix
-    part = min(_PART_ELEMENTS, slab_nbytes // (4 * _COPIES))
+    whole = 4 * rows * width
+    is_held = whole <= max(slab_nbytes, _SHARE * slab_nbytes - _REST)
+    part = _PART_ELEMENTS if is_held else slab_nbytes // (4 * _COPIES)
     columns = max(1, min(width, part // max(1, rows)))
-    mixing, whole = 4 * _COPIES * columns * rows, 4 * rows * width
-    is_held = whole <= slab_nbytes
-    return Slabs(columns, is_held, mixing + whole * is_held, whole * (not is_held))
+    return Slabs(columns, is_held, 4 * _COPIES * columns * rows + whole * is_held, whole * (not is_held))

@@ -1,4 +1,4 @@
-"""A checkpoint after the steps of a plan and before its codes: what quantization starts from, as transformers loads it."""
+"""A checkpoint after the steps of a plan and before its codes: what is quantized, as transformers loads it."""
 
 from __future__ import annotations
 

@@ -9,9 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-import quantconvert
 from quantconvert.families import FAMILIES
-from tests.builders import read_tensors, write_checkpoint
+from tests.builders import read_tensors
 from tests.engines.dense_families import CASES as DENSE
 from tests.engines.families import Case
 from tests.engines.moe_families import CASES as MOE
