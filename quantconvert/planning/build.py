@@ -17,7 +17,7 @@ from quantconvert.planning.decide import decide
 from quantconvert.planning.decided import Decided, meets, select
 from quantconvert.planning.decision import Decision
 from quantconvert.planning.dims import check_dims
-from quantconvert.planning.folds import equalized
+from quantconvert.planning.folds import equalized, without_factors
 from quantconvert.planning.lower import Lowering
 from quantconvert.planning.memory import check_memory, execution_for
 from quantconvert.planning.methods import check_needs, check_schemes
@@ -82,6 +82,7 @@ def _decide_conversion(
     checkpoint: Checkpoint, job: Job, read: Callable[[TensorRef], bytes], nonfinite: Mapping[str, str]
 ) -> Decided:
     errors: list[QuantConvertError] = []
+    checkpoint = without_factors(checkpoint)
     method = METHODS.find(job.method)
     check_needs(method, (), errors)
     classifier = Classifier(checkpoint)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -11,11 +13,14 @@ from torch import Tensor
 from quantconvert.buffers import Workspace, bytes_of, torch_dtype
 from quantconvert.checkpoint import Repo
 from quantconvert.checkpoint.ranges import Files
+from quantconvert.events import silent
+from quantconvert.factors import FACTORS
 from quantconvert.families.parallel import part_of
 from quantconvert.layouts import LAYOUTS
 from quantconvert.methods import METHODS, NonFinite, ScaleOverflow
 from quantconvert.planning import Copy, Decode, Plan, Quantize, Split, Task
 from quantconvert.planning.memory import cut
+from quantconvert.run.first import find_factors
 from quantconvert.run.work import count_nonfinite, nonfinite_error, overflow_error, plain
 from quantconvert.sources import open_rows
 from quantconvert.sources.rows import read_vector, tiles
@@ -23,7 +28,13 @@ from quantconvert.sources.rows import read_vector, tiles
 
 def iter_rank(plan: Plan, repo: Repo, rank: int, size: int) -> Iterator[tuple[str, Tensor]]:
     """(name, tensor) of rank `rank` of `size`: quantized weights sharded first, everything else whole."""
-    files, work = Files(repo), Workspace()
+    with TemporaryDirectory() as folder:
+        find_factors(plan, repo, Path(folder), False, silent)
+        yield from _tensors(plan, Files(repo, {FACTORS: Path(folder) / FACTORS}), rank, size)
+
+
+def _tensors(plan: Plan, files: Files, rank: int, size: int) -> Iterator[tuple[str, Tensor]]:
+    work = Workspace()
     try:
         for task in plan.tasks:
             if isinstance(task, Quantize):
