@@ -175,7 +175,8 @@ def make_plan(repo: Repo, out: Path | None, overwrite: bool, build: Builder) -> 
         errors.append(error)
     if plan is not None and out is not None and usable and not (finished and _is_result(out, plan)):
         errors += [exists_error(out)] if finished and not overwrite else []
-        errors += check_disk(out, plan.output_nbytes + _small_nbytes(plan), repo.download(_needed(plan)))
+        needed = plan.output_nbytes + plan.scratch_nbytes + _small_nbytes(plan)
+        errors += check_disk(out, needed, repo.download(_needed(plan)))
     raise_all(errors)
     assert plan is not None
     return plan

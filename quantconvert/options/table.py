@@ -137,6 +137,12 @@ class JobOptions(StreamOptions, total=False):
         Option("What `quantconvert observe` has written of this model's inputs; W8A8_STATIC needs it.", metavar="FILE",
                panel=SCHEME, changes=True, in_recipe=True, is_file=True),
     ]  # fmt: skip
+    rotate: Annotated[
+        Literal["r1", "r2", "r1,r2"] | None,
+        Option("Turn the residual stream (r1), attention's values (r2) by Hadamard matrices: halves the loss of W8A8, "
+               "costs at int4 by groups. A tied head becomes a tensor of its own.", panel=SCHEME, changes=True,
+               in_recipe=True),
+    ]  # fmt: skip
     ignore: Annotated[
         Sequence[str],
         Option("Module to leave alone: exact name, glob, or re:REGEX. Repeatable.", metavar="PATTERN", default=(),

@@ -74,6 +74,7 @@ def _plan_of(decided: Decided) -> Plan:
         plain_dtype=decided.plain_dtype,
         dropped=decided.sources.dropped,
         loadable=decided.loadable,
+        changes=decided.sources.changes,
         factors=decided.factors,
         statistics=decided.statistics,
     )
@@ -86,7 +87,7 @@ def _decide_conversion(
     checkpoint = without_factors(checkpoint)
     method = METHODS.find(job.method)
     classifier = Classifier(checkpoint)
-    sources = find_sources(checkpoint, classifier.family, read, errors, job.steps)
+    sources = find_sources(checkpoint, classifier.family, read, errors, job.step_names)
     if not errors:
         check_dims(sources, classifier, checkpoint.text_config, errors)
     lacks = () if errors else check_presence(checkpoint, sources, classifier, job, errors)

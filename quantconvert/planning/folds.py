@@ -32,7 +32,7 @@ def equalized(
     errors: list[QuantConvertError],
 ) -> tuple[list[Decision], Factors | None, list[str]]:
     """The decisions with steps, the factors that these need, and what the user should know of it."""
-    if job.equalize is False:
+    if job.equalize is False or job.rotate:
         return list(decisions), None, []
     sites, notes = find_sites([d.ref for d in decisions], classifier.family, checkpoint)
     by_name = {d.ref.name: d for d in decisions}
