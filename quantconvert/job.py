@@ -50,6 +50,7 @@ class Job:
     engines: tuple[str, ...]
     method: str
     equalize: bool | None
+    smooth: float | None
     steps: tuple[str, ...]
     statistics: str | None
     rotate: Literal["r1", "r2", "r1,r2"] | None
@@ -118,6 +119,9 @@ class Job:
         job = cls(base=base, operation=operation, dtype=dtype, **filled)
         for rule in job.rules:
             job.request(rule.scheme)
+        if job.smooth is not None and (job.equalize or job.rotate):
+            other = "--equalize" if job.equalize else "--rotate"
+            raise UsageError(f"--smooth contradicts {other}: both say what to do with columns", hint="give one of them")
         if job.rotate and job.equalize:
             raise UsageError(
                 f"--rotate {job.rotate} contradicts --equalize: a rotation leaves no channel louder than the others",

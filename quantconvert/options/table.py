@@ -127,6 +127,11 @@ class JobOptions(StreamOptions, total=False):
                negative="--no-equalize", negative_help="Leave columns as they are.", shown="where int4 is written",
                panel=SCHEME, changes=True, in_recipe=True),
     ]  # fmt: skip
+    smooth: Annotated[
+        float | None,
+        Option("SmoothQuant instead of equalizing: columns by what their inputs reach, to the power of ALPHA. From "
+               "--statistics, else from a bag of tokens.", metavar="ALPHA", panel=SCHEME, changes=True, in_recipe=True),
+    ]  # fmt: skip
     steps: Annotated[
         Sequence[str],
         Option("What is done to weights before; repeatable.", flags=("--step",), metavar="NAME", default=(),

@@ -15,6 +15,7 @@ from quantconvert.digest import digest
 from quantconvert.engines import Loadable
 from quantconvert.factors import Factors
 from quantconvert.job import Job
+from quantconvert.planning.known import Knowledge
 from quantconvert.planning.tasks import Operation, Task, role_of
 from quantconvert.schemes import Scheme
 from quantconvert.sources import Dropped, scratch_nbytes
@@ -63,6 +64,7 @@ class Plan:
     loadable: Loadable = field(default_factory=Loadable)
     changes: Mapping[str, Any] = field(default_factory=dict)
     factors: Factors | None = field(default=None, repr=False)
+    knowledge: Knowledge | None = field(default=None, repr=False)
     statistics: Statistics | None = None
 
     @property
@@ -90,7 +92,8 @@ class Plan:
     def read_nbytes(self) -> int:
         """Bytes that a run reads: those of steps that look at a weight before they change it as often as they do."""
         steps = sum(task.source.nbytes * (1 + sum(s.passes for s in task.source.steps)) for task in self.tasks)
-        return steps + (self.factors.read_nbytes if self.factors else 0)
+        walk = self.knowledge.walk if self.knowledge else None
+        return steps + (self.factors.read_nbytes if self.factors else 0) + (walk.read_nbytes if walk else 0)
 
     @property
     def weight_map(self) -> dict[str, str]:
