@@ -24,7 +24,7 @@ def read_floats(ref: TensorRef, files: Files) -> Tensor:
 
 
 def inputs_of(task: Quantize, files: Files) -> Inputs | None:
-    """What the task's method needs; None where that is nothing. Inputs are multiplied by what columns are divided by."""
+    """What the task's method needs, None where that is nothing; inputs take the factors that columns are divided by."""
     needs, known = METHODS[task.method].needs, task.known
     if needs == "nothing":
         return None
