@@ -13,6 +13,7 @@ from quantconvert.families.common import (
     KEEP_HEADS,
     LINEAR_ATTENTION,
     LINEAR_MLP,
+    stream,
 )
 from quantconvert.families.folds import FOLD_UP, FOLD_V, MLP_IN, OUTS, QKV, only, pre_norm
 from quantconvert.families.row import Dims, Family, Fold, Part
@@ -67,6 +68,7 @@ LLAMA = Family(
     blocks=LLAMA_BLOCKS,
     folds=LLAMA_FOLDS,
     unfolded=OUTS,
+    streams=(stream(_PRE_NORM),),
 )  # fmt: skip
 
 # Gate and up one after the other.
