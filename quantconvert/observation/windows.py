@@ -14,13 +14,8 @@ WINDOW = 512
 # Bytes of text that are read for each token asked for: more than tokenizers put into one.
 BYTES_PER_TOKEN = 32
 _TOKENIZERS = (
-    "tokenizer.json",
-    "tokenizer.model",
-    "vocab.json",
-    "vocab.txt",
-    "spiece.model",
-    "sentencepiece.bpe.model",
-)
+    "tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "sentencepiece.bpe.model",
+)  # fmt: skip
 BATCH = 8  # windows that the model writes at once
 
 
