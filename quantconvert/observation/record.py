@@ -75,9 +75,9 @@ def observe(repo: Repo, asked: Request, report: Reporter) -> Observation:
     raise_all(errors)
     reads = _linear(checkpoint, repo)
     report(Started(len(checkpoint.tensors), checkpoint.nbytes, "observing"))
-    _prepare_libraries()
     files = Files(repo)
     try:
+        _prepare_libraries()
         return _Run(asked, checkpoint, repo, files, reads, report).done(begin)
     except QuantConvertError:
         raise
