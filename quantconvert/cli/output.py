@@ -118,6 +118,8 @@ def print_result(result: Result) -> None:
     rows = plan_rows(plan) + size_rows(plan)
     rows.append(("tensors", accounts(plan)))
     rows += kept_rows(plan)
+    if result.factors is not None:
+        rows.append(("equalized", str(result.factors)))
     if result.quality is not None:
         rows.append(("quality", str(result.quality)))
     if result.verification is not None:

@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 
 from quantconvert.errors import UsageError
 
-Kind = Literal["text", "number", "size", "flag", "list"]
+Kind = Literal["text", "number", "fraction", "size", "flag", "list"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +98,11 @@ class Declared:
 
     def from_text(self, text: str) -> Any:
         """What a command line's text says; raises `UsageError`."""
+        if self.kind == "fraction":
+            try:
+                return float(text)
+            except ValueError:
+                raise UsageError(f"{self.flag}: expected a number from 0 to 1, got `{text}`") from None
         if self.kind != "number":
             return text
         try:
@@ -112,6 +117,8 @@ class Declared:
                 return self._of_type(value, bool, "true or false")
             case "number":
                 return self._number(value)
+            case "fraction":
+                return self._fraction(value)
             case "size":
                 return parse_size(value, self.flag)
             case "list":
@@ -148,6 +155,11 @@ class Declared:
             raise UsageError(f"{self.flag}: expected a whole number{bound}, got {value!r}")
         return value
 
+    def _fraction(self, value: Any) -> float:
+        if type(value) not in (int, float) or not 0 <= value <= 1:
+            raise UsageError(f"{self.flag}: expected a number from 0 to 1, got {value!r}")
+        return float(value)
+
     def _items(self, value: Any) -> tuple[Any, ...]:
         """One value alone needs no list; items that are no text are taken as they are."""
         values = value if isinstance(value, Sequence) and not isinstance(value, str) else (value,)
@@ -178,6 +190,8 @@ def _kind(kinds: Sequence[Any]) -> Kind:
         return "size" if str in kinds else "number"
     if bool in kinds:
         return "flag"
+    if float in kinds:
+        return "fraction"
     return "list" if get_origin(kinds[0]) is Sequence else "text"
 
 

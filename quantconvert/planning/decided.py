@@ -8,10 +8,12 @@ from typing import Any
 
 from quantconvert.checkpoint import Checkpoint
 from quantconvert.engines import PLAIN, Loadable, own_names
+from quantconvert.factors import Factors
 from quantconvert.families import Classifier
 from quantconvert.job import Job
 from quantconvert.layouts import Layout, Selection
 from quantconvert.planning.decision import Decision
+from quantconvert.planning.known import Knowledge
 from quantconvert.planning.lower import Lowering
 from quantconvert.schemes import Scheme
 from quantconvert.sources import Sources
@@ -33,6 +35,8 @@ class Decided:
     selection: Selection
     loadable: Loadable
     plain_dtype: str | None = None
+    factors: Factors | None = None
+    knowledge: Knowledge | None = None
     statistics: Statistics | None = None
 
     @property

@@ -13,10 +13,12 @@ from quantconvert.checkpoint.contents import QUANTIZATION_KEYS
 from quantconvert.checkpoint.files import INDEX_NAME
 from quantconvert.digest import digest
 from quantconvert.engines import Loadable
+from quantconvert.factors import Factors
 from quantconvert.job import Job
+from quantconvert.planning.known import Knowledge
 from quantconvert.planning.tasks import Operation, Task, role_of
 from quantconvert.schemes import Scheme
-from quantconvert.sources import Dropped
+from quantconvert.sources import Dropped, scratch_nbytes
 from quantconvert.statistics import Statistics
 
 
@@ -42,7 +44,8 @@ class Execution:
 class Plan:
     """Everything about a conversion that is known before one weight is read.
 
-    `tasks` account for every source tensor exactly once, in the order of the source's bytes.
+    `tasks` account for every source tensor exactly once, in the order of the source's bytes. `changes`: keys of
+    config.json that have other values in the result.
     """
 
     job: Job
@@ -59,6 +62,9 @@ class Plan:
     plain_dtype: str | None = None
     dropped: tuple[Dropped, ...] = ()
     loadable: Loadable = field(default_factory=Loadable)
+    changes: Mapping[str, Any] = field(default_factory=dict)
+    factors: Factors | None = field(default=None, repr=False)
+    knowledge: Knowledge | None = field(default=None, repr=False)
     statistics: Statistics | None = None
 
     @property
@@ -79,12 +85,15 @@ class Plan:
     @property
     def output_nbytes(self) -> int:
         """Bytes that the result takes on disk: shards and side files (index, config and card come on top)."""
-        return sum(shard.nbytes for shard in self.shards) + sum(file.nbytes for file in self.checkpoint.side_files)
+        side = sum(file.nbytes for file in self.checkpoint.side_files)
+        return sum(shard.nbytes for shard in self.shards) + side + (self.factors.file.nbytes if self.factors else 0)
 
     @property
     def read_nbytes(self) -> int:
         """Bytes that a run reads: those of steps that look at a weight before they change it as often as they do."""
-        return sum(task.source.nbytes * (1 + sum(s.passes for s in task.source.steps)) for task in self.tasks)
+        steps = sum(task.source.nbytes * (1 + sum(s.passes for s in task.source.steps)) for task in self.tasks)
+        walk = self.knowledge.walk if self.knowledge else None
+        return steps + (self.factors.read_nbytes if self.factors else 0) + (walk.read_nbytes if walk else 0)
 
     @property
     def weight_map(self) -> dict[str, str]:
@@ -96,13 +105,15 @@ class Plan:
     def accounts(self) -> dict[str, int]:
         """How many stored tensors went where; together they are all of the checkpoint's, each in one place.
 
-        `decoded`: quantized in the source, kept in high precision here. `partners`: scales and the like, read with
+        `decoded`: quantized in the source, kept in high precision here. `changed`: kept, but
+        by steps not as it was. `partners`: scales and the like, read with
         the tensor that holds the values.
         """
         found: dict[str, str] = {}
         for task in self.tasks:
             values, *partners = task.inputs
-            found[values.name] = _ACCOUNTS[task.operation]
+            is_changed = task.reason is not None and task.source.steps and task.source.num_bits is None
+            found[values.name] = "changed" if is_changed else _ACCOUNTS[task.operation]
             found |= {ref.name: "partners" for ref in partners}
         found |= {dropped.ref.name: "dropped" for dropped in self.dropped}
         return dict(Counter(found.values()))
@@ -126,6 +137,13 @@ class Plan:
         return min(sum(largest[: self.execution.workers]), self.execution.memory_limit)
 
     @property
+    def scratch_nbytes(self) -> int:
+        """The most bytes of scratch files at once, on the disk that the result is written to."""
+        slab = self.execution.slab_nbytes
+        largest = sorted((scratch_nbytes(task.source, slab) for task in self.tasks), reverse=True)
+        return sum(largest[: self.execution.workers])
+
+    @property
     def scheme(self) -> Scheme | None:
         """The scheme of most weights; None where the result is not quantized."""
         return None if not self.schemes else max(self.schemes.items(), key=lambda item: item[1])[0]
@@ -145,9 +163,9 @@ class Plan:
     @property
     def config(self) -> dict[str, Any]:
         """The content of the result's config.json."""
-        config = _without_blocks(self.checkpoint.config)
+        config = _without_blocks(self.checkpoint.config) | dict(self.changes)
         if isinstance(config.get("text_config"), dict):
-            config["text_config"] = _without_blocks(config["text_config"])
+            config["text_config"] = _without_blocks(config["text_config"]) | dict(self.changes)
         if self.plain_dtype:
             config |= {key: self.plain_dtype for key in ("dtype", "torch_dtype") if key in config}
         if self.quantization_config is not None:
@@ -187,6 +205,7 @@ class Plan:
             "bits_per_quantized_weight": round(self.bits_per_quantized_weight, 4),
             "peak_nbytes": self.peak_nbytes,
             "workers": self.execution.workers,
+            "num_equalized": len(self.factors.wanted) if self.factors else 0,
             "notes": list(self.notes),
             "digest": self.digest,
             "quantization_config": self.quantization_config and dict(self.quantization_config),

@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Protocol
 
 from quantconvert.checkpoint import Repo
+from quantconvert.checkpoint.ranges import Files
 from quantconvert.events import Reporter
+from quantconvert.factors import beside
 from quantconvert.planning import Plan
 from quantconvert.run.ledger import Ledger
 
@@ -24,6 +26,11 @@ class Build:
     plan: Plan
     source: Repo
     folder: Path
+
+    def open_files(self) -> Files:
+        """The source's files, what the first pass has left in the folder, and statistics."""
+        statistics = self.plan.statistics
+        return Files(self.source, beside(self.folder, statistics.path if statistics else None))
 
 
 class Executor(Protocol):
