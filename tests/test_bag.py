@@ -89,6 +89,24 @@ def test_workers_and_slabs_change_no_bit(folder: Path):
     assert not torch.equal(other["model.layers.0.self_attn.o_proj"], expected["model.layers.0.self_attn.o_proj"])
 
 
+def test_attention_gives_a_token_its_own_value_and_those_of_others(folder: Path):
+    """One layer in plain loops: two query heads share a key-value head, and each draws for itself."""
+    tensors, draws = llama_tensors(dtype=torch.float32), Draws()
+    x = tensors["model.embed_tokens.weight"][draws.ids(64)].double()
+    x = x / (x.square().mean(-1, keepdim=True) + 1e-6).sqrt() * tensors["model.layers.0.input_layernorm.weight"]
+    v = x @ tensors["model.layers.0.self_attn.v_proj.weight"].double().t()
+    own, others = draws.mixture(0, 2)
+    total = torch.zeros(128, dtype=torch.float64)
+    for token in range(512):
+        for head in range(2):
+            r, seen = own[head, token].item(), others[head, token].tolist()
+            mixed = r * v[token] + (1 - r) * (v[seen[0]] + v[seen[1]] + v[seen[2]]) / 3
+            total[64 * head : 64 * head + 64] += mixed.square() / 512
+    found = importances(folder)["model.layers.0.self_attn.o_proj"]
+    torch.testing.assert_close(found, total.float(), rtol=1e-4, atol=0)
+    assert not torch.allclose(found[:64], found[64:], rtol=1e-2)
+
+
 @pytest.mark.usefixtures("small_tiles")
 def test_every_module_has_importances_and_shares_them(folder: Path):
     found = importances(folder)
@@ -122,6 +140,7 @@ def test_memory_is_what_the_plan_says(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(bag_module, "Workspace", Recorded)
     monkeypatch.setattr(tiles_module, "Workspace", Recorded)
     monkeypatch.setattr(tiles_module, "TILE_ELEMENTS", 1 << 14)
+    monkeypatch.setattr(bag_module, "PRODUCT_NBYTES", 0)
     walk = walk_of(folder)
     assert isinstance(walk, Walk)
     for execution in (Limits(), Limits(3)):
