@@ -18,7 +18,7 @@ from quantconvert.factors.draws import Draws, splitmix64
 from quantconvert.factors.recipe import by_importance, combined, joint, smooth
 from quantconvert.factors.walk import Walk
 from tests.bags import Limits, importances, walk_of
-from tests.builders import LLAMA_CONFIG, llama_tensors, write_checkpoint
+from tests.builders import LLAMA_CONFIG, llama_tensors, weight, write_checkpoint
 
 # The generator's output for this seed, as the literature on it prints it.
 SEED, NUMBERS = 1234567, (
@@ -124,6 +124,22 @@ def test_quantized_sources_are_read_as_what_they_stand_for(folder: Path, tmp_pat
     quantconvert.convert(folder, tmp_path / "packed", format=fmt, group_size=32, equalize=False)
     quantconvert.dequantize(tmp_path / "packed", tmp_path / "plain", dtype="float32")
     assert_same(importances(tmp_path / "packed", execution=Limits(2)), importances(tmp_path / "plain"))
+
+
+@pytest.mark.usefixtures("small_tiles")
+def test_half_of_a_packed_weight_may_begin_anywhere(tmp_path: Path):
+    """gate_up_proj and qkv_proj as GPTQ packs them, zero points of eight rows in a word: up begins at row 36."""
+    layer, shapes = "model.layers.0.", {"self_attn.qkv_proj": (96, 64), "self_attn.o_proj": (64, 64)}
+    shapes |= {"mlp.gate_up_proj": (72, 64), "mlp.down_proj": (64, 36)}
+    tensors = {f"{layer}{name}.weight": weight(*shape, dtype=torch.float32) for name, shape in shapes.items()}
+    tensors |= {f"{layer}{name}.weight": torch.ones(64) for name in ("input_layernorm", "post_attention_layernorm")}
+    tensors |= {"model.embed_tokens.weight": weight(64, 64), "model.norm.weight": torch.ones(64)}
+    sizes = {"model_type": "phi3", "hidden_size": 64, "intermediate_size": 36, "num_hidden_layers": 1}
+    folder = write_checkpoint(tmp_path / "model", tensors, LLAMA_CONFIG | sizes | {"num_attention_heads": 4})
+    options: dict[str, Any] = {"group_size": 32, "ignore": ("*.down_proj",), "equalize": False, "symmetric": False}
+    quantconvert.convert(folder, tmp_path / "packed", format="gptq", allow_incomplete=True, **options)
+    quantconvert.dequantize(tmp_path / "packed", tmp_path / "plain", dtype="float32", allow_incomplete=True)
+    assert_same(importances(tmp_path / "packed"), importances(tmp_path / "plain"))
 
 
 def test_memory_is_what_the_plan_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
