@@ -56,12 +56,13 @@ def model_types(checkpoint: Checkpoint) -> tuple[str, ...]:
 def table_of(family: Family | None, checkpoint: Checkpoint) -> Stream:
     """The table of the stream for a checkpoint; raises `UnsupportedError` where there is none."""
     types = model_types(checkpoint)
+    own = types[1] or types[0]
     for stream in family.streams if family else ():
-        if set(stream.only) & set(types):
+        if own in stream.only:
             return stream
     known = sorted({name for row in FAMILIES for stream in row.streams for name in stream.only})
     raise UnsupportedError(
-        f"--rotate: no table says what reads and writes the residual stream of `{types[0] or 'no model_type'}`",
+        f"--rotate: no table says what reads and writes the residual stream of `{own or 'no model_type'}`",
         hint=f"models that can be rotated: {', '.join(known)}",
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from tests.engines.families import Case
 from tests.engines.moe_families import CASES as MOE
 from tests.engines.stepped import apply_steps, logits, save_float32
 
+# Values are part of a fused projection, or may be clamped.
+NO_VALUES = ("phi3", "olmoe")
 TYPES = {name for family in FAMILIES for stream in family.streams for name in stream.only}
 
 
@@ -41,19 +44,22 @@ def relative(a: torch.Tensor, b: torch.Tensor) -> float:
 def test_a_rotated_model_is_the_same_model(name: str, tmp_path: Path):
     case = CASES[name]
     source = save_float32(case, tmp_path / "source")
-    rotations = ("r1", "r1,r2")
+    rotations = ("r1",) if name.split(" ")[0] in NO_VALUES else ("r1", "r2", "r1,r2")
     expected = logits(case, source)
     before = read_tensors(source)
     for rotation in rotations:
         folder = apply_steps(source, tmp_path / rotation, scheme="W8A8", rotate=rotation)
         after = read_tensors(folder)
         assert relative(logits(case, folder), expected) < 1e-5
-        assert "lm_head.weight" in after
         changed = {key for key, value in before.items() if not torch.equal(after[key], value)}
-        assert any("embed_tokens" in key for key in changed)
         assert any("o_proj" in key for key in changed)
-        norm = next(key for key in after if key.endswith("layers.0.input_layernorm.weight"))
-        assert len(after[norm].unique()) == 1
+        assert any("embed_tokens" in key for key in changed) == ("r1" in rotation)
+        if rotation == "r2":
+            continue
+        assert "lm_head.weight" in after
+        norms = [key for key in after if re.search(r"layers\.\d+\.\w+norm\.weight$|model\.norm\.weight$", key)]
+        assert len(norms) == 5
+        assert all(len(after[key].unique()) == 1 for key in norms)
         # a vector of the stream is turned, and no longer than it was
         table = next(key for key in after if key.endswith("embed_tokens.weight"))
         torch.testing.assert_close(after[table].norm(dim=1), before[table].norm(dim=1), rtol=1e-4, atol=0)
