@@ -46,7 +46,7 @@ NEEDS = {None: "no", "self": "text it writes itself", "text": "text"}
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A line of the table: options of `quantconvert.convert`, and the `statistics` that it is given, where it is: of text
+    """A line of the table: options of `quantconvert.convert`, and the `statistics` that it is given, if any: of text
     that the model writes itself, or of the file that `--calibration` names.
     """
 
