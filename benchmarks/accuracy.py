@@ -74,18 +74,26 @@ ROWS = (
     Row("int4 asymmetric, search", {"scheme": "W4A16_ASYM", "equalize": False, "method": "search"}),
     Row("int4 asymmetric, equalize, search", {"scheme": "W4A16_ASYM", "equalize": True, "method": "search"}),
     Row("int4 symmetric, equalize, search", {"scheme": "W4A16", "equalize": True, "method": "search"}),
-    Row("int4 asymmetric, search, own text", {"scheme": "W4A16_ASYM", "method": "search"}, "self"),
-    Row("int4 asymmetric, GPTQ, own text", {"scheme": "W4A16_ASYM", "method": "gptq"}, "self"),
-    Row("int4 asymmetric, GPTQ, text", {"scheme": "W4A16_ASYM", "method": "gptq"}, "text"),
-    Row("int4 asymmetric, r1,r2", {"scheme": "W4A16_ASYM", "rotate": "r1,r2"}),
+    Row(
+        "int4 asymmetric, equalize, search, own text",
+        {"scheme": "W4A16_ASYM", "equalize": True, "method": "search"},
+        "self",
+    ),
+    Row(
+        "int4 asymmetric, equalize, GPTQ, own text",
+        {"scheme": "W4A16_ASYM", "equalize": True, "method": "gptq"},
+        "self",
+    ),
+    Row("int4 asymmetric, equalize, GPTQ, text", {"scheme": "W4A16_ASYM", "equalize": True, "method": "gptq"}, "text"),
+    Row("int4 asymmetric, rotate r1,r2", {"scheme": "W4A16_ASYM", "equalize": False, "rotate": "r1,r2"}),
     Row("W8A8, RTN", {"scheme": "W8A8", "equalize": False}),
     Row("W8A8, equalize", {"scheme": "W8A8", "equalize": True}),
-    Row("W8A8, rotate r1", {"scheme": "W8A8", "rotate": "r1"}),
-    Row("W8A8, rotate r1,r2", {"scheme": "W8A8", "rotate": "r1,r2"}),
-    Row("W8A8, smooth", {"scheme": "W8A8", "smooth": 0.5}),
-    Row("W8A8, smooth, own text", {"scheme": "W8A8", "smooth": 0.5}, "self"),
-    Row("W8A8 static, own text", {"scheme": "W8A8_STATIC"}, "self"),
-    Row("W8A8 static, text", {"scheme": "W8A8_STATIC"}, "text"),
+    Row("W8A8, rotate r1", {"scheme": "W8A8", "equalize": False, "rotate": "r1"}),
+    Row("W8A8, rotate r1,r2", {"scheme": "W8A8", "equalize": False, "rotate": "r1,r2"}),
+    Row("W8A8, smooth", {"scheme": "W8A8", "equalize": False, "smooth": 0.5}),
+    Row("W8A8, smooth, own text", {"scheme": "W8A8", "equalize": False, "smooth": 0.5}, "self"),
+    Row("W8A8 static, own text", {"scheme": "W8A8_STATIC", "equalize": False}, "self"),
+    Row("W8A8 static, text", {"scheme": "W8A8_STATIC", "equalize": False}, "text"),
     Row("W4A8, RTN", {"scheme": "W4A8", "equalize": False}),
     Row("W4A8, equalize", {"scheme": "W4A8", "equalize": True}),
 )
@@ -235,7 +243,6 @@ class Rig:
     def __init__(self, reference: Reference, work: Path, calibration: Path | None) -> None:
         self.reference, self.work, self.calibration = reference, work, calibration
         self.source = reference.folder
-        self._statistics: dict[str, Path] = {}
         self._narrow = self._find_narrow()
 
     def measure(self, row: Row) -> Scores:
@@ -257,7 +264,7 @@ class Rig:
             rules = [f"{module}={scheme}:g{NARROW}" for module in self._narrow]
             options["rules"] = [*rules, *options.get("rules", ())]
         if row.statistics:
-            options["statistics"] = str(self._observed(row.statistics))
+            options["statistics"] = str(self._observed(row.statistics, moments=options.get("method") == "gptq"))
         return options
 
     def _find_narrow(self) -> tuple[str, ...]:
@@ -268,18 +275,17 @@ class Rig:
         wide = [task for task in plan.quantized if task.scheme and task.scheme.strategy == "channel"]
         return tuple(task.source.name.removesuffix(".weight") for task in wide)
 
-    def _observed(self, kind: str) -> Path:
-        """The file of statistics of that kind."""
-        if kind not in self._statistics:
+    def _observed(self, kind: str, moments: bool) -> Path:
+        """The file of statistics of that kind, with products of channels where `moments` are needed."""
+        path = self.work / f"{kind}{'-moments' if moments else ''}.safetensors"
+        if not path.exists():
             if not hasattr(quantconvert, "observe"):
                 raise NotMeasured("this version has no `observe`")
             if kind == "text" and self.calibration is None:
                 raise NotMeasured("needs text other than what is measured on: give it by --calibration FILE")
             what = {"self_written": True} if kind == "self" else {"text": str(self.calibration)}
-            path = self.work / f"{kind}.safetensors"
-            quantconvert.observe(self.source, path, moments=True, **what)
-            self._statistics[kind] = path
-        return self._statistics[kind]
+            quantconvert.observe(self.source, path, moments=moments, **what)
+        return path
 
 
 def with_error(value: float, error: float) -> str:
