@@ -21,6 +21,7 @@ from quantconvert.errors import (
     some,
 )
 from quantconvert.events import Finished, Note, Reporter, Started
+from quantconvert.factors import Summary, summarize
 from quantconvert.lazy import load_torch
 from quantconvert.machine import peak_rss_nbytes
 from quantconvert.patterns import layer_of
@@ -64,6 +65,7 @@ class Result:
     peak_rss_nbytes: int
     verification: Verification | None = None
     quality: Quality | None = None
+    factors: Summary | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +74,7 @@ class Outcome:
 
     verification: Verification | None = None
     quality: Quality | None = None
+    factors: Summary | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +118,7 @@ def run(repo: Repo, build: Builder, target: Target) -> Result:
         folder.release()
     target.report(Finished(str(target.out)))
     took = time.perf_counter() - wall, time.process_time() - cpu
-    return Result(plan, target.out, *took, peak_rss_nbytes(), outcome.verification, outcome.quality)
+    return Result(plan, target.out, *took, peak_rss_nbytes(), outcome.verification, outcome.quality, outcome.factors)
 
 
 def _is_result(out: Path, plan: Plan) -> bool:
@@ -172,7 +175,8 @@ def make_plan(repo: Repo, out: Path | None, overwrite: bool, build: Builder) -> 
         errors.append(error)
     if plan is not None and out is not None and usable and not (finished and _is_result(out, plan)):
         errors += [exists_error(out)] if finished and not overwrite else []
-        errors += check_disk(out, plan.output_nbytes + _small_nbytes(plan), repo.download(_needed(plan)))
+        needed = plan.output_nbytes + plan.scratch_nbytes + _small_nbytes(plan)
+        errors += check_disk(out, needed, repo.download(_needed(plan)))
     raise_all(errors)
     assert plan is not None
     return plan
@@ -226,11 +230,11 @@ def _may_pass(error: BaseException) -> bool:
 def _execute(plan: Plan, repo: Repo, folder: OutputFolder, journal: Journal, target: Target) -> Outcome:
     load_torch()
     from quantconvert.run.execute import execute
-    from quantconvert.run.first import find_factors
+    from quantconvert.run.first import first_pass
 
     needed = _needed(plan)
     repo.prepare(needed)
-    find_factors(plan, repo, folder.state, bool(journal.done), target.report)
+    first_pass(plan, repo, folder.state, bool(journal.done), target.report)
     num_layers = len({layer_of(task.source.name) for task in plan.tasks} - {None})
     target.report(Started(len(plan.tasks), plan.checkpoint.nbytes, num_layers=num_layers))
     execute(plan, repo, folder.state, journal, target.report)
@@ -244,10 +248,11 @@ def _execute(plan: Plan, repo: Repo, folder: OutputFolder, journal: Journal, tar
         check_complete(verification, plan)
         raise_findings(verification)
     built = [path for path in folder.files if path != REPORT_NAME]  # there may be one of an interrupted commit
+    factors = summarize(folder.state)
     files = hash_files(folder.state, built, plan.execution.workers)
-    folder.write(REPORT_NAME, report_bytes(report_of(plan, errors, files)))
+    folder.write(REPORT_NAME, report_bytes(report_of(plan, errors, files, factors)))
     folder.commit()
-    return Outcome(verification, quality)
+    return Outcome(verification, quality, factors)
 
 
 def _write_small_files(plan: Plan, repo: Repo, folder: OutputFolder, quality: Quality | None) -> None:

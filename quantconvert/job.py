@@ -10,7 +10,15 @@ from typing import Any, Literal
 from quantconvert.errors import UsageError
 from quantconvert.options import JobOptions, NanPolicy, OnIndivisible, Option, PlainDType, check_values, read_group
 from quantconvert.rules import Rule
-from quantconvert.schemes import DEFAULT_GROUP_SIZE, DEFAULT_REQUEST, NUM_BITS, Request, parse_scheme, width_of
+from quantconvert.schemes import (
+    DEFAULT_GROUP_SIZE,
+    DEFAULT_REQUEST,
+    NUM_BITS,
+    Request,
+    parse_scheme,
+    scheme_name,
+    width_of,
+)
 
 Operation = Literal["convert", "repack", "dequantize"]
 # Options that `Job.base` stands for.
@@ -42,7 +50,10 @@ class Job:
     engines: tuple[str, ...]
     method: str
     equalize: bool | None
+    smooth: float | None
     steps: tuple[str, ...]
+    statistics: str | None
+    rotate: Literal["r1", "r2", "r1,r2"] | None
     tensor_parallel: int
     on_indivisible: OnIndivisible
     nan_policy: NanPolicy
@@ -61,11 +72,20 @@ class Job:
     def limits(self) -> Limits:
         return Limits(self.workers, self.memory_limit, self.executor)
 
+    @property
+    def step_names(self) -> tuple[str, ...]:
+        """The registered kinds of steps that weights take, in order."""
+        return step_names(self.rotate, self.steps)
+
     def to_json(self) -> dict[str, Any]:
         """Everything that can change bytes, as plain JSON values."""
         options = read_group(JobOptions)
         values = dataclasses.asdict(self)
-        return {name: value for name, value in values.items() if name not in options or options[name].option.changes}
+        return {
+            name: options[name].option.shareable(value) if name in options else value
+            for name, value in values.items()
+            if name not in options or options[name].option.changes
+        }
 
     def asked(self) -> dict[str, Any]:
         """The options that differ from their defaults, in one spelling: `from_options` makes the same job of them."""
@@ -99,7 +119,20 @@ class Job:
         job = cls(base=base, operation=operation, dtype=dtype, **filled)
         for rule in job.rules:
             job.request(rule.scheme)
+        if job.smooth is not None and (job.equalize or job.rotate):
+            other = "--equalize" if job.equalize else "--rotate"
+            raise UsageError(f"--smooth contradicts {other}: both say what to do with columns", hint="give one of them")
+        if job.rotate and job.equalize:
+            raise UsageError(
+                f"--rotate {job.rotate} contradicts --equalize: a rotation leaves no channel louder than the others",
+                hint="give one of them: --equalize for int4, --rotate for W8A8",
+            )
         return job
+
+
+def step_names(rotate: str | None, steps: tuple[str, ...]) -> tuple[str, ...]:
+    """What `--rotate` and `--step` ask for, in the order in which it is done."""
+    return (*(rotate.split(",") if rotate else ()), *steps)
 
 
 def _is_recorded(name: str, option: Option) -> bool:
@@ -125,7 +158,7 @@ def _base(options: Mapping[str, Any]) -> Request:
 def _base_options(base: Request) -> dict[str, Any]:
     """`_base` the other way: what of it differs from the default."""
     if base.activations:
-        return {"scheme": f"W8A8:{base.strategy}"}
+        return {"scheme": scheme_name(base)}
     values = {"bits": base.num_bits, "group_size": _group_size(base), "symmetric": base.symmetric}
     usual = {"bits": DEFAULT_REQUEST.num_bits, "group_size": _group_size(DEFAULT_REQUEST), "symmetric": None}
     return {key: value for key, value in values.items() if value != usual[key]}

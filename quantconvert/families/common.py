@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from quantconvert.families.row import Fold, FusedSet, Part, Reason
+from quantconvert.families.row import FusedSet, Part, Reason, Stream
 
 # Searched in the module name, first match wins. Sources: the weight names in transformers' model files and the
 # keep lists of vLLM's and SGLang's loaders.
@@ -50,12 +50,11 @@ KEEP_MTP: tuple[tuple[str, Reason], ...] = ((r"(^|\.)mtp\.", "mtp"),)
 EMBEDDINGS = Part("embeddings", ("embed_tokens",))
 DECODER_PARTS = (EMBEDDINGS, Part("final norm", ("norm",)))
 
-QKV = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
-FOLD_V = Fold("self_attn.v_proj", ("self_attn.o_proj",), "rows", heads=True)
-FOLD_UP = Fold("mlp.up_proj", ("mlp.down_proj",), "rows")
-FOLDS_PRE_NORM = (
-    Fold("input_layernorm", QKV),
-    Fold("post_attention_layernorm", ("mlp.gate_proj", "mlp.up_proj")),
-    FOLD_V,
-    FOLD_UP,
-)
+# What stands in a layer beside weights: norms inside attention, and tables of positions.
+APART = (r"^self_attn\.\w*(norm|layernorm)\.weight$", r"(^|\.)rotary_emb\.")
+WRITERS = ("self_attn.o_proj", "mlp.down_proj")
+
+
+def stream(only: tuple[str, ...], *writers: str, apart: tuple[str, ...] = ()) -> Stream:
+    """That of a pre-norm decoder under Llama's names; `writers`: beside those of attention and of a dense MLP."""
+    return Stream(only, (*WRITERS, *writers), apart=(*APART, *apart))

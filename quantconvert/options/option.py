@@ -11,12 +11,13 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from quantconvert.errors import UsageError
 
-Kind = Literal["text", "number", "size", "flag", "list"]
+Kind = Literal["text", "number", "fraction", "size", "flag", "list"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +30,7 @@ class Option:
     list from its text, of type `made`. least: the smallest number. changes: whether it can change bytes of the result
     (then it is in a job's JSON and in the command of the model card). in_card: whether it changes the card alone.
     hidden: whether help says nothing of it, because no value but the default is registered yet. in_recipe: whether a
-    recipe may hold it.
+    recipe may hold it. is_file: the value is the path of a file, of whose folder reports and cards say nothing.
     """
 
     help: str
@@ -49,6 +50,11 @@ class Option:
     in_card: bool = False
     hidden: bool = False
     in_recipe: bool = False
+    is_file: bool = False
+
+    def shareable(self, value: Any) -> Any:
+        """The value as others may see it."""
+        return Path(value).name if self.is_file and value is not None else value
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +98,11 @@ class Declared:
 
     def from_text(self, text: str) -> Any:
         """What a command line's text says; raises `UsageError`."""
+        if self.kind == "fraction":
+            try:
+                return float(text)
+            except ValueError:
+                raise UsageError(f"{self.flag}: expected a number from 0 to 1, got `{text}`") from None
         if self.kind != "number":
             return text
         try:
@@ -106,6 +117,8 @@ class Declared:
                 return self._of_type(value, bool, "true or false")
             case "number":
                 return self._number(value)
+            case "fraction":
+                return self._fraction(value)
             case "size":
                 return parse_size(value, self.flag)
             case "list":
@@ -121,7 +134,7 @@ class Declared:
                 return [word for item in value for word in (self.flag, str(item))]
             case "size":
                 return [self.flag, size_text(value)]
-        return [self.flag, str(value)]
+        return [self.flag, str(self.option.shareable(value))]
 
     def _text(self, value: Any) -> str:
         text: str = self._of_type(value, str, "text")
@@ -141,6 +154,11 @@ class Declared:
             bound = "" if least is None else f" of at least {least}"
             raise UsageError(f"{self.flag}: expected a whole number{bound}, got {value!r}")
         return value
+
+    def _fraction(self, value: Any) -> float:
+        if type(value) not in (int, float) or not 0 <= value <= 1:
+            raise UsageError(f"{self.flag}: expected a number from 0 to 1, got {value!r}")
+        return float(value)
 
     def _items(self, value: Any) -> tuple[Any, ...]:
         """One value alone needs no list; items that are no text are taken as they are."""
@@ -172,6 +190,8 @@ def _kind(kinds: Sequence[Any]) -> Kind:
         return "size" if str in kinds else "number"
     if bool in kinds:
         return "flag"
+    if float in kinds:
+        return "fraction"
     return "list" if get_origin(kinds[0]) is Sequence else "text"
 
 

@@ -17,10 +17,12 @@ from quantconvert.planning.decide import decide
 from quantconvert.planning.decided import Decided, meets, select
 from quantconvert.planning.decision import Decision
 from quantconvert.planning.dims import check_dims
-from quantconvert.planning.folds import equalized
+from quantconvert.planning.folds import equalized, without_factors
+from quantconvert.planning.inputs import input_maxima, statistics_of
+from quantconvert.planning.known import check_steps, find_knowledge, note_unknown
 from quantconvert.planning.lower import Lowering
 from quantconvert.planning.memory import check_memory, execution_for
-from quantconvert.planning.methods import check_needs, check_schemes
+from quantconvert.planning.methods import check_schemes
 from quantconvert.planning.notes import notes_on
 from quantconvert.planning.place import place
 from quantconvert.planning.plan import Plan
@@ -73,7 +75,10 @@ def _plan_of(decided: Decided) -> Plan:
         plain_dtype=decided.plain_dtype,
         dropped=decided.sources.dropped,
         loadable=decided.loadable,
+        changes=decided.sources.changes,
         factors=decided.factors,
+        knowledge=decided.knowledge,
+        statistics=decided.statistics,
     )
 
 
@@ -81,10 +86,10 @@ def _decide_conversion(
     checkpoint: Checkpoint, job: Job, read: Callable[[TensorRef], bytes], nonfinite: Mapping[str, str]
 ) -> Decided:
     errors: list[QuantConvertError] = []
+    checkpoint = without_factors(checkpoint)
     method = METHODS.find(job.method)
-    check_needs(method, (), errors)
     classifier = Classifier(checkpoint)
-    sources = find_sources(checkpoint, classifier.family, read, errors, job.steps)
+    sources = find_sources(checkpoint, classifier.family, read, errors, job.step_names)
     if not errors:
         check_dims(sources, classifier, checkpoint.text_config, errors)
     lacks = () if errors else check_presence(checkpoint, sources, classifier, job, errors)
@@ -93,27 +98,27 @@ def _decide_conversion(
         _check_strict(decisions, classifier, errors)
     if not any(d.request for d in decisions) and not errors:
         errors.append(_nothing_to_do(checkpoint, decisions))
+    statistics = statistics_of(job, checkpoint, sources, errors)
+    knowledge = find_knowledge(job, statistics, decisions, checkpoint, classifier.family, errors)
     model = meets(checkpoint, classifier, any(d.is_expert for d in decisions))
     choice = choose_format(job, decisions, checkpoint.text_config, errors, model)
-    decisions, factors, unequal = equalized(checkpoint, decisions, job, classifier, errors)
+    decisions, factors, unequal = equalized(checkpoint, decisions, job, classifier, knowledge, errors)
+    maxima = input_maxima(job, statistics, decisions, classifier.fused, errors)
+    check_steps(method, decisions, errors)
     check_schemes(method, choice, decisions, errors)
     raise_all(errors)
-    lowering = Lowering(choice.format, method, execution_for(job.limits))
+    lowering = Lowering(choice.format, method, execution_for(job.limits), maxima, knowledge)
     selection = select(decisions, lowering, classifier)
-    notes = (*lacks, *notes_on(checkpoint, sources, decisions, choice, job), *unequal)
-    return Decided(
-        checkpoint,
-        job,
-        classifier,
-        sources,
-        decisions,
-        lowering,
-        choice.reason,
-        notes,
-        selection,
-        choice.loadable,
-        factors=factors,
+    notes = (
+        *lacks,
+        *notes_on(checkpoint, sources, decisions, choice, job),
+        *unequal,
+        *note_unknown(method, knowledge, decisions),
     )
+    return Decided(
+        checkpoint, job, classifier, sources, decisions, lowering, choice.reason, notes, selection, choice.loadable,
+        factors=factors, statistics=statistics, knowledge=knowledge,
+    )  # fmt: skip
 
 
 def _check_strict(decisions: Sequence[Decision], classifier: Classifier, errors: list[QuantConvertError]) -> None:

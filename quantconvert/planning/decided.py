@@ -13,9 +13,11 @@ from quantconvert.families import Classifier
 from quantconvert.job import Job
 from quantconvert.layouts import Layout, Selection
 from quantconvert.planning.decision import Decision
+from quantconvert.planning.known import Knowledge
 from quantconvert.planning.lower import Lowering
 from quantconvert.schemes import Scheme
 from quantconvert.sources import Sources
+from quantconvert.statistics import Statistics
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +36,8 @@ class Decided:
     loadable: Loadable
     plain_dtype: str | None = None
     factors: Factors | None = None
+    knowledge: Knowledge | None = None
+    statistics: Statistics | None = None
 
     @property
     def layout(self) -> Layout | None:

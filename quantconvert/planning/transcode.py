@@ -124,4 +124,4 @@ def _as_stored(reads: Sequence[Read]) -> list[Read]:
 
 def _scheme(target: Layout, scheme: Scheme) -> Scheme:
     """What the stored scheme is in another layout: a weight-only one drops the activations' part."""
-    return replace(scheme, activations=False) if scheme.activations and target.weight_only else scheme
+    return replace(scheme, activations=False, static=False) if scheme.activations and target.weight_only else scheme
