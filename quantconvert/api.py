@@ -17,6 +17,7 @@ from quantconvert.job import Job
 from quantconvert.lazy import load_torch
 from quantconvert.options import (
     DEFAULT_DTYPE,
+    Activations,
     ConvertOptions,
     DequantizeWords,
     JobOptions,
@@ -24,6 +25,7 @@ from quantconvert.options import (
     PlainDType,
     PlanOptions,
     RankOptions,
+    RepackWords,
     SourceOptions,
     TranscodeOptions,
     VerifyOptions,
@@ -70,15 +72,23 @@ def convert(source: Source, out: Source, *, report: Reporter = silent, **options
 
 
 def repack(
-    source: Source, out: Source, format: str, *, report: Reporter = silent, **options: Unpack[TranscodeOptions]
+    source: Source,
+    out: Source,
+    format: str,
+    *,
+    activations: Activations | None = None,
+    report: Reporter = silent,
+    **options: Unpack[TranscodeOptions],
 ) -> Result:
     """Write a quantized checkpoint in another layout, without touching a code, a scale or a zero point.
 
-    Reads what we write, and integer AWQ, GPTQ and compressed-tensors checkpoints made by others. Raises
-    `UnsupportedError` where the layout cannot hold them; otherwise as `convert`.
+    Reads what we write, and integer AWQ, GPTQ and compressed-tensors checkpoints made by others. activations: the
+    config says that the inputs of quantized layers are quantized too, per token, while the model runs: symmetric int8
+    per channel becomes W8A8. Raises `UnsupportedError` where the layout cannot hold them; otherwise as `convert`.
     """
     values = check_values(TranscodeOptions, options)
-    job = Job.from_options({**_of_job(values), "format": format}, "repack")
+    acting = None if activations is None else read_group(RepackWords)["activations"].checked(activations)
+    job = Job.from_options({**_of_job(values), "format": format}, "repack", activations=acting)
     return _transcode(source, out, job, values, report)
 
 

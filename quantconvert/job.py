@@ -8,7 +8,16 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from quantconvert.errors import UsageError
-from quantconvert.options import JobOptions, NanPolicy, OnIndivisible, Option, PlainDType, check_values, read_group
+from quantconvert.options import (
+    Activations,
+    JobOptions,
+    NanPolicy,
+    OnIndivisible,
+    Option,
+    PlainDType,
+    check_values,
+    read_group,
+)
 from quantconvert.rules import Rule
 from quantconvert.schemes import DEFAULT_GROUP_SIZE, DEFAULT_REQUEST, NUM_BITS, Request, parse_scheme, width_of
 
@@ -31,7 +40,7 @@ class Job:
     """A conversion as asked for: a field an option of `JobOptions`, checked, but for `base`, which stands for four.
 
     `symmetric` None in `base` and `format` `auto` are settled by the plan; max_shard_size and memory_limit are bytes.
-    Made by `from_options`, which has the defaults.
+    Made by `from_options`, which has the defaults. activations: of `repack`, what inputs are quantized to from now on.
     """
 
     base: Request
@@ -55,6 +64,7 @@ class Job:
     base_model: str | None
     operation: Operation = "convert"
     dtype: PlainDType | None = None
+    activations: Activations | None = None
 
     @property
     def limits(self) -> Limits:
@@ -88,14 +98,18 @@ class Job:
 
     @classmethod
     def from_options(
-        cls, options: Mapping[str, Any], operation: Operation = "convert", dtype: PlainDType | None = None
+        cls,
+        options: Mapping[str, Any],
+        operation: Operation = "convert",
+        dtype: PlainDType | None = None,
+        activations: Activations | None = None,
     ) -> Job:
         """Check `JobOptions` and fill in the defaults; raises `UsageError`."""
         values = check_values(JobOptions, options)
         base = _base({key: values.pop(key) for key in BASE_OPTIONS if key in values})
         defaults = {key: value.option.default for key, value in read_group(JobOptions).items()}
         filled = {key: values.get(key, default) for key, default in defaults.items() if key not in BASE_OPTIONS}
-        job = cls(base=base, operation=operation, dtype=dtype, **filled)
+        job = cls(base=base, operation=operation, dtype=dtype, activations=activations, **filled)
         for rule in job.rules:
             job.request(rule.scheme)
         return job

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Literal
 
@@ -75,6 +75,14 @@ DEFAULT_REQUEST = Request(4, "group", DEFAULT_GROUP_SIZE)
 SCHEMES = ("W4A16", "W4A16_ASYM", "W8A16", "W8A16_ASYM", "W8A8")
 SCHEME_HINT = f"known schemes: {', '.join(SCHEMES)}; `:g64`, `:channel` or `:tensor` may follow"
 _SCHEME = re.compile(r"W([48])A16(_ASYM)?(?::(g\d+|channel|tensor))?|W8A8(?::(channel|tensor))?")
+
+
+def activations_problem(scheme: Scheme) -> str | None:
+    """Why weights under `scheme` are not multiplied with int8 activations; None where a name of `SCHEMES` says it."""
+    if scheme.num_bits == 8 and scheme.symmetric and scheme.strategy != "group":
+        return None
+    weights = replace(scheme, activations=False)
+    return f"int8 activations go with symmetric int8 weights per channel or tensor (W8A8), not with {weights.label}"
 
 
 def parse_scheme(name: str, group_size: int, option: str = "rule") -> Request:

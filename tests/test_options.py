@@ -33,7 +33,7 @@ OTHER: dict[str, Any] = {
 def test_a_job_has_a_field_an_option() -> None:
     """An option without a field would be taken and forgotten; a field without an option could not be set."""
     fields = {field.name for field in dataclasses.fields(Job)}
-    assert fields == (set(read_group(JobOptions)) - set(BASE_OPTIONS)) | {"base", "operation", "dtype"}
+    assert fields == (set(read_group(JobOptions)) - set(BASE_OPTIONS)) | {"base", "operation", "dtype", "activations"}
     assert set(OTHER) == set(read_group(JobOptions)), "a new option needs a value here"
 
 

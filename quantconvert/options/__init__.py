@@ -3,6 +3,7 @@
 from quantconvert.options.option import Declared, Option, check_values, parse_size, read_group, size_text
 from quantconvert.options.table import (
     DEFAULT_DTYPE,
+    Activations,
     ConvertOptions,
     DequantizeWords,
     JobOptions,
@@ -12,6 +13,7 @@ from quantconvert.options.table import (
     PlainDType,
     PlanOptions,
     RankOptions,
+    RepackWords,
     SourceOptions,
     StreamOptions,
     TranscodeOptions,
@@ -20,6 +22,7 @@ from quantconvert.options.table import (
 
 __all__ = [
     "DEFAULT_DTYPE",
+    "Activations",
     "ConvertOptions",
     "Declared",
     "DequantizeWords",
@@ -31,6 +34,7 @@ __all__ = [
     "PlainDType",
     "PlanOptions",
     "RankOptions",
+    "RepackWords",
     "SourceOptions",
     "StreamOptions",
     "TranscodeOptions",

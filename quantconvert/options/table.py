@@ -21,6 +21,7 @@ SCHEME, RULES, LIMITS = "Scheme", "What stays in high precision", "Limits"
 OnIndivisible = Literal["error", "skip", "channel"]
 NanPolicy = Literal["error", "keep"]
 PlainDType = Literal["bfloat16", "float16", "float32"]
+Activations = Literal["int8"]
 DEFAULT_DTYPE: PlainDType = "bfloat16"
 
 
@@ -247,6 +248,10 @@ class RepackWords(QuietWords, total=False):
     """Of `repack` alone; `format` has no default."""
 
     format: Annotated[str, Option("Layout to write.", metavar="|".join(LAYOUTS), suggest=lambda: LAYOUTS)]
+    activations: Annotated[
+        Activations | None,
+        Option("Have engines quantize the inputs of quantized layers too, per token; codes and scales stay."),
+    ]
 
 
 class DequantizeWords(QuietWords, total=False):

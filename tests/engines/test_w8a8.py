@@ -26,7 +26,7 @@ pytest.importorskip("compressed_tensors")
 from compressed_tensors.quantization import QuantizationConfig
 from compressed_tensors.utils import is_match
 
-from quantconvert.api import convert
+from quantconvert.api import convert, repack
 from quantconvert.planning import Plan
 from tests.builders import read_tensors
 from tests.engines import moe
@@ -150,3 +150,17 @@ def test_w8a8_experts_are_refused_by_transformers(tmp_path):
     assert any("W8A8 experts do not load" in note for note in plan.notes)
     with pytest.raises(RuntimeError, match="automatic conversion of the weights"):
         load(tmp_path / "out")
+
+
+def test_gptq_repacked_loads_as_w8a8(tmp_path):
+    """int8 per channel from GPTQ, its codes as they are: what transformers computes is the reference's."""
+    convert(TINY_LLAMA, tmp_path / "gptq", scheme="W8A16:channel", format="gptq")
+    repack(tmp_path / "gptq", tmp_path / "out", "compressed-tensors", activations="int8")
+    decoded = decode_all(tmp_path / "out", torch.float32)
+    reference = load(write_reference(TINY_LLAMA, tmp_path / "out", tmp_path / "reference", decoded))
+    for name in decoded:
+        reference.get_submodule(name).register_forward_pre_hook(lambda _, inputs: (round_activations(inputs[0]),))
+    ids = heldout_windows()[:2]
+    found = logits(load(tmp_path / "out"), ids)
+    torch.testing.assert_close(found, logits(reference, ids), rtol=0, atol=LOGIT_TOLERANCE)
+    assert heldout_loss(reference) < ORIGINAL_LOSS + LOSS_BOUNDS["W8A8"]
