@@ -19,7 +19,15 @@ from quantconvert.options import (
     read_group,
 )
 from quantconvert.rules import Rule
-from quantconvert.schemes import DEFAULT_GROUP_SIZE, DEFAULT_REQUEST, NUM_BITS, Request, parse_scheme, width_of
+from quantconvert.schemes import (
+    DEFAULT_GROUP_SIZE,
+    DEFAULT_REQUEST,
+    NUM_BITS,
+    Request,
+    parse_scheme,
+    scheme_name,
+    width_of,
+)
 
 Operation = Literal["convert", "repack", "dequantize"]
 # Options that `Job.base` stands for.
@@ -92,7 +100,7 @@ class Job:
         """What the scheme `name` of a rule asks for; None for `skip`. An open width is the job's own group size."""
         if name == "skip":
             return None
-        if self.base.activations:
+        if self.base.activations and self.base.num_bits == 8:  # whose channels are no one's choice of a width
             return parse_scheme(name, DEFAULT_GROUP_SIZE)
         return parse_scheme(name, _group_size(self.base))
 
@@ -138,7 +146,7 @@ def _base(options: Mapping[str, Any]) -> Request:
 def _base_options(base: Request) -> dict[str, Any]:
     """`_base` the other way: what of it differs from the default."""
     if base.activations:
-        return {"scheme": f"W8A8:{base.strategy}"}
+        return {"scheme": scheme_name(base)}
     values = {"bits": base.num_bits, "group_size": _group_size(base), "symmetric": base.symmetric}
     usual = {"bits": DEFAULT_REQUEST.num_bits, "group_size": _group_size(DEFAULT_REQUEST), "symmetric": None}
     return {key: value for key, value in values.items() if value != usual[key]}

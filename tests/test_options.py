@@ -53,6 +53,29 @@ def test_an_option_survives_every_way_round(name: str, tmp_path: Path) -> None:
     assert len(job.words()) in (0, *range(1, 5))
 
 
+@pytest.mark.parametrize(
+    ("base", "rule", "label"),
+    [
+        ("W4A8:g64", "W8A16", "int8 g64"),
+        ("W4A8", "W8A8", "int8 per channel symmetric, int8 activations"),
+        ("W8A8", "W4A8", "int4 g128 symmetric, int8 activations"),
+        ("W8A8", "W4A8:channel", "int4 per channel symmetric, int8 activations"),
+    ],
+)
+def test_an_open_width_of_a_rule_is_the_job_s(base: str, rule: str, label: str) -> None:
+    request = Job.from_options({"scheme": base}).request(rule)
+    assert request
+    assert request.label.removesuffix(" symmetric") == label
+
+
+def test_w4a8_has_no_scale_for_a_whole_tensor() -> None:
+    with pytest.raises(quantconvert.UsageError, match="--scheme: W4A8 has scales by group or channel"):
+        Job.from_options({"scheme": "W4A8", "group_size": 0})
+    with pytest.raises(quantconvert.UsageError, match="unknown scheme `w4a8-64`") as caught:
+        Job.from_options({"scheme": "w4a8-64"})
+    assert str(caught.value.hint).startswith("did you mean `W4A8:g64`?")
+
+
 def test_defaults_are_the_table_s() -> None:
     given = {name: value.option.default for name, value in read_group(JobOptions).items()}
     assert Job.from_options(given) == Job.from_options({}) == Job.from_options(dict.fromkeys(given))

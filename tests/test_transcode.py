@@ -15,7 +15,17 @@ from quantconvert.layouts import LAYOUTS
 from quantconvert.schemes import Scheme
 from tests.builders import LLAMA_CONFIG, decode, llama_tensors, read_tensors, weight, write_checkpoint
 
-SCHEMES = ["W4A16", "W4A16_ASYM", "W4A16:channel", "W8A16", "W8A16_ASYM:g64", "W8A16:channel", "W4A16:tensor", "W8A8"]
+SCHEMES = [
+    "W4A16",
+    "W4A16_ASYM",
+    "W4A16:channel",
+    "W8A16",
+    "W8A16_ASYM:g64",
+    "W8A16:channel",
+    "W4A16:tensor",
+    "W8A8",
+    "W4A8",
+]
 
 ONE_LAYER = LLAMA_CONFIG | {"num_hidden_layers": 1}
 
@@ -51,7 +61,7 @@ def weights(folder: Path, plan: quantconvert.Plan) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("name", SCHEMES)
 def test_repack_through_every_pair_and_dequantize(source: Path, tmp_path: Path, name: str):
-    first = next(layout for layout in ("rtn", "compressed-tensors") if name != "W8A8" or layout != "rtn")
+    first = next(layout for layout in ("rtn", "compressed-tensors") if not name.endswith("A8") or layout != "rtn")
     start = quantconvert.convert(source, tmp_path / "start", scheme=name, format=first)
     original = read_tensors(tmp_path / "start")
     scheme = start.plan.scheme
@@ -78,7 +88,7 @@ def test_repack_through_every_pair_and_dequantize(source: Path, tmp_path: Path, 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
 @pytest.mark.parametrize(
     ("layout", "name"),
-    [(f, s) for f in LAYOUTS for s in SCHEMES if s != "W8A8" or f == "compressed-tensors"],
+    [(f, s) for f in LAYOUTS for s in SCHEMES if not s.endswith("A8") or f == "compressed-tensors"],
 )
 def test_dequantize_equals_the_independent_decoder(source: Path, tmp_path: Path, layout: str, name: str, dtype):
     try:
@@ -161,11 +171,32 @@ def test_int8_activations_are_said_without_touching_a_code(tmp_path: Path):
     assert all(torch.equal(again[name], once[name]) for name in once)
 
 
+def test_int4_becomes_w4a8_with_one_key_more(source: Path, tmp_path: Path):
+    quantconvert.convert(source, tmp_path / "gptq", scheme="W4A16:g64", format="gptq")
+    plain = quantconvert.repack(tmp_path / "gptq", tmp_path / "w4a16", "compressed-tensors")
+    acting = quantconvert.repack(tmp_path / "gptq", tmp_path / "w4a8", "compressed-tensors", activations="int8")
+    assert set(acting.plan.schemes) == {Scheme(4, True, "group", 64, True)}
+    found, expected = read_tensors(tmp_path / "w4a8"), read_tensors(tmp_path / "w4a16")
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    (group,) = (acting.plan.quantization_config or {})["config_groups"].values()
+    (other,) = (plain.plan.quantization_config or {})["config_groups"].values()
+    assert {key for key in group if group[key] != other[key]} == {"input_activations"}
+    direct = quantconvert.plan(source, scheme="W4A8:g64").quantization_config
+    assert acting.plan.quantization_config == direct
+
+
 @pytest.mark.parametrize(
     ("scheme", "start", "layout", "said"),
     [
-        ("W8A16:g64", "gptq", "compressed-tensors", r"\(W8A8\), not with int8 g64 symmetric"),
-        ("W8A16_ASYM:channel", "gptq", "compressed-tensors", r"\(W8A8\), not with int8 per channel asymmetric"),
+        (
+            "W4A16_ASYM",
+            "gptq",
+            "compressed-tensors",
+            r"int4 by group or channel \(W4A8\), not with int4 g128 asymmetric",
+        ),
+        ("W8A16:g64", "gptq", "compressed-tensors", r"\(W4A8\), not with int8 g64 symmetric"),
+        ("W8A16_ASYM:channel", "gptq", "compressed-tensors", r"\(W4A8\), not with int8 per channel asymmetric"),
         ("W8A16:channel", "gptq", "rtn", "rtn is weight-only"),
     ],
 )
