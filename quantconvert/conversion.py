@@ -224,13 +224,15 @@ def _may_pass(error: BaseException) -> bool:
 
 
 def _execute(plan: Plan, repo: Repo, folder: OutputFolder, journal: Journal, target: Target) -> Outcome:
-    num_layers = len({layer_of(task.source.name) for task in plan.tasks} - {None})
-    target.report(Started(len(plan.tasks), plan.checkpoint.nbytes, num_layers=num_layers))
     load_torch()
     from quantconvert.run.execute import execute
+    from quantconvert.run.first import find_factors
 
     needed = _needed(plan)
     repo.prepare(needed)
+    find_factors(plan, repo, folder.state, bool(journal.done), target.report)
+    num_layers = len({layer_of(task.source.name) for task in plan.tasks} - {None})
+    target.report(Started(len(plan.tasks), plan.checkpoint.nbytes, num_layers=num_layers))
     execute(plan, repo, folder.state, journal, target.report)
     noises = ((plan.tasks[index].source.name, result.noise) for index, result in journal.done.items())
     errors = {name: TensorError.of(name, "", 0.0, *noise) for name, noise in noises if noise is not None}

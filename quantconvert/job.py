@@ -58,6 +58,7 @@ class Job:
     preset: str | None
     engines: tuple[str, ...]
     method: str
+    equalize: bool | None
     steps: tuple[str, ...]
     tensor_parallel: int
     on_indivisible: OnIndivisible

@@ -26,6 +26,7 @@ _DUPLICATES = (
     "*.safetensors.index.json", "consolidated*", "params.json", "pytorch_model*", "model*.bin", "*.bin.index.json",
     "*.pth", "*.pt", "*.ckpt", "*.gguf", "*.ggml", "*.h5", "*.msgpack", "*.ot", "*.onnx", "*.onnx_data", "*.tflite",
     "hf_quant_config.json", "quantize_config.json", "quant_config.json", "quantconvert.json",
+    "quantconvert.factors",
 )  # fmt: skip
 _DUPLICATE_FOLDERS = {"original", "metal", "onnx", "openvino", "flax", "tf", "gguf", "coreml"}
 
@@ -33,8 +34,8 @@ _DUPLICATE_FOLDERS = {"original", "metal", "onnx", "openvino", "flax", "tf", "gg
 # What belongs to a checkpoint and would be taken for a part of the one that replaces it.
 _STALE = (
     "*.safetensors", INDEX_NAME, "consolidated*", "params.json", "pytorch_model*", "hf_quant_config.json",
-    "quantize_config.json", "quant_config.json", "quantconvert.json", "tokenizer*", "special_tokens_map.json",
-    "added_tokens.json", "chat_template*", "vocab.*", "merges.txt", "generation_config.json",
+    "quantize_config.json", "quant_config.json", "quantconvert.json", "quantconvert.factors", "tokenizer*",
+    "special_tokens_map.json", "added_tokens.json", "chat_template*", "vocab.*", "merges.txt", "generation_config.json",
     "preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json", "modeling_*.py",
     "configuration_*.py", "tokenization_*.py", "processing_*.py",
 )  # fmt: skip

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import stat
 import threading
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
@@ -91,10 +92,13 @@ class LocalReader:
 
 
 class Files:
-    """The readers of a repository's files, opened on first use and shared by all threads."""
+    """The readers of a repository's files, opened on first use and shared by all threads.
 
-    def __init__(self, repo: Repo) -> None:
-        self.repo = repo
+    beside: files by name that are not the repository's but are read like them.
+    """
+
+    def __init__(self, repo: Repo, beside: Mapping[str, Path] | None = None) -> None:
+        self.repo, self.beside = repo, beside or {}
         self._readers: dict[str, RangeReader] = {}
         self._lock = threading.Lock()
 
@@ -102,7 +106,8 @@ class Files:
         """The open reader of `file`."""
         with self._lock:
             if file not in self._readers:
-                self._readers[file] = self.repo.open(file)
+                path = self.beside.get(file)
+                self._readers[file] = LocalReader(path, file) if path else self.repo.open(file)
             return self._readers[file]
 
     def fd(self, file: str) -> int | None:

@@ -13,13 +13,24 @@ from typing import Protocol
 from quantconvert.checkpoint import Checkpoint
 from quantconvert.dtypes import DTYPES
 from quantconvert.families.common import EXPERT_NAMES, FUSED_COMMON, KEEP_BY_NAME, TOWERS
-from quantconvert.families.row import REASON_TEXT, REASONS, Dims, Family, FusedExperts, FusedSet, Part, Reason, Role
+from quantconvert.families.row import (
+    REASON_TEXT,
+    REASONS,
+    Dims,
+    Family,
+    Fold,
+    FusedExperts,
+    FusedSet,
+    Part,
+    Reason,
+    Role,
+)
 from quantconvert.families.tables import FAMILIES
 from quantconvert.patterns import WEIGHT_SUFFIX, template_of
 
 __all__ = [
-    "FAMILIES", "KEEP_BY_NAME", "REASONS", "REASON_TEXT", "Classifier", "Dims", "Family", "FusedExperts", "FusedSet",
-    "Part", "Reason", "Role", "find_family",
+    "FAMILIES", "KEEP_BY_NAME", "REASONS", "REASON_TEXT", "Classifier", "Dims", "Family", "Fold", "FusedExperts",
+    "FusedSet", "Part", "Reason", "Role", "find_family",
 ]  # fmt: skip
 
 NO_TABLE = Family("unknown", (), (), fused=FUSED_COMMON)

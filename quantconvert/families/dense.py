@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from quantconvert.families.common import (
     DECODER_PARTS,
     EMBEDDINGS,
+    FOLDS_PRE_NORM,
     FUSED_COMMON,
     FUSED_QKV,
     KEEP_HEADS,
@@ -17,6 +20,9 @@ _MLP_DIMS = (
     Dims(r"\.mlp\.(gate_proj|up_proj)$", "intermediate_size", "hidden_size"),
     Dims(r"\.mlp\.down_proj$", "hidden_size", "intermediate_size"),
 )
+
+# Gated, with a norm in front of each half of a layer and nothing else (transformers' model files).
+_PRE_NORM = ("llama", "mistral", "qwen2", "qwen3", "granite", "smollm3", "ministral")
 
 # Those without a gate_proj (nemotron, arcee, apertus, jais2) have the same names otherwise.
 LLAMA = Family(
@@ -31,6 +37,7 @@ LLAMA = Family(
     fused=FUSED_COMMON,
     dims=_MLP_DIMS,
     parts=DECODER_PARTS,
+    folds=tuple(replace(fold, only=_PRE_NORM) for fold in FOLDS_PRE_NORM),
 )  # fmt: skip
 
 # Stored as engines load them, already fused (transformers `modeling_phi3.py`): nothing to keep in step.

@@ -93,6 +93,32 @@ class Part:
     only: str | None = None
 
 
+FoldKind = Literal["norm", "1 + norm", "rows"]
+
+
+@dataclass(frozen=True, slots=True)
+class Fold:
+    """One vector inside each layer: the module that gives it, and all that read it, so that factors can move between.
+
+    Names are relative to the layer (`self_attn.v_proj`), numbers in them are `N`. `readers`: every module that reads
+    the vector, kept or not; `N` is the producer's own number where it has one, else every number. What `producer`
+    gives is multiplied by a factor a channel, the readers' columns are divided by it:
+
+    norm: its weight, and its bias where it has one. `1 + norm`: w becomes (1 + w) mu - 1. rows: the last rows of its
+    weight and bias, as many as there are factors (all of v_proj; up in a fused gate_up; v in a fused q, k, v).
+
+    `heads`: the readers' columns are query heads that share the producer's key-value heads. `only`: model types it
+    holds for, all where empty. `unless`: a config key, and the values with which models are built otherwise.
+    """
+
+    producer: str
+    readers: tuple[str, ...]
+    kind: FoldKind = "norm"
+    heads: bool = False
+    only: tuple[str, ...] = ()
+    unless: tuple[str, tuple[object, ...]] | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class Family:
     """One model family: tables only.
@@ -103,7 +129,9 @@ class Family:
     `fused_experts`: 3-D tensors of experts. `dims`: shapes that the config must agree with. `tied`: output heads
     other than `lm_head` that share the embeddings' table, so that checkpoints do not hold them and engines have to be
     told by name that they are not quantized. `parts`: what a whole checkpoint has outside its layers. `uneven`: tensors
-    that one layer has and its neighbours have not.
+    that one layer has and its neighbours have not. `folds`: who gives and who reads the vectors inside a layer.
+    `unfolded`: modules of a layer that read what no fold speaks of (regular expressions, searched in the name relative
+    to the layer).
     """
 
     name: str
@@ -118,6 +146,8 @@ class Family:
     tied: tuple[str, ...] = ()
     parts: tuple[Part, ...] = ()
     uneven: tuple[str, ...] = ()
+    folds: tuple[Fold, ...] = ()
+    unfolded: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

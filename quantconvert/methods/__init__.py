@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from quantconvert.methods.base import Method, Noise, NonFinite, ScaleOverflow, Tolerance
+from quantconvert.methods.base import Inputs, Method, Needs, Noise, NonFinite, ScaleOverflow, Tolerance
 from quantconvert.methods.rtn import Rtn
 from quantconvert.registry import Registry
 
-__all__ = ["DEFAULT_METHOD", "METHODS", "Method", "Noise", "NonFinite", "ScaleOverflow", "Tolerance"]
+__all__ = [
+    "DEFAULT_METHOD", "METHODS", "Inputs", "Method", "Needs", "Noise", "NonFinite", "ScaleOverflow", "Tolerance",
+]  # fmt: skip
 
 DEFAULT_METHOD = "rtn"
 METHODS: Registry[Method] = Registry("method", Rtn())

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from quantconvert.schemes import Scheme
 
@@ -18,12 +18,27 @@ if TYPE_CHECKING:
     from quantconvert.quantized import Quantized
 
 
+# What a method has to be told of the inputs of a weight.
+Needs = Literal["nothing", "importance", "moments"]
+
+
 class NonFinite(Exception):
     """The block holds NaN or Inf; the caller knows the tensor's name and finds the place."""
 
 
 class ScaleOverflow(Exception):
     """A scale is larger than the stored dtype can hold."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Inputs:
+    """What is known of the input x of a weight [O, I], in float32; None: not known.
+
+    importance: [I], E[x_j^2]. moments: [I, I], E[x_j x_k]. Both up to a common factor.
+    """
+
+    importance: Tensor | None = None
+    moments: Tensor | None = None
 
 
 @dataclass(slots=True)
@@ -58,15 +73,28 @@ class Tolerance:
 class Method(Protocol):
     """A way from weights to codes.
 
-    name: as options, reports and registries say it. words: for cards and help, in a few words.
+    name: as options, reports and registries say it. words: for cards and help, in a few words. needs: what `span` must
+    be told of the inputs; a plan that has no source of it is refused.
     """
 
     name: str
     words: str
+    needs: Needs
 
-    def span(self, blocks: Iterable[Tensor], scheme: Scheme) -> Any:
-        """What one pass over the whole weight must find first, from its blocks (float32 [O, I]); None without reading
-        any where each block can be quantized alone. Raises `NonFinite`.
+    def supports(self, scheme: Scheme) -> str | None:
+        """Why this method has no codes for a scheme, in a clause; None where it has."""
+        ...
+
+    def span(self, blocks: Iterable[Tensor], scheme: Scheme, inputs: Inputs | None = None) -> Any:
+        """What must be known of the whole weight before a block of it is quantized: from its blocks (float32 [O, I]),
+        read once at most, and from its inputs. None where there is nothing; `blocks` are not read where each can be
+        quantized alone. Raises `NonFinite`.
+        """
+        ...
+
+    def held(self, scheme: Scheme, columns: int) -> int:
+        """Bytes that `span` takes at its peak, and its result holds, for a weight of so many columns, beside a block
+        and the inputs.
         """
         ...
 

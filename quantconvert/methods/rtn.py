@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
-from quantconvert.methods.base import Noise, Tolerance
+from quantconvert.methods.base import Inputs, Needs, Noise, Tolerance
 from quantconvert.schemes import Scheme
 
 if TYPE_CHECKING:
@@ -37,12 +37,20 @@ class Rtn:
 
     name = "rtn"
     words = "round to nearest (RTN), no calibration data"
+    needs: Needs = "nothing"
 
-    def span(self, blocks: Iterable[Tensor], scheme: Scheme) -> Range | None:
+    def supports(self, scheme: Scheme) -> None:
+        """Every scheme."""
+
+    def span(self, blocks: Iterable[Tensor], scheme: Scheme, inputs: Inputs | None = None) -> Range | None:
         """The range of the whole tensor, where one scale serves all of it."""
         from quantconvert.methods.rounding import measure_all
 
         return measure_all(blocks, scheme)
+
+    def held(self, scheme: Scheme, columns: int) -> int:
+        """Two numbers at most."""
+        return 0
 
     def quantize(
         self,

@@ -122,6 +122,12 @@ class JobOptions(StreamOptions, total=False):
         Option("How codes are found.", metavar="|".join(METHODS), default=DEFAULT_METHOD, panel=SCHEME, changes=True,
                in_recipe=True, suggest=lambda: METHODS),
     ]  # fmt: skip
+    equalize: Annotated[
+        bool | None,
+        Option("Bring the columns that share a scale to a like loudness first, exactly undone by the layer before.",
+               negative="--no-equalize", negative_help="Leave columns as they are.", shown="where int4 is written",
+               panel=SCHEME, changes=True, in_recipe=True),
+    ]  # fmt: skip
     steps: Annotated[
         Sequence[str],
         Option("What is done to weights before; repeatable.", flags=("--step",), metavar="NAME", default=(),

@@ -17,8 +17,10 @@ from quantconvert.planning.decide import decide
 from quantconvert.planning.decided import Decided, meets, select
 from quantconvert.planning.decision import Decision
 from quantconvert.planning.dims import check_dims
+from quantconvert.planning.folds import equalized
 from quantconvert.planning.lower import Lowering
 from quantconvert.planning.memory import check_memory, execution_for
+from quantconvert.planning.methods import check_needs, check_schemes
 from quantconvert.planning.notes import notes_on
 from quantconvert.planning.place import place
 from quantconvert.planning.plan import Plan
@@ -71,6 +73,7 @@ def _plan_of(decided: Decided) -> Plan:
         plain_dtype=decided.plain_dtype,
         dropped=decided.sources.dropped,
         loadable=decided.loadable,
+        factors=decided.factors,
     )
 
 
@@ -79,6 +82,7 @@ def _decide_conversion(
 ) -> Decided:
     errors: list[QuantConvertError] = []
     method = METHODS.find(job.method)
+    check_needs(method, (), errors)
     classifier = Classifier(checkpoint)
     sources = find_sources(checkpoint, classifier.family, read, errors, job.steps)
     if not errors:
@@ -91,12 +95,24 @@ def _decide_conversion(
         errors.append(_nothing_to_do(checkpoint, decisions))
     model = meets(checkpoint, classifier, any(d.is_expert for d in decisions))
     choice = choose_format(job, decisions, checkpoint.text_config, errors, model)
+    decisions, factors, unequal = equalized(checkpoint, decisions, job, classifier, errors)
+    check_schemes(method, choice, decisions, errors)
     raise_all(errors)
     lowering = Lowering(choice.format, method, execution_for(job.limits))
     selection = select(decisions, lowering, classifier)
-    notes = (*lacks, *notes_on(checkpoint, sources, decisions, choice, job))
+    notes = (*lacks, *notes_on(checkpoint, sources, decisions, choice, job), *unequal)
     return Decided(
-        checkpoint, job, classifier, sources, decisions, lowering, choice.reason, notes, selection, choice.loadable
+        checkpoint,
+        job,
+        classifier,
+        sources,
+        decisions,
+        lowering,
+        choice.reason,
+        notes,
+        selection,
+        choice.loadable,
+        factors=factors,
     )
 
 

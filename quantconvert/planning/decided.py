@@ -8,6 +8,7 @@ from typing import Any
 
 from quantconvert.checkpoint import Checkpoint
 from quantconvert.engines import PLAIN, Loadable, own_names
+from quantconvert.factors import Factors
 from quantconvert.families import Classifier
 from quantconvert.job import Job
 from quantconvert.layouts import Layout, Selection
@@ -32,6 +33,7 @@ class Decided:
     selection: Selection
     loadable: Loadable
     plain_dtype: str | None = None
+    factors: Factors | None = None
 
     @property
     def layout(self) -> Layout | None:

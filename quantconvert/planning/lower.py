@@ -49,7 +49,8 @@ class Lowering:
             if decision.scheme is not None:
                 parts = cut(ref, ref.matrix, turned, multiple, self.execution)
                 return Repack(ref, outputs, decision.evidence, scheme, self.layout.name, parts)
-            parts = cut(ref, ref.matrix, turned, multiple, self.execution, scratch(self.method, scheme))
+            held = self.method.held(scheme, ref.matrix[1])
+            parts = cut(ref, ref.matrix, turned, multiple, self.execution, scratch(self.method, scheme), held)
             return Quantize(ref, outputs, decision.evidence, scheme, self.method.name, self.layout.name, parts)
         if decision.reason is None or decision.is_decoded or ref.steps:
             parts = cut(ref, ref.matrix, 0, 1, self.execution)

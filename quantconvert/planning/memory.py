@@ -37,16 +37,19 @@ def cut(
     multiple: int,
     execution: Execution,
     scratch: int = DECODE_SCRATCH,
+    held: int = 0,
 ) -> Cut:
     """Cut `source`, or a part of it of `shape` [O, I], into tiles, and turned output into slabs that there is room for.
 
     turned_nbytes: bytes of all outputs that are stored transposed; they are gathered slab by slab and held twice while
-    they are turned. Other outputs are written tile by tile. scratch: bytes an element of a tile beside its values. One
-    `multiple` of rows (that of the source's encoding apart) is the least there can be, so the peak may exceed what
-    there is room for; the plan refuses when it exceeds the whole budget.
+    they are turned. Other outputs are written tile by tile. scratch: bytes an element of a tile beside its values.
+    held: bytes that a method holds all the while. One `multiple` of rows (that of the source's encoding apart) is the
+    least there can be, so the peak may exceed what there is room for; the plan refuses if it exceeds the whole budget.
     """
     cost = cost_of(source, execution.slab_nbytes)
-    return _cut(shape, cost, turned_nbytes, math.lcm(multiple, cost.row_multiple), execution, scratch, TILE_ELEMENTS)
+    held += cost.held
+    multiple = math.lcm(multiple, cost.row_multiple)
+    return _cut(shape, cost, turned_nbytes, multiple, execution, scratch, held, TILE_ELEMENTS)
 
 
 @lru_cache(maxsize=4096)  # the experts of a model are cut alike
@@ -57,11 +60,12 @@ def _cut(
     multiple: int,
     execution: Execution,
     scratch: int,
+    held: int,
     tile_elements: int,
 ) -> Cut:
     rows, columns = shape
     tile_rows = _aligned(tile_elements // max(1, columns), multiple, rows)
-    held = cost.held + max(tile_rows, cost.slab_rows) * cost.row_nbytes
+    held += max(tile_rows, cost.slab_rows) * cost.row_nbytes
     tile = tile_rows * columns * (TILE_BYTES + scratch + cost.raw) + held
     if not turned_nbytes:
         return Cut(tile_rows, rows, tile)

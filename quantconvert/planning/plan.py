@@ -13,6 +13,7 @@ from quantconvert.checkpoint.contents import QUANTIZATION_KEYS
 from quantconvert.checkpoint.files import INDEX_NAME
 from quantconvert.digest import digest
 from quantconvert.engines import Loadable
+from quantconvert.factors import Factors
 from quantconvert.job import Job
 from quantconvert.planning.tasks import Operation, Task, role_of
 from quantconvert.schemes import Scheme
@@ -58,6 +59,7 @@ class Plan:
     plain_dtype: str | None = None
     dropped: tuple[Dropped, ...] = ()
     loadable: Loadable = field(default_factory=Loadable)
+    factors: Factors | None = field(default=None, repr=False)
 
     @property
     def quantized(self) -> tuple[Task, ...]:
@@ -77,12 +79,14 @@ class Plan:
     @property
     def output_nbytes(self) -> int:
         """Bytes that the result takes on disk: shards and side files (index, config and card come on top)."""
-        return sum(shard.nbytes for shard in self.shards) + sum(file.nbytes for file in self.checkpoint.side_files)
+        side = sum(file.nbytes for file in self.checkpoint.side_files)
+        return sum(shard.nbytes for shard in self.shards) + side + (self.factors.file.nbytes if self.factors else 0)
 
     @property
     def read_nbytes(self) -> int:
         """Bytes that a run reads: those of steps that look at a weight before they change it as often as they do."""
-        return sum(task.source.nbytes * (1 + sum(s.passes for s in task.source.steps)) for task in self.tasks)
+        steps = sum(task.source.nbytes * (1 + sum(s.passes for s in task.source.steps)) for task in self.tasks)
+        return steps + (self.factors.read_nbytes if self.factors else 0)
 
     @property
     def weight_map(self) -> dict[str, str]:
@@ -94,13 +98,15 @@ class Plan:
     def accounts(self) -> dict[str, int]:
         """How many stored tensors went where; together they are all of the checkpoint's, each in one place.
 
-        `decoded`: quantized in the source, kept in high precision here. `partners`: scales and the like, read with
+        `decoded`: quantized in the source, kept in high precision here. `changed`: kept, but
+        by steps not as it was. `partners`: scales and the like, read with
         the tensor that holds the values.
         """
         found: dict[str, str] = {}
         for task in self.tasks:
             values, *partners = task.inputs
-            found[values.name] = _ACCOUNTS[task.operation]
+            is_changed = task.reason is not None and task.source.steps and task.source.num_bits is None
+            found[values.name] = "changed" if is_changed else _ACCOUNTS[task.operation]
             found |= {ref.name: "partners" for ref in partners}
         found |= {dropped.ref.name: "dropped" for dropped in self.dropped}
         return dict(Counter(found.values()))
@@ -184,6 +190,7 @@ class Plan:
             "bits_per_quantized_weight": round(self.bits_per_quantized_weight, 4),
             "peak_nbytes": self.peak_nbytes,
             "workers": self.execution.workers,
+            "num_equalized": len(self.factors.wanted) if self.factors else 0,
             "notes": list(self.notes),
             "digest": self.digest,
             "quantization_config": self.quantization_config and dict(self.quantization_config),

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from quantconvert.checkpoint import LocalFolder, Repo, load_checkpoint, reader_of
-from quantconvert.errors import QuantConvertError, VerificationError, raise_all, some
+from quantconvert.errors import CheckpointError, QuantConvertError, VerificationError, raise_all, some
 from quantconvert.events import Reporter, silent
+from quantconvert.factors import FACTORS, read_places
 from quantconvert.families import find_family
 from quantconvert.job import Limits
 from quantconvert.lazy import load_torch
 from quantconvert.methods import DEFAULT_METHOD, METHODS
 from quantconvert.planning import Plan
 from quantconvert.sources import Sources, find_sources
+from quantconvert.sources.sites import scaled
 from quantconvert.verification.findings import Finding, Verification
 from quantconvert.verification.report import REPORT_NAME, read_report
 from quantconvert.verification.structure import check_structure, check_sums
@@ -48,7 +51,7 @@ def verify_folder(
         findings.append(Finding("checksums", REPORT_NAME, "is missing: every conversion of ours leaves one"))
     named, steps = _recorded(folder, plan, findings)
     method = METHODS.find(method).name if method else named
-    sources = _sources(repo, steps) if repo is not None else None
+    sources = _sources(repo, steps, folder, findings) if repo is not None else None
     checked = None
     if found:
         pair = (repo, sources) if repo is not None and sources else None
@@ -87,12 +90,21 @@ def _recorded(folder: Path, plan: Plan | None, findings: list[Finding]) -> tuple
     return method, tuple(map(str, steps)) if isinstance(steps, list) else ()
 
 
-def _sources(repo: Repo, steps: tuple[str, ...]) -> Sources:
+def _sources(repo: Repo, steps: tuple[str, ...], folder: Path, findings: list[Finding]) -> Sources:
+    """What is read of the source, with the steps and factors by which the result was made."""
     checkpoint = load_checkpoint(repo)
+    family = find_family(checkpoint)
     refusals: list[QuantConvertError] = []
-    sources = find_sources(checkpoint, find_family(checkpoint), reader_of(repo), refusals, steps)
+    sources = find_sources(checkpoint, family, reader_of(repo), refusals, steps)
     raise_all(refusals)
-    return sources
+    try:
+        places = read_places(folder)
+    except CheckpointError as error:
+        findings.append(Finding("checksums", FACTORS, error.message))
+        return sources
+    reads, unknown = scaled(sources.reads, family, checkpoint, places)
+    findings += [Finding("values", name, f"has factors in {FACTORS}, but no place in the source") for name in unknown]
+    return replace(sources, reads=tuple(reads))
 
 
 def check_complete(verification: Verification, plan: Plan) -> None:

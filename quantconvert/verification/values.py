@@ -16,6 +16,7 @@ from quantconvert.checkpoint import LocalFolder, Repo
 from quantconvert.checkpoint.ranges import Files
 from quantconvert.errors import QuantConvertError
 from quantconvert.events import Progress, Reporter, Started, silent
+from quantconvert.factors import FACTORS
 from quantconvert.job import Limits
 from quantconvert.layouts import LAYOUTS
 from quantconvert.methods import METHODS, Tolerance
@@ -60,7 +61,7 @@ def check_values(
     found = Values()
     pairs = list(_pairs(tensors, source[1] if source else None, found))
     report(Started(len(pairs), sum(tensor.nbytes for tensor, _ in pairs), "checking"))
-    files, theirs = Files(LocalFolder(out)), Files(source[0]) if source else None
+    files, theirs = Files(LocalFolder(out)), Files(source[0], {FACTORS: out / FACTORS}) if source else None
     check = _Checker(files, theirs, execution, method, report)
     try:
         for part in check.run(pairs):

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from quantconvert.methods import Noise, Tolerance
+from quantconvert.methods import Inputs, Needs, Noise, Tolerance
 from quantconvert.methods.rounding import Range, measure, quantize
 from quantconvert.quantized import Quantized
 from quantconvert.schemes import Scheme
@@ -19,9 +19,16 @@ PART = 0.8
 class Clip:
     name = "toy-clip"
     words = "round to nearest within four fifths of the range"
+    needs: Needs = "nothing"
 
-    def span(self, blocks: Iterable[Tensor], scheme: Scheme) -> None:
+    def supports(self, scheme: Scheme) -> str | None:
+        return "one scale a tensor is not clipped" if scheme.strategy == "tensor" else None
+
+    def span(self, blocks: Iterable[Tensor], scheme: Scheme, inputs: Inputs | None = None) -> None:
         return None
+
+    def held(self, scheme: Scheme, columns: int) -> int:
+        return 0
 
     def quantize(
         self,

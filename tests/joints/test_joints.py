@@ -106,6 +106,31 @@ def test_another_method_s_tolerance_is_asked(tmp_path: Path):
     assert unknown.findings[0].message == "names a method that is not known here: `toy-clip`"
 
 
+def test_a_method_says_what_it_needs_and_supports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Both are refused at plan time, together."""
+    source, toy = write_checkpoint(tmp_path / "in"), TOYS["method"]
+    monkeypatch.setattr("tests.joints.method.Clip.needs", "moments")
+    with toy.registered(), pytest.raises(quantconvert.Refusal) as refused:
+        quantconvert.plan(source, method="toy-clip", scheme="W8A16:tensor", format="compressed-tensors")
+    texts = [str(error) for error in refused.value.errors]
+    assert any("--method toy-clip: expected a source of the second moments" in text for text in texts), texts
+    assert any("no codes for int8 per tensor symmetric (one scale a tensor is not clipped)" in t for t in texts), texts
+    with toy.registered(), pytest.raises(quantconvert.UsageError, match="--method rtn needs nothing but the weights"):
+        quantconvert.plan(source, **toy.options)
+
+
+def test_what_a_method_holds_is_in_the_peak(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    source, toy = write_checkpoint(tmp_path / "in"), TOYS["method"]
+    with toy.registered():
+        before = quantconvert.plan(source, **toy.options)
+        monkeypatch.setattr("tests.joints.method.Clip.held", lambda self, scheme, columns: 1000 * columns)
+        after = quantconvert.plan(source, **toy.options)
+        most, mark = (max(task.peak_nbytes for task in plan.tasks) for plan in (after, before))
+        with pytest.raises(quantconvert.UnsupportedError, match="at its peak"):
+            quantconvert.plan(source, memory_limit=most - 1, **toy.options)
+    assert 0 < most - mark <= 1000 * 256
+
+
 def test_an_encoding_gives_its_values(tmp_path: Path):
     source, out, toy = encoding.write_source(tmp_path / "in"), tmp_path / "out", TOYS["encoding"]
     with toy.registered():

@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Protocol
 
 from quantconvert.checkpoint import Repo
+from quantconvert.checkpoint.ranges import Files
 from quantconvert.events import Reporter
+from quantconvert.factors import FACTORS
 from quantconvert.planning import Plan
 from quantconvert.run.ledger import Ledger
 
@@ -24,6 +26,10 @@ class Build:
     plan: Plan
     source: Repo
     folder: Path
+
+    def open_files(self) -> Files:
+        """The source's files, and the factors that the first pass has left in the folder."""
+        return Files(self.source, {FACTORS: self.folder / FACTORS})
 
 
 class Executor(Protocol):

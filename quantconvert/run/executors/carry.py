@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 from quantconvert.buffers import Workspace
-from quantconvert.checkpoint.ranges import Files
 from quantconvert.run.executors.base import Build
 from quantconvert.run.result import TaskResult
 from quantconvert.run.shards import ShardWriter
@@ -21,7 +20,7 @@ def carry_out_tasks(
     the same tasks again. Uses as many threads as torch is set to: call `torch.set_num_threads(1)` where several
     processes share a machine.
     """
-    files, writer = Files(build.source), ShardWriter(build.plan, build.folder)
+    files, writer = build.open_files(), ShardWriter(build.plan, build.folder)
     plan = build.plan
     bench = Bench(files, writer, Workspace(), plan.execution, advance)
     try:

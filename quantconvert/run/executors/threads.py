@@ -12,7 +12,6 @@ from collections.abc import Iterator, Sequence
 import torch
 
 from quantconvert.buffers import Workspace
-from quantconvert.checkpoint.ranges import Files
 from quantconvert.events import Progress, Reporter
 from quantconvert.planning import Task
 from quantconvert.run import ledger as books
@@ -47,7 +46,7 @@ class ThreadRun:
 
     def __init__(self, build: Build, tasks: Sequence[int], ledger: Ledger, report: Reporter) -> None:
         self.plan, self.ledger, self.report = build.plan, ledger, report
-        self.files, self.writer = Files(build.source), ShardWriter(build.plan, build.folder)
+        self.files, self.writer = build.open_files(), ShardWriter(build.plan, build.folder)
         self._count = min(self.plan.execution.workers, len(tasks))
         self._lock = threading.Lock()
         self._pending: Iterator[tuple[int, Task]] = ((index, self.plan.tasks[index]) for index in tasks)

@@ -1,0 +1,95 @@
+"""The file that keeps factors: `quantconvert.factors`, safetensors under a name that no engine takes for weights.
+
+One float32 vector a site, under the name of the module that gives it. Its header holds the sha256 of what follows, so
+that it vouches for itself; names, shapes and places are known before anything is read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import struct
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from quantconvert.checkpoint import TensorRef
+from quantconvert.checkpoint.header import header_text, parse_header
+from quantconvert.checkpoint.ranges import open_regular
+from quantconvert.errors import CheckpointError
+
+FACTORS = "quantconvert.factors"
+
+
+@dataclass(frozen=True, slots=True)
+class FactorFile:
+    """What the file will hold, in order: names and lengths of vectors."""
+
+    vectors: tuple[tuple[str, int], ...]
+
+    def header(self, sha256: str = "0" * 64) -> bytes:
+        """The bytes before the first vector; as long for every `sha256` (hexadecimal, of all vectors' bytes)."""
+        entries: dict[str, object] = {"__metadata__": {"sha256": sha256}}
+        offset = 0
+        for name, count in self.vectors:
+            entries[name] = {"dtype": "F32", "shape": [count], "data_offsets": [offset, offset + 4 * count]}
+            offset += 4 * count
+        raw = json.dumps(entries, separators=(",", ":")).encode()
+        raw += b" " * (-len(raw) % 8)
+        return struct.pack("<Q", len(raw)) + raw
+
+    @property
+    def nbytes(self) -> int:
+        """Size of the whole file."""
+        return len(self.header()) + 4 * sum(count for _, count in self.vectors)
+
+    def content(self, vectors: Sequence[bytes]) -> bytes:
+        """The whole file, of each vector's little-endian bytes."""
+        body = b"".join(vectors)
+        assert len(body) == 4 * sum(count for _, count in self.vectors)
+        return self.header(hashlib.sha256(body).hexdigest()) + body
+
+
+def place_factors(file: FactorFile) -> tuple[TensorRef, ...]:
+    """Where each vector will be."""
+    offset, places = len(file.header()), []
+    for name, count in file.vectors:
+        places.append(TensorRef(name, "F32", (count,), FACTORS, offset, 4 * count))
+        offset += 4 * count
+    return tuple(places)
+
+
+def read_places(folder: Path) -> Mapping[str, TensorRef]:
+    """The vectors of the file in `folder` by name, none where there is no such file.
+
+    Raises `CheckpointError` where it is damaged, or holds anything but positive finite numbers.
+    """
+    path = folder / FACTORS
+    if not path.exists():
+        return {}
+    try:
+        with open(path, "rb", opener=open_regular) as file:
+            size = os.fstat(file.fileno()).st_size
+
+            def read(offset: int, nbytes: int) -> bytes:
+                file.seek(offset)
+                return file.read(nbytes)
+
+            raw = header_text(read, FACTORS, size)
+            refs = parse_header(raw, FACTORS, size)
+            expected = json.loads(raw).get("__metadata__", {}).get("sha256")
+            digest = hashlib.sha256()
+            for begin in range(8 + len(raw), size, 1 << 20):
+                part = read(begin, min(1 << 20, size - begin))
+                digest.update(part)
+                values = memoryview(part[: len(part) // 4 * 4]).cast("f")
+                if not all(0 < value < float("inf") for value in values):
+                    raise CheckpointError(f"`{FACTORS}` holds a factor that is not positive and finite")
+    except OSError as error:
+        raise CheckpointError(f"cannot read `{FACTORS}`: {error.strerror}") from error
+    if any(ref.dtype != "F32" or len(ref.shape) != 1 for ref in refs):
+        raise CheckpointError(f"`{FACTORS}`: expected vectors of F32")
+    if digest.hexdigest() != expected:
+        raise CheckpointError(f"`{FACTORS}` was changed: expected sha256 {expected}, got {digest.hexdigest()}")
+    return {ref.name: ref for ref in refs}

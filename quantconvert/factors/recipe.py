@@ -1,0 +1,100 @@
+"""Factors from what the weights alone say: the columns of a group brought to a like share of their row's maximum.
+
+Over all rows i of all weights that read one vector x, with the groups g of columns as they will be quantized:
+
+    mu = 1, and twice:  m_ig = max over j in g of |w_ij| / mu_j
+                        c_j  = mean over i of (|w_ij| / mu_j) / m_ig
+                        mu_j = mu_j c_j
+    mu = clamp(mu / median(mu), 1/100, 100)
+
+A group's step is set by its largest column in each row; columns are divided by mu, and what gives x is multiplied by
+it. AWQ uses such a mean as one factor of its search (mit-han-lab/llm-awq, `auto_scale.py`, `get_weight_scale`); here
+it is iterated, and nothing is searched. Imports torch.
+
+Shapes: R rows of a block, I columns, G groups of a row, S columns of a group, C factors (I, or fewer where query heads
+share them).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+
+import torch
+from torch import Tensor
+
+from quantconvert.factors.wanted import PASSES
+from quantconvert.sources.steps.scale import Heads
+
+MOST = 100.0
+# What gives a vector by its rows is scaled down alone: the loudest channel stays as it is.
+ROWS_LEAST = 1 / 256
+# Engines compute AWQ in float16, whose largest number is 65504. A norm's output is at most sqrt(C) times its gain.
+FLOAT16_ROOM = 60_000.0
+
+# Blocks of rows float32 [R, I], which may be overwritten, each with the columns of its groups (None: the whole row).
+Blocks = Callable[[], Iterable[tuple[Tensor, int | None]]]
+
+
+def equalize(blocks: Blocks, count: int, heads: Heads | None = None) -> Tensor:
+    """mu float32 [count], as above but for its clamp; 1 where a column is zero in every row, or not finite."""
+    mu = torch.ones(count)
+    for _ in range(PASSES):
+        total = torch.zeros(count, dtype=torch.float64)
+        rows = 0
+        for w_RI, group in blocks():
+            w_RI.abs_().div_(heads.spread(mu) if heads else mu)
+            w_RGS = w_RI.view(len(w_RI), -1, group or w_RI.shape[1])
+            w_RGS.div_(w_RGS.amax(-1, keepdim=True).clamp_(min=torch.finfo(torch.float32).tiny))
+            share = w_RI.sum(0, dtype=torch.float64)
+            total += heads.gathered(share) if heads else share
+            rows += len(w_RI)
+        mean = (total / max(1, rows)).float()
+        mu = mu * torch.where(torch.isfinite(mean) & (mean > 0), mean, torch.ones(()))
+    return mu
+
+
+def clamped(mu: Tensor) -> Tensor:
+    """mu over its median, at most 100 and at least 1/100."""
+    return (mu / mu.median()).clamp_(1 / MOST, MOST)
+
+
+def calm_rows(mu: Tensor) -> Tensor:
+    """The same factors over the largest, so that no channel becomes louder than it was (float16 has no room)."""
+    return (mu / mu.max()).clamp_(min=ROWS_LEAST)
+
+
+def calm_norm(mu: Tensor, gain: Tensor) -> Tensor:
+    """The same factors over one number where a norm's output could leave float16: sqrt(C) |gain| mu bounds it."""
+    largest = math.sqrt(len(mu)) * float((gain * mu).abs().max())
+    return mu * (FLOAT16_ROOM / largest) if largest > FLOAT16_ROOM else mu
+
+
+def power_of_two(mu: Tensor) -> Tensor:
+    """The nearest powers of two, which every float is multiplied by exactly."""
+    return torch.exp2(mu.log2().round_())
+
+
+def settled(mu: Tensor, vectors: Sequence[tuple[Tensor, int]]) -> Tensor:
+    """The factors near `mu` that what gives the vector takes as they are, float32 [C].
+
+    vectors: what is multiplied and stays in its own dtype, [C] each; 1 with those that store w and mean 1 + w, else 0.
+    The first is rounded to its dtype, and the factor is what that comes to: exact by construction. Where there is
+    another (a LayerNorm's bias), the factor of those nearby is taken with which it needs the least rounding.
+    """
+    if not vectors:
+        return mu
+    near = mu.double() * (1 + torch.arange(-16, 17, dtype=torch.float64)[:, None] / 256 * (len(vectors) > 1))
+    (first, plus), *others = vectors
+    base = first.double() + plus
+    stored = (base * near - plus).to(first.dtype).double() + plus
+    factor = torch.where(base == 0, near, stored / base)
+    usable = torch.isfinite(factor) & (factor > 0)
+    loss = torch.where(usable, 0.0, torch.inf).double()
+    for vector, more in others:
+        wanted = (vector.double() + more) * factor - more
+        lost = ((wanted.to(vector.dtype).double() - wanted).abs() / (wanted.abs() + 1e-30)).nan_to_num(torch.inf)
+        loss = loss + lost
+    best = loss.argmin(0, keepdim=True)
+    chosen = factor.gather(0, best)[0].float()
+    return torch.where(usable.gather(0, best)[0] & (chosen > 0) & torch.isfinite(chosen), chosen, torch.ones(()))

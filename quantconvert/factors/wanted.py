@@ -1,0 +1,54 @@
+"""What the first pass of a conversion has to find, as values."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from quantconvert.checkpoint import TensorRef
+from quantconvert.factors.file import FactorFile
+from quantconvert.sources import Read
+from quantconvert.sources.sites import Site
+
+
+@dataclass(frozen=True, slots=True)
+class Driver:
+    """A weight whose columns decide the factors, and the columns of a group as it will be quantized; None: a row."""
+
+    read: Read
+    group_size: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """The factors of one site. place: where they are kept. exact: powers of two alone, which any float takes exactly:
+    what gives the vector is a matrix that stays in high precision.
+    """
+
+    site: Site
+    drivers: tuple[Driver, ...]
+    place: TensorRef
+    exact: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Factors:
+    """All factors of a conversion, and the file that keeps them."""
+
+    wanted: tuple[Wanted, ...]
+    file: FactorFile
+
+    @property
+    def read_nbytes(self) -> int:
+        """Bytes that finding them reads, about: a sample of rows of each weight, twice."""
+        return sum(driver.read.nbytes * sampled_rows(wanted, driver) // max(1, driver.read.matrix[0]) * PASSES
+                   for wanted in self.wanted for driver in wanted.drivers)  # fmt: skip
+
+
+# Rows of all drivers of a site that are looked at, and how often. 1,024 give the same factors as all, within noise.
+SAMPLED_ROWS, PASSES = 1024, 2
+
+
+def sampled_rows(wanted: Wanted, driver: Driver) -> int:
+    """How many rows of a driver are looked at: its share of `SAMPLED_ROWS`, at least one."""
+    rows = sum(d.read.matrix[0] for d in wanted.drivers)
+    return max(1, min(driver.read.matrix[0], -(-SAMPLED_ROWS * driver.read.matrix[0] // rows)))

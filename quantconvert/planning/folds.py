@@ -1,0 +1,90 @@
+"""Which vectors are equalized: decided from decisions, as their groups count; factors are found when it runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+from quantconvert.checkpoint import Checkpoint
+from quantconvert.errors import QuantConvertError, UnsupportedError, some
+from quantconvert.factors import Driver, FactorFile, Factors, Wanted, place_factors
+from quantconvert.families import Classifier
+from quantconvert.job import Job
+from quantconvert.planning.decision import Decision
+from quantconvert.sources.read import WHOLE
+from quantconvert.sources.sites import Site, find_sites, with_steps
+
+# Where nothing is asked for, equalized are vectors that a weight of so many bits reads.
+AUTO_BITS = 4
+
+
+def equalized(
+    checkpoint: Checkpoint,
+    decisions: Sequence[Decision],
+    job: Job,
+    classifier: Classifier,
+    errors: list[QuantConvertError],
+) -> tuple[list[Decision], Factors | None, list[str]]:
+    """The decisions with steps, the factors that these need, and what the user should know of it."""
+    if job.equalize is False:
+        return list(decisions), None, []
+    sites, notes = find_sites([d.ref for d in decisions], classifier.family, checkpoint)
+    by_name = {d.ref.name: d for d in decisions}
+    chosen: list[tuple[Site, tuple[Driver, ...], bool]] = []
+    for site in sites:
+        drivers = tuple(_drivers(site, by_name, job.equalize))
+        problem = _problem(site, by_name) if drivers else None
+        if problem:
+            notes.append(f"`{site.name}` {problem}")
+        elif drivers:
+            giver = by_name[site.givers[0].name]
+            chosen.append((site, drivers, site.fold.kind == "rows" and giver.request is None))
+    if not chosen:
+        return list(decisions), None, _nothing(job, decisions, classifier, notes, errors)
+    file = FactorFile(tuple((site.name, site.width) for site, _, _ in chosen))
+    wanted = tuple(
+        Wanted(site, drivers, place, exact)
+        for (site, drivers, exact), place in zip(chosen, place_factors(file), strict=True)
+    )
+    reads = with_steps([d.ref for d in decisions], [(item.site, item.place) for item in wanted])
+    changed = [replace(d, ref=read) if read is not d.ref else d for d, read in zip(decisions, reads, strict=True)]
+    return changed, Factors(wanted, file), [f"not equalized: {some(notes)}"] if notes else []
+
+
+def _drivers(site: Site, by_name: dict[str, Decision], asked: bool | None) -> Iterator[Driver]:
+    """The readers that are quantized; none where none of them asks for it."""
+    requests = [(read, by_name[read.name].request) for read in site.readers]
+    quantized = [(read, request) for read, request in requests if request is not None]
+    if asked or any(request.num_bits == AUTO_BITS for _, request in quantized):
+        yield from (Driver(read, request.group_size) for read, request in quantized)
+
+
+def _problem(site: Site, by_name: dict[str, Decision]) -> str | None:
+    """Why a site's tensors cannot take factors as they will be stored."""
+    members = [by_name[read.name] for read in (*site.givers, *site.readers)]
+    if any(d.request is not None and d.request.strategy == "tensor" for d in members):
+        return "has weights with one scale each"
+    if any(d.request is None and (d.ref.view != WHOLE or d.ref.parts > 1) for d in members):
+        return "has weights that are kept as parts of a tensor"
+    return None
+
+
+def _nothing(
+    job: Job,
+    decisions: Sequence[Decision],
+    classifier: Classifier,
+    notes: Sequence[str],
+    errors: list[QuantConvertError],
+) -> list[str]:
+    """The note, or where `--equalize` was asked for the refusal, that nothing is equalized."""
+    family = classifier.family
+    if job.equalize is None and not any(d.request and d.request.num_bits == AUTO_BITS for d in decisions):
+        return []
+    why = some(notes) if notes else (
+        f"the table of {family.name} does not say who reads what in a layer of {classifier.model_type}"
+        if family else "the family is not known"
+    )  # fmt: skip
+    if job.equalize:
+        errors.append(UnsupportedError(f"--equalize: nothing can be: {why}", hint="drop --equalize"))
+        return []
+    return [f"nothing is equalized: {why}"]

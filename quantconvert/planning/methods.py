@@ -1,0 +1,48 @@
+"""Whether the method asked for can do its work: what it must be told, and the schemes that it has codes for."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+
+from quantconvert.errors import QuantConvertError, UnsupportedError, UsageError, some
+from quantconvert.methods import DEFAULT_METHOD, Method, Needs
+from quantconvert.planning.choose import Choice
+from quantconvert.planning.decision import Decision
+
+# What each need is, for people.
+WORDS: dict[Needs, str] = {
+    "nothing": "nothing",
+    "importance": "the mean square of each input of a layer (importances)",
+    "moments": "the second moments of the inputs of each layer",
+}
+
+
+def check_needs(method: Method, known: Collection[Needs], errors: list[QuantConvertError]) -> None:
+    """Refuse a method that needs what the plan has no source of. known: what it has a source of."""
+    if method.needs != "nothing" and method.needs not in known:
+        errors.append(
+            UsageError(
+                f"--method {method.name}: expected a source of {WORDS[method.needs]}, got none",
+                hint=f"--method {DEFAULT_METHOD} needs nothing but the weights",
+            )
+        )
+
+
+def check_schemes(
+    method: Method, choice: Choice, decisions: Sequence[Decision], errors: list[QuantConvertError]
+) -> None:
+    """Refuse the schemes that the method has no codes for, with the modules that have them."""
+    modules: dict[str, list[str]] = {}
+    for decision in decisions:
+        if decision.request is not None:
+            scheme = choice.scheme(decision.request)
+            problem = method.supports(scheme)
+            if problem:
+                modules.setdefault(f"no codes for {scheme.label} ({problem})", []).append(decision.module)
+    for problem, names in modules.items():
+        errors.append(
+            UnsupportedError(
+                f"--method {method.name} has {problem}: {some(names)}",
+                hint=f"another --group-size, or --method {DEFAULT_METHOD}",
+            )
+        )
