@@ -120,7 +120,7 @@ def _transcode(source: Source, out: Source, job: Job, values: Mapping[str, Any],
 
 
 def iter_quantized(
-    source: Source, *, tp_rank: int = 0, tp_size: int = 1, **options: Unpack[RankOptions]
+    source: Source, *, tp_rank: int = 0, tp_size: int = 1, merged: bool = False, **options: Unpack[RankOptions]
 ) -> Iterator[tuple[str, Tensor]]:
     """(name, tensor) of one tensor-parallel rank, for engines that quantize while they load; nothing is written.
 
@@ -128,6 +128,9 @@ def iter_quantized(
     have the rank's dimensions. Column-parallel layers (q/k/v, gate/up, experts' w1/w3) are split by out_features,
     row-parallel ones (o, down, w2) by in_features; key and value projections are replicated where there are more ranks
     than key/value heads. Tensors that are not quantized come whole. `format="rtn"` gives the plainest tensors.
+    merged: layers that engines load as one (q/k/v, gate/up) are quantized as one matrix, the rank's shares one above
+    the other, under the name that engines give it (`qkv_proj`); a scale per tensor is then that of the whole. Sets of
+    which a member is missing stay apart, and biases keep their names.
     Refusals are raised before the first tensor, as in `plan`.
     """
     if not 0 <= tp_rank < tp_size:
@@ -139,7 +142,7 @@ def iter_quantized(
     job, repo = _job(values | {"tensor_parallel": tp_size}), _open(source, values)
     planned = make_plan(repo, None, False, _builder(repo, job))
     repo.prepare(tuple(file.path for file in planned.checkpoint.weight_files))
-    return iter_rank(planned, repo, tp_rank, tp_size)
+    return iter_rank(planned, repo, tp_rank, tp_size, merged)
 
 
 def verify(
