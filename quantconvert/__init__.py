@@ -4,6 +4,7 @@ import quantconvert
 
 plan = quantconvert.plan("path/to/model", bits=4)            # from headers, without torch
 result = quantconvert.convert("path/to/model", "out", bits=4)
+quantconvert.observe("path/to/model", "stats.safetensors", text="text.txt")  # what its layers read, for `statistics`
 found = quantconvert.verify("out", "path/to/model")           # found.is_ok, found.findings, found.errors
 
 Names are imported when they are first used: the command line has to mind signals before anything takes time.
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from quantconvert.version import __version__
 
 if TYPE_CHECKING:
-    from quantconvert.api import Result, convert, dequantize, inspect, iter_quantized, plan, repack, verify
+    from quantconvert.api import Result, convert, dequantize, inspect, iter_quantized, observe, plan, repack, verify
     from quantconvert.errors import (
         CheckpointError,
         OutputError,
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     )
     from quantconvert.inventory import Inventory
     from quantconvert.job import Job
+    from quantconvert.observation import Observation
     from quantconvert.options import JobOptions
     from quantconvert.planning import Plan
     from quantconvert.schemes import Scheme
@@ -37,6 +39,7 @@ __all__ = [
     "Inventory",
     "Job",
     "JobOptions",
+    "Observation",
     "OutputError",
     "Plan",
     "QuantConvertError",
@@ -52,6 +55,7 @@ __all__ = [
     "dequantize",
     "inspect",
     "iter_quantized",
+    "observe",
     "plan",
     "repack",
     "verify",
@@ -61,6 +65,7 @@ _MODULES = {
     "Inventory": "inventory",
     "Job": "job",
     "JobOptions": "options",
+    "Observation": "observation",
     "Plan": "planning",
     "Refusal": "errors",
     "Scheme": "schemes",

@@ -1,4 +1,7 @@
-"""The library: `plan`, `convert`, `verify`, `repack`, `dequantize`, `inspect`. The command line is a shell on it."""
+"""The library: `plan`, `convert`, `verify`, `repack`, `dequantize`, `observe`, `inspect`.
+
+The command line is a shell on it.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +18,8 @@ from quantconvert.hub import open_repo
 from quantconvert.inventory import Inventory, take_inventory
 from quantconvert.job import Job
 from quantconvert.lazy import load_torch
+from quantconvert.observation import Observation, Request
+from quantconvert.observation import observe as run_observation
 from quantconvert.options import (
     DEFAULT_DTYPE,
     Activations,
@@ -22,6 +27,7 @@ from quantconvert.options import (
     DequantizeWords,
     JobOptions,
     LimitOptions,
+    ObserveOptions,
     PlainDType,
     PlanOptions,
     RankOptions,
@@ -36,7 +42,7 @@ from quantconvert.planning import Plan, build_plan, build_transcode
 from quantconvert.verification import Verification
 from quantconvert.verification.check import verify_folder
 
-__all__ = ["Result", "convert", "dequantize", "inspect", "iter_quantized", "plan", "repack", "verify"]
+__all__ = ["Result", "convert", "dequantize", "inspect", "iter_quantized", "observe", "plan", "repack", "verify"]
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -166,6 +172,23 @@ def verify(
         repo.prepare(tuple(file.path for file in load_checkpoint(repo).weight_files))
     how = {name: values[name] for name in ("method", "require_report") if name in values}
     return verify_folder(folder, repo, limits, report=report, **how)
+
+
+def observe(
+    source: Source, out: Source, *, report: Reporter = silent, **options: Unpack[ObserveOptions]
+) -> Observation:
+    """Run a plain checkpoint in transformers, on the CPU and in float32, and write statistics of what its linear layers
+    read into the file `out`, for `statistics` of other calls.
+
+    Needs the extra `engines`. It reads `text` (a file), or what it writes itself from its start token (`self_written`;
+    the whole model is in memory meanwhile). One layer is in memory at a time where the model's layers can be run alone,
+    else all of it; a note says so. The same call gives the same bytes on the same machine. No code of the source runs.
+    Raises `UsageError`, `CheckpointError`, `UnsupportedError`, `OutputError`, or one `Refusal` with all of them.
+    """
+    values = check_values(ObserveOptions, options)
+    how = {name: values[name] for name in values if name not in ("text", *read_group(SourceOptions))}
+    text = Path(values["text"]) if "text" in values else None
+    return run_observation(_open(source, values), Request(_folder(out), text, **how), report)
 
 
 def inspect(folder: Source, **where: Unpack[SourceOptions]) -> Inventory:

@@ -21,6 +21,7 @@ from quantconvert.errors import (
     some,
 )
 from quantconvert.events import Finished, Note, Reporter, Started
+from quantconvert.factors import Summary, summarize
 from quantconvert.lazy import load_torch
 from quantconvert.machine import peak_rss_nbytes
 from quantconvert.patterns import layer_of
@@ -64,6 +65,7 @@ class Result:
     peak_rss_nbytes: int
     verification: Verification | None = None
     quality: Quality | None = None
+    factors: Summary | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +74,7 @@ class Outcome:
 
     verification: Verification | None = None
     quality: Quality | None = None
+    factors: Summary | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +118,7 @@ def run(repo: Repo, build: Builder, target: Target) -> Result:
         folder.release()
     target.report(Finished(str(target.out)))
     took = time.perf_counter() - wall, time.process_time() - cpu
-    return Result(plan, target.out, *took, peak_rss_nbytes(), outcome.verification, outcome.quality)
+    return Result(plan, target.out, *took, peak_rss_nbytes(), outcome.verification, outcome.quality, outcome.factors)
 
 
 def _is_result(out: Path, plan: Plan) -> bool:
@@ -244,10 +247,11 @@ def _execute(plan: Plan, repo: Repo, folder: OutputFolder, journal: Journal, tar
         check_complete(verification, plan)
         raise_findings(verification)
     built = [path for path in folder.files if path != REPORT_NAME]  # there may be one of an interrupted commit
+    factors = summarize(folder.state)
     files = hash_files(folder.state, built, plan.execution.workers)
-    folder.write(REPORT_NAME, report_bytes(report_of(plan, errors, files)))
+    folder.write(REPORT_NAME, report_bytes(report_of(plan, errors, files, factors)))
     folder.commit()
-    return Outcome(verification, quality)
+    return Outcome(verification, quality, factors)
 
 
 def _write_small_files(plan: Plan, repo: Repo, folder: OutputFolder, quality: Quality | None) -> None:

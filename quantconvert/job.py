@@ -60,6 +60,7 @@ class Job:
     method: str
     equalize: bool | None
     steps: tuple[str, ...]
+    statistics: str | None
     tensor_parallel: int
     on_indivisible: OnIndivisible
     nan_policy: NanPolicy
@@ -83,7 +84,11 @@ class Job:
         """Everything that can change bytes, as plain JSON values."""
         options = read_group(JobOptions)
         values = dataclasses.asdict(self)
-        return {name: value for name, value in values.items() if name not in options or options[name].option.changes}
+        return {
+            name: options[name].option.shareable(value) if name in options else value
+            for name, value in values.items()
+            if name not in options or options[name].option.changes
+        }
 
     def asked(self) -> dict[str, Any]:
         """The options that differ from their defaults, in one spelling: `from_options` makes the same job of them."""

@@ -34,7 +34,7 @@ def template_of(name: str) -> str:
     return _NUMBER.sub("N", name)
 
 
-_LAYER = re.compile(r"(?:^|\.)(?:layers|layer|h|blocks|block)\.\d+\.")
+_LAYER = re.compile(r"(?:^|\.)(?:layers|layer|h|blocks|block|albert_layers)\.\d+\.")
 
 
 def layer_of(name: str) -> str | None:

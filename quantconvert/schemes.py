@@ -21,7 +21,8 @@ class Scheme:
     """How one weight is quantized, in compressed-tensors' words: `num_bits`, `type` and `symmetric` name its `number`.
 
     `group_size` counts consecutive input columns that share a scale; None unless `strategy` is `group`.
-    `activations`: inputs are quantized too, to int8, per token, while the model runs (W8A8, W4A8); nothing is stored.
+    `activations`: inputs are quantized too, to int8, per token, while the model runs (W8A8, W4A8); nothing is stored
+    for it, unless they are `static`: then one scale serves the whole input of a module, found before and stored beside.
     """
 
     num_bits: int
@@ -30,6 +31,7 @@ class Scheme:
     group_size: int | None = None
     activations: bool = False
     type: Kind = "int"
+    static: bool = False
 
     @property
     def number(self) -> CodeType:
@@ -40,7 +42,7 @@ class Scheme:
     def label(self) -> str:
         """For people: `int4 g128 asymmetric`."""
         width = f"g{self.group_size}" if self.strategy == "group" else f"per {self.strategy}"
-        acts = ", int8 activations" if self.activations else ""
+        acts = f", {'static ' if self.static else ''}int8 activations" if self.activations else ""
         return f"{self.type}{self.num_bits} {width} {'symmetric' if self.symmetric else 'asymmetric'}{acts}"
 
     def num_groups(self, in_features: int) -> int:
@@ -57,6 +59,7 @@ class Request:
     group_size: int | None
     symmetric: bool | None = None
     activations: bool = False
+    static: bool = False
 
     @property
     def label(self) -> str:
@@ -68,15 +71,15 @@ class Request:
     def settled(self, default: bool) -> Scheme:
         """The scheme, with `default` where the symmetry was left open."""
         symmetric = default if self.symmetric is None else self.symmetric
-        return Scheme(self.num_bits, symmetric, self.strategy, self.group_size, self.activations)
+        return Scheme(self.num_bits, symmetric, self.strategy, self.group_size, self.activations, static=self.static)
 
 
 DEFAULT_REQUEST = Request(4, "group", DEFAULT_GROUP_SIZE)
-SCHEMES = ("W4A16", "W4A16_ASYM", "W8A16", "W8A16_ASYM", "W8A8", "W4A8")
+SCHEMES = ("W4A16", "W4A16_ASYM", "W8A16", "W8A16_ASYM", "W8A8", "W8A8_STATIC", "W4A8")
 SCHEME_HINT = f"known schemes: {', '.join(SCHEMES)}; `:g64`, `:channel` or `:tensor` may follow"
 _SCHEME = re.compile(
     r"W(?P<bits>[48])A16(?P<asym>_ASYM)?(?::(?P<width>g\d+|channel|tensor))?"
-    r"|W8A8(?::(?P<whole>channel|tensor))?"
+    r"|W8A8(?P<static>_STATIC)?(?::(?P<whole>channel|tensor))?"
     r"|W4A8(?::(?P<part>g\d+|channel))?"
 )
 
@@ -100,8 +103,10 @@ def parse_scheme(name: str, group_size: int, option: str = "rule") -> Request:
         meant = _meant(name)
         hint = f"did you mean `{meant}`? {SCHEME_HINT}" if meant else SCHEME_HINT
         raise UsageError(f"--{option}: unknown scheme `{name}`", hint=hint)
+    strategy: Strategy
     if name.startswith("W8A8"):
-        return Request(8, "tensor" if match["whole"] == "tensor" else "channel", None, True, True)
+        strategy = "tensor" if match["whole"] == "tensor" else "channel"
+        return Request(8, strategy, None, True, True, match["static"] is not None)
     width = match["width"] or match["part"]
     size = {"channel": -1, "tensor": 0}.get(width, int(width[1:]) if width and width[0] == "g" else group_size)
     strategy, group = width_of(size)
@@ -118,11 +123,11 @@ def _meant(name: str) -> str | None:
     found = re.fullmatch(r"(?:w([48])a16|w([48])|int([48])|u?int([48]))", words[0]) if words else None
     bits = next((digit for digit in found.groups() if digit), None) if found else None
     if words and words[0] in ("w8a8", "w4a8"):
-        bits = words[0][1:].upper()
+        bits = words[0][1:].upper() + ("_STATIC" if words[0] == "w8a8" and "static" in words else "")
     if bits is None:
         return None
-    asymmetric = any(w.startswith("asym") for w in words)
-    stem = f"W{bits}" if bits.endswith("A8") else f"W{bits}A16" + ("_ASYM" if asymmetric else "")
+    asymmetric = "_ASYM" if any(word.startswith("asym") for word in words) else ""
+    stem = f"W{bits}" if "A8" in bits else f"W{bits}A16{asymmetric}"
     sizes = [word.removeprefix("g") for word in words[1:] if word.removeprefix("g").isdecimal()]
     width = next((word for word in words[1:] if word in ("channel", "tensor")), f"g{sizes[0]}" if sizes else "")
     meant = f"{stem}:{width}" if width else stem
@@ -145,5 +150,5 @@ def scheme_name(request: Request) -> str:
     """The name that `parse_scheme` reads back: `W8A16:g128`."""
     width = f"g{request.group_size}" if request.strategy == "group" else request.strategy
     if request.activations:
-        return f"W{request.num_bits}A8:{width}"
+        return f"W{request.num_bits}A8{'_STATIC' if request.static else ''}:{width}"
     return f"W{request.num_bits}A16{'_ASYM' if request.symmetric is False else ''}:{width}"

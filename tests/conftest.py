@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
+from quantconvert.options import JobOptions, read_group
 from tests.inputs import toy_families
 from tests.tiers import ENGINES, Watch, tier_of, tiers_of
 
@@ -27,6 +29,31 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
     """Engines take seconds to import, which their files do: not where only another tier is asked for."""
     return True if config.option.markexpr in ("unit", "process") and collection_path.name in ENGINES else None
+
+
+@pytest.fixture(scope="session", autouse=True)
+def plain_rounding() -> Iterator[None]:
+    """What is not about equalization does not equalize: most tests compare with the source's own values."""
+    with default_of_equalize(False):
+        yield
+
+
+@pytest.fixture
+def auto_equalize() -> Iterator[None]:
+    """The default that users have."""
+    with default_of_equalize(None):
+        yield
+
+
+@contextmanager
+def default_of_equalize(value: bool | None) -> Iterator[None]:
+    option = read_group(JobOptions)["equalize"].option
+    before = option.default
+    object.__setattr__(option, "default", value)
+    try:
+        yield
+    finally:
+        object.__setattr__(option, "default", before)
 
 
 @pytest.fixture(autouse=True)

@@ -23,7 +23,8 @@ ROOT = Path(__file__).parent.parent
 # A value that differs from the default, for every option of a job.
 OTHER: dict[str, Any] = {
     "bits": 8, "group_size": 64, "symmetric": False, "scheme": "W8A8:tensor", "format": "gptq", "engines": ("vllm",),
-    "method": "other", "steps": ("x",), "ignore": ("*.a b*",), "rules": ("*.x=W8A16", "re:y'=skip"), "preset": "down-8",
+    "method": "other", "equalize": True, "steps": ("x",), "statistics": "a/b.safetensors",
+    "ignore": ("*.a b*",), "rules": ("*.x=W8A16", "re:y'=skip"), "preset": "down-8",
     "tensor_parallel": 2, "on_indivisible": "skip", "nan_policy": "keep", "requantize": True, "strict": True,
     "allow_incomplete": True,
     "max_shard_size": "123KB", "memory_limit": "1GiB", "workers": 3, "executor": "other", "base_model": "a/b",

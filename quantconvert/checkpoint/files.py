@@ -26,7 +26,6 @@ _DUPLICATES = (
     "*.safetensors.index.json", "consolidated*", "params.json", "pytorch_model*", "model*.bin", "*.bin.index.json",
     "*.pth", "*.pt", "*.ckpt", "*.gguf", "*.ggml", "*.h5", "*.msgpack", "*.ot", "*.onnx", "*.onnx_data", "*.tflite",
     "hf_quant_config.json", "quantize_config.json", "quant_config.json", "quantconvert.json",
-    "quantconvert.factors",
 )  # fmt: skip
 _DUPLICATE_FOLDERS = {"original", "metal", "onnx", "openvino", "flax", "tf", "gguf", "coreml"}
 

@@ -95,6 +95,12 @@ def parse_header(raw: bytes, file: str, file_nbytes: int) -> list[TensorRef]:
     return refs
 
 
+def metadata_of(raw: bytes, file: str) -> dict[str, str]:
+    """The `__metadata__` of the header `raw` of `file`, which `parse_header` has accepted; empty where it has none."""
+    metadata: dict[str, str] = parse_object(raw, f"header of `{file}`", strict=True).get("__metadata__") or {}
+    return metadata
+
+
 def parse_object(raw: bytes, subject: str, strict: bool = False, max_values: int = MAX_VALUES) -> dict[str, Any]:
     """A JSON object with unique keys; `subject` begins the message of the `CheckpointError` otherwise.
 

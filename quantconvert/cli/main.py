@@ -18,6 +18,7 @@ from quantconvert.cli.output import (
     flush_stdout,
     print_inventory,
     print_json,
+    print_observation,
     print_result,
     print_text,
     print_verification,
@@ -30,6 +31,7 @@ from quantconvert.cli.parameters import (
     OUT,
     QUANTIZED,
     SOURCE,
+    STATISTICS,
     Argument,
     Body,
     Command,
@@ -38,12 +40,20 @@ from quantconvert.cli.parameters import (
 from quantconvert.cli.progress import ProgressReporter
 from quantconvert.errors import UsageError, VerificationError
 from quantconvert.events import Reporter, silent
-from quantconvert.options import ConvertOptions, PlanOptions, SourceOptions, TranscodeOptions, VerifyOptions
+from quantconvert.options import (
+    ConvertOptions,
+    ObserveOptions,
+    PlanOptions,
+    SourceOptions,
+    TranscodeOptions,
+    VerifyOptions,
+)
 from quantconvert.options.option import nearest_word
 from quantconvert.options.table import (
     ConvertWords,
     DequantizeWords,
     PlanWords,
+    QuietWords,
     RepackWords,
     ShowWords,
     VerifyWords,
@@ -63,6 +73,7 @@ Examples:
   quantconvert plan ./model --bits 4 --explain    decides all, writes nothing
   quantconvert verify out --source ./model        each value, half a step
   quantconvert inspect out                        what a checkpoint holds
+  quantconvert observe ./model stats.safetensors --text text.txt
 
 Exit codes: 0 done, 2 usage, 3 checkpoint, 4 unsupported, 5 output, 6 verification, 129 hung up, 130 interrupted,
 143 terminated, 1 a bug of ours.
@@ -176,6 +187,17 @@ def inspect(folder: str, where: dict[str, Any], words: dict[str, Any]) -> None:
         print_json(inventory.to_json())
     else:
         print_inventory(inventory, words.get("verbose", False))
+
+
+@command([SOURCE, STATISTICS], ObserveOptions, QuietWords)
+def observe(source: str, out: str, asked: dict[str, Any], words: dict[str, Any]) -> None:
+    """Run SRC in transformers; what its layers read, for --statistics."""
+    with _reporter(words) as report:
+        found = api.observe(source, out, report=report, **asked)
+    if words.get("json"):
+        print_json(found.to_json())
+    if not words.get("quiet"):
+        print_observation(found)
 
 
 @command([QUANTIZED, OUT], TranscodeOptions, RepackWords)

@@ -18,6 +18,7 @@ from quantconvert.card import load_hint
 from quantconvert.engines import NOBODY
 from quantconvert.families import REASON_TEXT
 from quantconvert.inventory import Inventory
+from quantconvert.observation import Observation
 from quantconvert.planning import Plan
 from quantconvert.text import clean, counted, duration, escaped_json, redacted, size
 from quantconvert.verification import TensorError, Verification
@@ -117,6 +118,8 @@ def print_result(result: Result) -> None:
     rows = plan_rows(plan) + size_rows(plan)
     rows.append(("tensors", accounts(plan)))
     rows += kept_rows(plan)
+    if result.factors is not None:
+        rows.append(("equalized", str(result.factors)))
     if result.quality is not None:
         rows.append(("quality", str(result.quality)))
     if result.verification is not None:
@@ -188,6 +191,22 @@ def _error_table(found: Verification) -> Table:
         sqnr = "-" if error.sqnr is None else f"{error.sqnr:.2f}"
         table.add_row(plain(error.name), error.scheme, sqnr, f"{error.relative_error:.3g}", f"{error.max_error:.4f}")
     return table
+
+
+def print_observation(found: Observation) -> None:
+    """What was observed, on stderr."""
+    module, largest = found.largest
+    missing = ", ".join(found.unobserved[:4]) + (" and more" if len(found.unobserved) > 4 else "")
+    print_facts(stderr, [
+        ("layers", f"{found.num_layers}, {'one at a time' if found.by_layers else 'all in memory'}"),
+        ("inputs", f"{found.num_inputs} of {found.num_modules} linear layers"),
+        ("not observed", missing or "none"),
+        ("tokens", str(found.num_tokens)),
+        ("largest", f"{largest:.4g} ({module})"),
+        ("size", size(found.nbytes)),
+        ("time", duration(found.seconds)),
+    ])  # fmt: skip
+    stderr.print(f"[green]done[/green] {plain(str(found.out))}")
 
 
 def print_inventory(inventory: Inventory, verbose: bool) -> None:

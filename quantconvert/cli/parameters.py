@@ -36,6 +36,7 @@ SOURCE = Argument("source", "SRC", "Local folder, or a Hub repository id such as
 QUANTIZED = Argument("source", "SRC", "A quantized checkpoint: local folder or Hub repository id.")
 OUT = Argument("out", "OUT", "Folder for the result: new, empty, or of an interrupted run.")
 MAYBE_OUT = Argument("out", "OUT", "Where the result would go: checked too when given.", required=False)
+STATISTICS = Argument("out", "STATS", "File for the statistics, such as stats.safetensors.")
 CONVERTED = Argument("folder", "OUT", "A converted checkpoint: local folder.")
 ANY = Argument("folder", "DIR", "A checkpoint: local folder or Hub repository id.")
 

@@ -27,6 +27,8 @@ from quantconvert.factors.wanted import PASSES
 from quantconvert.sources.steps.scale import Heads
 
 MOST = 100.0
+# The least importance that counts, over the mean.
+LEAST_SHARE = 1e-12
 # What gives a vector by its rows is scaled down alone: the loudest channel stays as it is.
 ROWS_LEAST = 1 / 256
 # Engines compute AWQ in float16, whose largest number is 65504. A norm's output is at most sqrt(C) times its gain.
@@ -57,6 +59,42 @@ def equalize(blocks: Blocks, count: int, heads: Heads | None = None) -> Tensor:
 def clamped(mu: Tensor) -> Tensor:
     """mu over its median, at most 100 and at least 1/100."""
     return (mu / mu.median()).clamp_(1 / MOST, MOST)
+
+
+def by_importance(h: Tensor, alpha: float = 0.25) -> Tensor:
+    """mu [C] of importances h = E[x_j^2] [C]: (h / mean h)^(-alpha/2), so that loud columns become larger and their
+    inputs quieter. Clamped; a column that nothing is known of counts as the mean.
+    """
+    mean = h[torch.isfinite(h)].mean()
+    if not bool(mean > 0):
+        return torch.ones_like(h)
+    share = torch.where(torch.isfinite(h), h / mean, torch.ones(()))
+    return clamped(share.clamp_(min=LEAST_SHARE) ** (-alpha / 2))
+
+
+def combined(mu: Tensor, h: Tensor, exponent: float = 0.5, alpha: float = 0.25) -> Tensor:
+    """Half of what the weights say, and what importances say: mu^exponent times `by_importance`. Clamped."""
+    return clamped(clamped(mu) ** exponent * by_importance(h, alpha))
+
+
+def smooth(maxima_x: Tensor, maxima_w: Tensor, alpha: float = 0.5) -> Tensor:
+    """mu [C] of SmoothQuant (Xiao et al., arXiv 2211.10438, equation 4): its columns are multiplied by
+    s_j = max|x_j|^alpha / max|w_j|^(1 - alpha), so mu = 1 / s.
+
+    maxima_x, maxima_w: [C], the largest magnitude of each input and of its column. Over the median of those columns
+    where neither is zero, clamped; 1 for the others.
+    """
+    mu = maxima_w ** (1 - alpha) / maxima_x**alpha
+    known = torch.isfinite(mu) & (mu > 0)
+    if not bool(known.any()):
+        return torch.ones_like(mu)
+    return torch.where(known, (mu / mu[known].median()).clamp_(1 / MOST, MOST), torch.ones(()))
+
+
+def joint(vectors: Iterable[Tensor]) -> Tensor:
+    """One h [C] for modules of which each has its own: their mean. At least one."""
+    several = list(vectors)
+    return torch.stack(several).double().mean(0).float()
 
 
 def calm_rows(mu: Tensor) -> Tensor:

@@ -12,7 +12,9 @@ from typing import Protocol
 
 from quantconvert.checkpoint import Checkpoint
 from quantconvert.dtypes import DTYPES
+from quantconvert.families.block import Block, Experts, Mlp, NormKind
 from quantconvert.families.common import EXPERT_NAMES, FUSED_COMMON, KEEP_BY_NAME, TOWERS
+from quantconvert.families.fused import fused_groups
 from quantconvert.families.row import (
     REASON_TEXT,
     REASONS,
@@ -29,8 +31,9 @@ from quantconvert.families.tables import FAMILIES
 from quantconvert.patterns import WEIGHT_SUFFIX, template_of
 
 __all__ = [
-    "FAMILIES", "KEEP_BY_NAME", "REASONS", "REASON_TEXT", "Classifier", "Dims", "Family", "Fold", "FusedExperts",
-    "FusedSet", "Part", "Reason", "Role", "find_family",
+    "FAMILIES", "KEEP_BY_NAME", "REASONS", "REASON_TEXT", "Block", "Classifier", "Dims", "Experts", "Family", "Fold",
+    "FusedExperts", "FusedSet", "Mlp", "NormKind", "Part", "Reason", "Role", "find_family", "fused_groups",
+    "stands_aside",
 ]  # fmt: skip
 
 NO_TABLE = Family("unknown", (), (), fused=FUSED_COMMON)
@@ -41,6 +44,12 @@ def find_family(checkpoint: Checkpoint) -> Family | None:
     """The table whose `model_types` names the config's model_type (or its text_config's)."""
     types = (checkpoint.model_type, str(checkpoint.text_config.get("model_type") or ""))
     return next((family for family in FAMILIES for t in types if t and t in family.model_types), None)
+
+
+def stands_aside(layer: str, family: Family) -> bool:
+    """Whether a layer (`model.visual.blocks.3.`) is of a tower or predicts a second token, and so not of the model."""
+    rules = (*TOWERS, *((pattern, reason) for pattern, reason in family.keep if reason in ("vision", "audio", "mtp")))
+    return any(re.search(pattern, template_of(layer + "N")) for pattern, _ in rules)
 
 
 class Tensor(Protocol):

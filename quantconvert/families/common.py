@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from quantconvert.families.row import Fold, FusedSet, Part, Reason
+from quantconvert.families.row import FusedSet, Part, Reason
 
 # Searched in the module name, first match wins. Sources: the weight names in transformers' model files and the
 # keep lists of vLLM's and SGLang's loaders.
@@ -49,13 +49,3 @@ KEEP_MTP: tuple[tuple[str, Reason], ...] = ((r"(^|\.)mtp\.", "mtp"),)
 
 EMBEDDINGS = Part("embeddings", ("embed_tokens",))
 DECODER_PARTS = (EMBEDDINGS, Part("final norm", ("norm",)))
-
-QKV = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
-FOLD_V = Fold("self_attn.v_proj", ("self_attn.o_proj",), "rows", heads=True)
-FOLD_UP = Fold("mlp.up_proj", ("mlp.down_proj",), "rows")
-FOLDS_PRE_NORM = (
-    Fold("input_layernorm", QKV),
-    Fold("post_attention_layernorm", ("mlp.gate_proj", "mlp.up_proj")),
-    FOLD_V,
-    FOLD_UP,
-)

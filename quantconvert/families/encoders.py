@@ -13,7 +13,8 @@ from quantconvert.families.common import (
     LINEAR_ATTENTION,
     LINEAR_MLP,
 )
-from quantconvert.families.row import Dims, Family, FusedSet, Part, Reason
+from quantconvert.families.folds import FOLD_UP, FOLD_V, OUTS, pre_norm
+from quantconvert.families.row import Dims, Family, Fold, FusedSet, Part, Reason
 
 _HEADS: tuple[tuple[str, Reason], ...] = (
     (r"(^|\.)lm_head(\.(dense|decoder))?$", "lm_head"),
@@ -27,6 +28,13 @@ _LAYER_DIMS = (
     Dims(r"(?<!attention)\.output\.dense$", "hidden_size", "intermediate_size"),
     Dims(r"attention\.output\.dense$", "hidden_size", "hidden_size"),
 )
+
+# What BERT's norms give is the residual too, so that no norm is in these folds but ModernBERT's and EuroBERT's.
+
+
+def _values(value: str, output: str) -> Fold:
+    return Fold(value, (output,), "rows")
+
 
 _WORDS = Part("embeddings", ("embeddings.word_embeddings",))
 _POSITIONS = Part("position embeddings", ("embeddings.position_embeddings",))
@@ -52,6 +60,7 @@ BERT = Family(
     dims=(*_LAYER_DIMS, Dims(r"attention\.self\.(query|key|value)$", "hidden_size", "hidden_size")),
     tied=(_MASKED, "lm_head.decoder", "generator_lm_head"),
     parts=(_WORDS, _POSITIONS, _NORM),
+    folds=tuple(_values(f"{stem}.self.value", f"{stem}.output.dense") for stem in ("attention", "crossattention")),
 )
 
 MPNET = Family(
@@ -62,6 +71,7 @@ MPNET = Family(
     dims=(*_LAYER_DIMS, Dims(r"\.attention\.attn\.[qkvo]$", "hidden_size", "hidden_size")),
     tied=("lm_head.decoder",),
     parts=(_WORDS, _POSITIONS, _NORM),
+    folds=(_values("attention.attn.v", "attention.attn.o"),),
 )
 
 _DISTILBERT_ATTENTION = r"\.attention\.(q_lin|k_lin|v_lin|out_lin)$"
@@ -78,6 +88,7 @@ DISTILBERT = Family(
     ),
     tied=("vocab_projector",),
     parts=(_WORDS, _POSITIONS, _NORM),
+    folds=(_values("attention.v_lin", "attention.out_lin"),),
 )
 
 # in_proj, pos_proj and pos_q_proj are DeBERTa's of the first version; both versions multiply relative positions.
@@ -100,6 +111,8 @@ DEBERTA = Family(
     dims=(*_LAYER_DIMS, Dims(_DEBERTA_ATTENTION, "hidden_size", "hidden_size")),
     tied=(_MASKED,),
     parts=(_WORDS, _NORM),
+    # In the first version's in_proj query, key and value take turns head by head
+    folds=(_values("attention.self.value_proj", "attention.output.dense"),),
 )
 
 # One layer serves every depth (transformers `modeling_albert.py`): its tensors are few, their error is repeated.
@@ -120,6 +133,7 @@ ALBERT = Family(
     ),
     tied=("predictions.decoder",),
     parts=(_WORDS, _POSITIONS, _NORM, Part("embeddings' projection", ("encoder.embedding_hidden_mapping_in",))),
+    folds=(_values("attention.value", "attention.dense"),),
 )
 
 # Wqkv and Wi (gate and up) are stored fused; the decoder of the same design stores query, key and value apart.
@@ -140,6 +154,15 @@ MODERNBERT = Family(
         Part("final norm", ("final_norm",)),
     ),
     uneven=(r"^attn_norm\.",),  # the embeddings' norm stands before the first layer
+    # The first half of Wi goes through the activation
+    folds=(
+        Fold("attn_norm", ("attn.Wqkv", "attn.q_proj", "attn.k_proj", "attn.v_proj")),
+        Fold("mlp_norm", ("mlp.Wi",)),
+        _values("attn.Wqkv", "attn.Wo"),
+        _values("attn.v_proj", "attn.Wo"),
+        _values("mlp.Wi", "mlp.Wo"),
+    ),
+    unfolded=(r"\.Wo$", r"^attn\.(Wqkv|q_proj|k_proj|v_proj)$"),
 )
 
 # vLLM joins fc12 and fc11 as gate_up_proj (`bert_with_rope.py`). Remote code's config has GPT-2's keys.
@@ -157,6 +180,7 @@ NOMIC_BERT = Family(
     ),
     tied=(_MASKED,),
     parts=(_WORDS, Part("embeddings' norm", ("emb_ln", "embeddings.LayerNorm"))),
+    folds=(_values("attn.Wqkv", "attn.out_proj"), _values("mlp.fc11", "mlp.fc2")),
 )
 
 EUROBERT = Family(
@@ -170,6 +194,8 @@ EUROBERT = Family(
         Dims(r"\.mlp\.down_proj$", "hidden_size", "intermediate_size"),
     ),
     parts=DECODER_PARTS,
+    folds=(*pre_norm(), FOLD_V, FOLD_UP),
+    unfolded=OUTS,
 )
 
 # Its layers are QuantLinear, which quantize themselves and are no `Linear` (transformers `quant_modules.py`): no engine

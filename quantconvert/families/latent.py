@@ -14,8 +14,9 @@ from quantconvert.families.common import (
     KEEP_MTP,
     LINEAR_MLP,
 )
-from quantconvert.families.moe import FUSED_QKV_A, GATED, gated_dims
-from quantconvert.families.row import Dims, Family, FusedSet, Part
+from quantconvert.families.folds import FOLD_UP, OUTS, gated, pre_norm, under
+from quantconvert.families.moe import FOLDS_LATENT, FUSED_QKV_A, GATE_UP, GATED, MLA, gated_dims
+from quantconvert.families.row import Dims, Family, Fold, FusedSet, Part
 
 # The same attention in front of an ordinary MLP.
 MINICPM3 = Family(
@@ -26,6 +27,8 @@ MINICPM3 = Family(
     fused=(*FUSED_COMMON, FUSED_QKV_A),
     dims=gated_dims("mlp", "intermediate_size"),
     parts=DECODER_PARTS,
+    folds=(*pre_norm(attention=MLA), *FOLDS_LATENT, FOLD_UP),
+    unfolded=OUTS,
 )
 
 # Two attentions and two MLPs a layer beside its experts, of which some only pass on what they get.
@@ -47,6 +50,20 @@ LONGCAT = Family(
     experts=EXPERT_NAMES,
     dims=(*gated_dims(r"mlps\.N", "ffn_hidden_size"), *gated_dims(r"experts\.N", "expert_ffn_hidden_size")),
     parts=DECODER_PARTS,
+    folds=(
+        Fold("input_layernorm.N", under("self_attn.N", "q_proj", "q_a_proj", "kv_a_proj_with_mqa")),
+        # Experts that only pass on what they get pass on what this norm gives
+        Fold(
+            "post_attention_layernorm.0",
+            (*under("mlps.0", *GATE_UP), "mlp.router.classifier", *under("mlp.experts.N", *GATE_UP)),
+            where=("zero_expert_num", (None, 0)),
+        ),
+        Fold("post_attention_layernorm.1", under("mlps.1", *GATE_UP)),
+        Fold("self_attn.N.q_a_layernorm", ("self_attn.N.q_b_proj",)),
+        Fold("self_attn.N.kv_a_layernorm", ("self_attn.N.kv_b_proj",)),
+        *gated("mlps.N", "mlp.experts.N"),
+    ),
+    unfolded=(*OUTS, r"^(mlps\.N|mlp\.experts\.N)\.(gate_proj|up_proj)$", r"^mlp\.router\.classifier$"),
 )
 
 # Keys and values are one latent (wkv); wo_a is multiplied group by group. Compressors and indexers stand in some layers
@@ -72,4 +89,13 @@ DEEPSEEK_V4 = Family(
     ),
     parts=(Part("embeddings", ("embed_tokens", "embed")), Part("final norm", ("norm",))),
     uneven=(r"^(attn\.(compressor|indexer)|ffn\.gate)\.",),
+    # What w3 gives is clamped. What reads the norm before attention stays in high precision
+    folds=(
+        Fold("attn.q_norm", ("attn.wq_b", "attn.indexer.wq_b")),
+        Fold(
+            "ffn_norm",
+            ("ffn.gate", *under("ffn.experts.N", "w1", "w3"), *under("ffn.shared_experts", "w1", "w3")),
+        ),
+    ),
+    unfolded=(r"^attn\.", r"\.w2$", r"^hc_"),
 )

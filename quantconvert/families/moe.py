@@ -8,6 +8,7 @@ otherwise.
 
 from __future__ import annotations
 
+from quantconvert.families.blocks import GRANITE_MOE_BLOCKS, MIXTRAL_BLOCKS, OLMOE_BLOCKS, QWEN_MOE_BLOCKS
 from quantconvert.families.common import (
     DECODER_PARTS,
     EXPERT_NAMES,
@@ -17,7 +18,17 @@ from quantconvert.families.common import (
     LINEAR_ATTENTION,
     LINEAR_MLP,
 )
-from quantconvert.families.row import Dims, Family, FusedExperts, FusedSet, Reason
+from quantconvert.families.folds import (
+    FOLD_V,
+    FOLDS_EXPERTS,
+    FOLDS_UP_EXPERTS,
+    OUTS,
+    READ_BY_EXPERTS,
+    gated,
+    pre_norm,
+    under,
+)
+from quantconvert.families.row import Dims, Family, Fold, FusedExperts, FusedSet, Reason
 
 GATED = r"(gate_proj|up_proj|down_proj)$"
 GATE_UP = ("gate_proj", "up_proj")
@@ -48,11 +59,18 @@ MIXTRAL = Family(
     keep=((r"\.block_sparse_moe\.gate$", "router"), *KEEP_HEADS),
     fused=(*FUSED_COMMON, FusedSet("w13", ("w1", "w3"))),
     experts=EXPERT_NAMES,
+    blocks=MIXTRAL_BLOCKS,
     dims=(
         Dims(r"\.experts\.N\.(w1|w3)$", "intermediate_size", "hidden_size"),
         Dims(r"\.experts\.N\.w2$", "hidden_size", "intermediate_size"),
     ),
     parts=DECODER_PARTS,
+    folds=(
+        *pre_norm("block_sparse_moe.gate", *under("block_sparse_moe.experts.N", "w1", "w3")),
+        FOLD_V,
+        *gated("block_sparse_moe.experts.N", up="w3", down="w2"),
+    ),
+    unfolded=(*OUTS, r"\.w2$"),
 )
 
 QWEN_LINEAR = (LINEAR_ATTENTION, LINEAR_MLP, rf"\.mlp\.(experts\.N|shared_expert)\.{GATED}")
@@ -69,8 +87,11 @@ QWEN_MOE = Family(
     keep=(*ROUTER, *KEEP_HEADS),
     fused=FUSED_COMMON,
     experts=EXPERT_NAMES,
+    blocks=QWEN_MOE_BLOCKS,
     dims=QWEN_DIMS,
     parts=DECODER_PARTS,
+    folds=FOLDS_EXPERTS,
+    unfolded=OUTS,
 )
 
 OLMOE = Family(
@@ -80,8 +101,11 @@ OLMOE = Family(
     keep=(*ROUTER, *KEEP_HEADS),
     fused=FUSED_COMMON,
     experts=EXPERT_NAMES,
+    blocks=OLMOE_BLOCKS,
     dims=gated_dims(r"experts\.N", "intermediate_size"),
     parts=DECODER_PARTS,
+    folds=FOLDS_EXPERTS,
+    unfolded=OUTS,
 )
 
 # The extra layer that predicts a second token is known by its number; these are the parts only it has.
@@ -91,6 +115,15 @@ _DENSE_THEN_EXPERTS = (
     *gated_dims("mlp", "intermediate_size"),
     *gated_dims(r"experts\.N", "moe_intermediate_size"),
 )
+
+# The latents have norms of their own, whose weights end before the projections that read them. In kv_b_proj keys and
+# values take turns head by head, so that o_proj has no giver. The rest stands in layers that predict a second token.
+MLA = under("self_attn", "q_proj", "q_a_proj", "kv_a_proj_with_mqa", "indexer.wk", "indexer.weights_proj")
+FOLDS_LATENT = (
+    Fold("self_attn.q_a_layernorm", ("self_attn.q_b_proj", "self_attn.indexer.wq_b")),
+    Fold("self_attn.kv_a_layernorm", ("self_attn.kv_b_proj",)),
+)
+MTP_PARTS = (r"^(eh_proj|embed_tokens|shared_head\.head)$",)
 
 FUSED_QKV_A = FusedSet("fused_qkv_a_proj", ("q_a_proj", "kv_a_proj_with_mqa"))
 
@@ -113,6 +146,8 @@ DEEPSEEK = Family(
     dims=_DENSE_THEN_EXPERTS,
     parts=DECODER_PARTS,
     uneven=(r"^self_attn\.indexer\.",),  # GLM's layers share the indexer of another
+    folds=(*pre_norm(*READ_BY_EXPERTS, attention=MLA), *FOLDS_LATENT, *FOLDS_UP_EXPERTS),
+    unfolded=(*OUTS, *MTP_PARTS),
 )
 
 GLM_MOE = Family(
@@ -124,6 +159,8 @@ GLM_MOE = Family(
     experts=EXPERT_NAMES,
     dims=_DENSE_THEN_EXPERTS,
     parts=DECODER_PARTS,
+    folds=FOLDS_EXPERTS,
+    unfolded=(*OUTS, *MTP_PARTS),
 )
 
 # The rows of gate and up take turns (`modeling_gpt_oss.py`: `gate_up[..., ::2]` is the gate), their biases likewise.
@@ -137,7 +174,12 @@ GPT_OSS = Family(
     fused_experts=fused_gated("num_local_experts", "intermediate_size", True, True, bias="_bias"),
     dims=gated_dims(r"experts\.N", "intermediate_size"),
     parts=DECODER_PARTS,
+    # What up gives is clamped, and one is added
+    folds=(*pre_norm("mlp.router", *under("mlp.experts.N", *GATE_UP)), FOLD_V),
+    unfolded=OUTS,
 )
+
+_LLAMA4 = ("feed_forward", "feed_forward.experts.N", "feed_forward.shared_expert")
 
 LLAMA4 = Family(
     name="llama4",
@@ -152,6 +194,12 @@ LLAMA4 = Family(
         *gated_dims(r"(experts\.N|shared_expert)", "intermediate_size"),
     ),
     parts=DECODER_PARTS,
+    folds=(
+        *pre_norm("feed_forward.router", *(name for stem in _LLAMA4 for name in under(stem, *GATE_UP))),
+        FOLD_V,
+        *gated(*_LLAMA4),
+    ),
+    unfolded=OUTS,
 )
 
 # What Granite's three kinds of mixtures share. The 3-D tensors do end in `.weight`; the 2-D `shared_mlp.input_linear`
@@ -179,6 +227,18 @@ GRANITE_DIMS = (
     Dims(r"\.shared_mlp\.output_linear$", "hidden_size", "shared_intermediate_size"),
 )
 
+GRANITE_READERS = (
+    "block_sparse_moe.router.layer",
+    *under("block_sparse_moe.experts.N", *GATE_UP),
+    "shared_mlp.input_linear",
+)
+GRANITE_FOLDS = (
+    FOLD_V,
+    *gated("block_sparse_moe.experts.N"),
+    *gated("shared_mlp", up="input_linear", down="output_linear"),
+)
+GRANITE_UNFOLDED = (*OUTS, r"\.output_linear$")
+
 GRANITE_MOE = Family(
     name="granite-moe",
     model_types=("granitemoe", "granitemoeshared"),
@@ -186,7 +246,10 @@ GRANITE_MOE = Family(
     keep=(*GRANITE_ROUTER, *KEEP_HEADS),
     fused=FUSED_COMMON,
     experts=EXPERT_NAMES,
+    blocks=GRANITE_MOE_BLOCKS,
     fused_experts=GRANITE_EXPERTS,
     dims=GRANITE_DIMS,
     parts=DECODER_PARTS,
+    folds=(*pre_norm(*GRANITE_READERS), *GRANITE_FOLDS),
+    unfolded=GRANITE_UNFOLDED,
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from quantconvert.families.blocks import LLAMA_BLOCKS
 from quantconvert.families.common import (
     DECODER_PARTS,
     EMBEDDINGS,
@@ -14,8 +15,10 @@ from quantconvert.families.common import (
     LINEAR_ATTENTION,
     LINEAR_MLP,
 )
+from quantconvert.families.dense import LLAMA_FOLDS
+from quantconvert.families.folds import FOLD_UP, FOLDS_EXPERTS, MLP_IN, OUTS
 from quantconvert.families.moe import QWEN_DIMS, QWEN_LINEAR, ROUTER, fused_gated, gated_dims
-from quantconvert.families.row import Family, Part
+from quantconvert.families.row import Family, Fold, Part
 
 # A checkpoint of Pixtral's tower alone bears this model_type.
 _PARTS = tuple(replace(part, unless=("model_type", ("pixtral",))) for part in DECODER_PARTS)
@@ -32,6 +35,9 @@ VISION_LANGUAGE = Family(
     fused=FUSED_COMMON,
     dims=gated_dims(r"layers\.N\.mlp", "intermediate_size"),
     parts=_PARTS,
+    folds=LLAMA_FOLDS,
+    unfolded=OUTS,
+    blocks=LLAMA_BLOCKS,
 )  # fmt: skip
 
 # The Hub holds experts [in, out] beside a config with `num_experts`. transformers 5 transposes while it loads, where
@@ -50,6 +56,8 @@ QWEN3_VL_MOE = Family(
     ),
     dims=QWEN_DIMS,
     parts=DECODER_PARTS,
+    folds=FOLDS_EXPERTS,
+    unfolded=OUTS,
 )
 
 # AltUp mixes four streams by matrices of four columns, and LAuReL and the inputs of each layer are narrow: all of that
@@ -71,4 +79,7 @@ GEMMA3N = Family(
     fused=FUSED_COMMON,
     parts=(EMBEDDINGS, Part("embeddings of each layer", ("embed_tokens_per_layer",)), Part("final norm", ("norm",))),
     uneven=(r"^self_attn\.(k_proj|v_proj|k_norm|v_norm)\.",),
+    # What the first norm gives is LAuReL's residual too, and values have a norm of their own
+    folds=(Fold("pre_feedforward_layernorm", MLP_IN), FOLD_UP),
+    unfolded=(*OUTS, r"^self_attn\.[qkv]_proj$", r"^(altup|laurel)\.", r"^per_layer_(input_gate|projection)$"),
 )

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from quantconvert.families.block import Block
+
 # Why a weight is left alone: a closed list, so that reports and tests can count on it.
 Reason = Literal[
     "embedding", "lm_head", "norm", "bias", "router", "vision", "audio", "conv", "state-space", "mtp", "head",
@@ -100,15 +102,18 @@ FoldKind = Literal["norm", "1 + norm", "rows"]
 class Fold:
     """One vector inside each layer: the module that gives it, and all that read it, so that factors can move between.
 
-    Names are relative to the layer (`self_attn.v_proj`), numbers in them are `N`. `readers`: every module that reads
-    the vector, kept or not; `N` is the producer's own number where it has one, else every number. What `producer`
-    gives is multiplied by a factor a channel, the readers' columns are divided by it:
+    Names are relative to the layer (`self_attn.v_proj`), numbers in them are `N` or meant as they stand. `readers`:
+    every module that reads the vector, kept or not; `N` is the producer's own number where it has one, else every
+    number. What `producer` gives is multiplied by a factor a channel, the readers' columns are divided by it:
 
     norm: its weight, and its bias where it has one. `1 + norm`: w becomes (1 + w) mu - 1. rows: the last rows of its
     weight and bias, as many as there are factors (all of v_proj; up in a fused gate_up; v in a fused q, k, v).
 
-    `heads`: the readers' columns are query heads that share the producer's key-value heads. `only`: model types it
-    holds for, all where empty. `unless`: a config key, and the values with which models are built otherwise.
+    `heads`: the readers' columns are query heads that share the producer's key-value heads; or, of a norm, heads that
+    all share its weight. `only`: model types it holds for (the language model's own, where the config has one inside),
+    all where empty. `unless`: a config key, and the values with which models are built otherwise; `where`: those
+    without which. A key that the config has not counts as None, a dot in it leads inside. `head_dim`: the width of a
+    head where the config says neither that nor how many there are, which is the model type's own.
     """
 
     producer: str
@@ -117,6 +122,8 @@ class Fold:
     heads: bool = False
     only: tuple[str, ...] = ()
     unless: tuple[str, tuple[object, ...]] | None = None
+    where: tuple[str, tuple[object, ...]] | None = None
+    head_dim: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +136,8 @@ class Family:
     `fused_experts`: 3-D tensors of experts. `dims`: shapes that the config must agree with. `tied`: output heads
     other than `lm_head` that share the embeddings' table, so that checkpoints do not hold them and engines have to be
     told by name that they are not quantized. `parts`: what a whole checkpoint has outside its layers. `uneven`: tensors
-    that one layer has and its neighbours have not. `folds`: who gives and who reads the vectors inside a layer.
+    that one layer has and its neighbours have not. `blocks`: what its decoder layers
+    compute. `folds`: who gives and who reads the vectors inside a layer.
     `unfolded`: modules of a layer that read what no fold speaks of (regular expressions, searched in the name relative
     to the layer).
     """
@@ -146,6 +154,7 @@ class Family:
     tied: tuple[str, ...] = ()
     parts: tuple[Part, ...] = ()
     uneven: tuple[str, ...] = ()
+    blocks: tuple[Block, ...] = ()
     folds: tuple[Fold, ...] = ()
     unfolded: tuple[str, ...] = ()
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from quantconvert.families.common import FUSED_QKV
-from quantconvert.families.row import Dims, Family, FusedSet, Part, Reason
+from quantconvert.families.folds import FC_NORMS, FC_UNFOLDED, FC_VALUES, gated, only, under
+from quantconvert.families.row import Dims, Family, Fold, FusedSet, Part, Reason
 
 _SHARED: tuple[str, Reason] = (r"(^|\.)shared$", "embedding")
 _HEADS: tuple[tuple[str, Reason], ...] = (
@@ -28,6 +29,21 @@ T5 = Family(
         Part("encoder's final norm", ("encoder.final_layer_norm",), only=_WHOLE),
         Part("decoder's final norm", ("decoder.final_layer_norm",), only=_WHOLE),
     ),
+    # Each part of a layer has its own norm. Keys and values of cross-attention come from the encoder
+    folds=(
+        Fold(
+            "layer.N.layer_norm",
+            (
+                *under("layer.N.SelfAttention", "q", "k", "v"),
+                "layer.N.EncDecAttention.q",
+                *under("layer.N.DenseReluDense", "wi", "wi_0", "wi_1"),
+            ),
+        ),
+        Fold("layer.N.SelfAttention.v", ("layer.N.SelfAttention.o",), "rows"),
+        Fold("layer.N.EncDecAttention.v", ("layer.N.EncDecAttention.o",), "rows"),
+        *gated("layer.N.DenseReluDense", up="wi_1", down="wo"),
+    ),
+    unfolded=(r"\.(o|wo)$", r"\.EncDecAttention\.[kv]$"),
 )
 
 _ATTENTION = r"\.(self_attn|encoder_attn)\.(q_proj|k_proj|v_proj|out_proj)$"
@@ -53,6 +69,8 @@ BART = Family(
         Part("encoder's final norm", ("encoder.layer_norm",), ("model_type", ("bart", "marian")), _WHOLE),
         Part("decoder's final norm", ("decoder.layer_norm",), ("model_type", ("bart", "marian")), _WHOLE),
     ),
+    folds=(*only(("mbart", "pegasus", "m2m_100"), *FC_NORMS), *FC_VALUES),  # those of the others are the residual too
+    unfolded=FC_UNFOLDED,
 )
 
 # What hears is the model itself and no tower: the encoder is quantized too.
@@ -72,4 +90,6 @@ WHISPER = Family(
         Part("encoder's final norm", ("encoder.layer_norm",), only=_WHOLE),
         Part("decoder's final norm", ("decoder.layer_norm",), only=_WHOLE),
     ),
+    folds=(*FC_NORMS, *FC_VALUES),
+    unfolded=FC_UNFOLDED,
 )

@@ -161,6 +161,8 @@ class Layout(ABC):
     optional: ClassVar[frozenset[str]] = frozenset()
     symmetric_by_default: ClassVar[bool]
     weight_only: ClassVar[bool] = True
+    # Tensors that codes do not decide; repacked as they are.
+    constant: ClassVar[frozenset[str]] = frozenset()
     # Whether symmetry has to be seen from zero points, one symmetry for the whole checkpoint.
     zeros_tell_symmetry: ClassVar[bool] = False
 
@@ -194,7 +196,16 @@ class Layout(ABC):
 
     @abstractmethod
     def encode(self, quantized: Quantized, scheme: Scheme, shape: tuple[int, ...]) -> dict[str, Tensor]:
-        """Blocks for the tensors of `outputs`, by suffix, row axis first. `shape` is the whole weight's [O, I]."""
+        """Blocks for the tensors of `outputs`, by suffix, row axis first. `shape` is the whole weight's [O, I].
+
+        Those of `constants` are not among them.
+        """
+
+    def constants(self, scheme: Scheme, weight_dtype: str, input_max: float | None) -> dict[str, Tensor]:
+        """The tensors of `outputs` whose suffix is in `constant`. input_max: max |x| of the module's input, where the
+        scheme's activations are static.
+        """
+        return {}
 
     @abstractmethod
     def decode(self, blocks: Mapping[str, Tensor], stored: Stored, rows: int) -> Quantized:

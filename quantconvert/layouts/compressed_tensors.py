@@ -8,11 +8,14 @@ For a module `M` with weight [O, I], b bits, G groups, `pack-quantized` is
     M.weight_zero_point int32 [ceil(O*b/32), G] only asymmetric, packed along the output; int8 [1] per tensor
 and `int-quantized` is
     M.weight int8 [O, I]    M.weight_scale as above    M.weight_zero_point int8 [O, G], only asymmetric
+    M.input_scale weight's dtype [1]    only where activations are static: max |x| / 127.5, rounded once; the dtype's
+                                        epsilon where that is 0 (`quantization/utils/helpers.py`, `calculate_qparams`)
 W4A8 is what W4A16 is, with one more key in the config. compressed-tensors itself would store it as `int-quantized`, a
 byte a code (`compressors/format.py`): that is read. The packed one is half as large, and the one that vLLM reads on
 GPUs (`_is_wNaM_int`); it takes the other on Arm CPUs and XPUs.
 Sources: compressed-tensors 0.20 `compressors/pack_quantized/base.py` and `helpers.py`,
-`compressors/naive_quantized/base.py`, `quantization/quant_config.py`. The config uses
+`compressors/naive_quantized/base.py`, `quantization/quant_config.py`, `quantization/lifecycle/initialize.py` (which
+creates `input_scale` in the weight's dtype; vLLM copies it into float32). The config uses
 only keys that versions 0.17 to 0.20 know.
 """
 
@@ -41,7 +44,8 @@ PACKED, INT = "pack-quantized", "int-quantized"
 class CompressedTensors(Layout):
     name = "compressed-tensors"
     summary = "int4 and int8, packed along the input dimension; W8A8 as plain int8"
-    suffixes = frozenset({"weight", "weight_packed", "weight_scale", "weight_shape", "weight_zero_point"})
+    constant = frozenset({"input_scale"})
+    suffixes = constant | {"weight", "weight_packed", "weight_scale", "weight_shape", "weight_zero_point"}
     optional = frozenset({"weight_shape"})
     symmetric_by_default = True
     weight_only = False
@@ -113,6 +117,18 @@ class CompressedTensors(Layout):
             blocks["weight_zero_point"] = signed(zeros).reshape(1) if whole else pack_rows(zeros, scheme.num_bits)
         return blocks
 
+    def constants(self, scheme: Scheme, weight_dtype: str, input_max: float | None) -> dict[str, Tensor]:
+        if not scheme.static:
+            return {}
+        import torch
+
+        from quantconvert.buffers import torch_dtype
+
+        assert input_max is not None
+        dtype = torch_dtype(weight_dtype)
+        scale = (torch.tensor([input_max]) / (scheme.number.top / 2)).to(dtype)
+        return {"input_scale": torch.where(scale == 0, torch.finfo(dtype).eps, scale)}
+
     def reader(self, block: Mapping[str, Any], read: Callable[[TensorRef], bytes]) -> ModuleReader:
         for key in ("transform_config", "sparsity_config"):
             if block.get(key):
@@ -128,8 +144,13 @@ class CompressedTensors(Layout):
             if group is None or group.scheme is None:
                 raise UnsupportedError(f"no config group of 4 or 8 integer bits targets `{module}`, which is quantized")
             packed = "weight_packed" in refs
-            why = group.only_dequantize(packed)
-            scheme = replace(group.scheme, activations=not packed or (group.activations is not None and why is None))
+            known = refs.get("input_scale")
+            static = not packed and group.is_static and (known is None or known.shape == (1,))
+            if not static:  # a scale of what is not read here
+                refs = {suffix: ref for suffix, ref in refs.items() if suffix != "input_scale"}
+            why = group.only_dequantize(packed, refs)
+            acting = not packed or (group.activations is not None and why is None)
+            scheme = replace(group.scheme, activations=acting, static=static)
             if packed:
                 rows, words = refs["weight_packed"].shape
                 columns = words * scheme.number.per_word
@@ -174,7 +195,7 @@ class CompressedTensors(Layout):
             groups[f"group_{i}"] = {
                 "targets": targets,
                 "weights": _arguments(scheme.num_bits, scheme.symmetric, scheme.strategy, scheme.group_size),
-                "input_activations": _arguments(8, True, "token", None, dynamic=True) if scheme.activations else None,
+                "input_activations": _inputs(scheme) if scheme.activations else None,
                 "output_activations": None,
                 "format": INT if _is_plain(scheme) else PACKED,
             }
@@ -213,7 +234,9 @@ def _plain_outputs(shape: tuple[int, ...], weight_dtype: str, scheme: Scheme) ->
     rows, columns = shape
     per_group = ((1,), 0) if scheme.strategy == "tensor" else ((rows, scheme.num_groups(columns)), 1)
     plain = (TensorSpec("weight", "I8", (rows, columns)), TensorSpec("weight_scale", weight_dtype, *per_group))
-    return plain if scheme.symmetric else (*plain, TensorSpec("weight_zero_point", "I8", *per_group))
+    inputs = (TensorSpec("input_scale", weight_dtype, (1,), 0),) if scheme.static else ()
+    zeros = () if scheme.symmetric else (TensorSpec("weight_zero_point", "I8", *per_group),)
+    return (*plain, *zeros, *inputs)
 
 
 # compressed-tensors `CompressionFormat`: those whose modules are read here, or as float8, or that hold plain weights.
@@ -258,19 +281,40 @@ class _Group:
     def targets(self, name: str) -> bool:
         return any(matches(name) for matches in self.patterns)
 
-    def only_dequantize(self, packed: bool) -> str | None:
+    @property
+    def is_static(self) -> bool:
+        """Whether one stored scale serves the whole input."""
+        return self._acts_like(_inputs(STATIC))
+
+    def _acts_like(self, arguments: Mapping[str, Any]) -> bool:
+        acts = self.activations
+        keys = ("num_bits", "type", "symmetric", "strategy", "dynamic")
+        return acts is not None and all(acts.get(key, arguments[key]) == arguments[key] for key in keys)
+
+    def only_dequantize(self, packed: bool, refs: Mapping[str, TensorRef]) -> str | None:
         """Why the activations' part would be lost or made up by another layout, if it would."""
         acts = self.activations
         if acts is None:
             return None if packed else "stores int8 without quantizing activations"
-        plain = {"num_bits": 8, "type": "int", "symmetric": True, "strategy": "token", "dynamic": True}
-        same = all(acts.get(key, plain[key]) == value for key, value in plain.items())
-        scheme = self.scheme
+        scales = [refs[suffix].dtype for suffix in ("weight_scale", "input_scale") if suffix in refs]
+        if len(set(scales)) > 1:
+            return f"stores the scale of its weight as {scales[0]}, that of its input as {scales[1]}"
+        same, scheme = self._acts_like(_inputs(STATIC if "input_scale" in refs else DYNAMIC)), self.scheme
         eight = scheme is not None and scheme.num_bits == 8 and scheme.symmetric and not packed
-        four = scheme is not None and scheme.num_bits == 4 and activations_problem(scheme) is None
+        four = scheme is not None and scheme.num_bits == 4 and "input_scale" not in refs
+        four = four and scheme is not None and activations_problem(scheme) is None
         if same and (eight or four):
             return None
         return "quantizes activations in a way that no layout of ours says"
+
+
+DYNAMIC = Scheme(8, True, "channel", activations=True)
+STATIC = replace(DYNAMIC, static=True)
+
+
+def _inputs(scheme: Scheme) -> dict[str, Any]:
+    """`input_activations` of a scheme that quantizes them."""
+    return _arguments(8, True, "tensor" if scheme.static else "token", None, dynamic=not scheme.static)
 
 
 def _arguments(

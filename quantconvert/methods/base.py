@@ -30,6 +30,10 @@ class ScaleOverflow(Exception):
     """A scale is larger than the stored dtype can hold."""
 
 
+class BadInputs(Exception):
+    """What is known of a weight's inputs cannot be true of them; the text says why. The caller knows the weight."""
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Inputs:
     """What is known of the input x of a weight [O, I], in float32; None: not known.
@@ -59,13 +63,14 @@ class Tolerance:
     """How far what is stored may be from the source, in steps (scales); None: not judged.
 
     inside: of a value within the range of the codes. outside: of a value beyond it, given the scales as float64 [R, G].
-    coarse: the largest scale over what the range of its values asks for. relative: the Frobenius norm of a weight's
-    error over that of the weight. negative: whether scales may be.
+    coarse, fine: the largest and the smallest scale over what the range of its values asks for. relative: the Frobenius
+    norm of a weight's error over that of the weight. negative: whether scales may be.
     """
 
     inside: float | None = None
     outside: Callable[[Tensor], Tensor] | None = None
     coarse: float | None = None
+    fine: float | None = None
     relative: float | None = None
     negative: bool = False
 
@@ -74,12 +79,14 @@ class Method(Protocol):
     """A way from weights to codes.
 
     name: as options, reports and registries say it. words: for cards and help, in a few words. needs: what `span` must
-    be told of the inputs; a plan that has no source of it is refused.
+    be told of the inputs; a plan that has no source of it is refused. block_rows: how many rows a block should have
+    where memory allows; 0: as many as a core's cache holds.
     """
 
     name: str
     words: str
     needs: Needs
+    block_rows: int
 
     def supports(self, scheme: Scheme) -> str | None:
         """Why this method has no codes for a scheme, in a clause; None where it has."""
@@ -88,7 +95,7 @@ class Method(Protocol):
     def span(self, blocks: Iterable[Tensor], scheme: Scheme, inputs: Inputs | None = None) -> Any:
         """What must be known of the whole weight before a block of it is quantized: from its blocks (float32 [O, I]),
         read once at most, and from its inputs. None where there is nothing; `blocks` are not read where each can be
-        quantized alone. Raises `NonFinite`.
+        quantized alone. Raises `NonFinite`, and `BadInputs` where `inputs` lack what the method needs.
         """
         ...
 
@@ -110,8 +117,8 @@ class Method(Protocol):
         """A block of whole rows, float32 [O, I], as codes; the block is overwritten.
 
         dtype: the weight's own. scale_dtype: in which scales are stored. span: what `span` found. noise: takes in the
-        block's error. The result for a row does not depend on the block that it is in. Raises `NonFinite` and
-        `ScaleOverflow`.
+        block's error. The result for a row does not depend on the block that it is in. Raises `NonFinite`,
+        `ScaleOverflow` and `BadInputs` (inputs of another width).
         """
         ...
 

@@ -112,6 +112,13 @@ def quantize(
     `ScaleOverflow`.
     """
     scale, zero_point = qparams(span or measure(w_OI, scheme), scheme, dtype, scale_dtype)
+    return nearest(w_OI, scheme, scale, zero_point, noise)
+
+
+def nearest(
+    w_OI: Tensor, scheme: Scheme, scale: Tensor, zero_point: Tensor | None, noise: Noise | None = None
+) -> Quantized:
+    """The nearest code of each value of float32 [O, I], which is overwritten; parameters as `qparams` gives them."""
     half, top = scheme.number.midpoint, scheme.number.top
     w_OGS = w_OI.view(w_OI.shape[0], -1, scheme.group_size or w_OI.shape[1])
     if noise is not None:

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 ROUNDING = 1e-4
 # How much larger a scale may be than its group asks for: 7.5 / 7 where a quantizer spans 14 steps instead of 15.
 MAX_COARSE = 1.15
+# How much the roundings of range, scale and stored scale may make a scale smaller.
+MIN_FINE = 0.98
 # Half the distance from 1 to the next number, and the smallest number, of each dtype of scales.
 _PRECISION: Mapping[str, tuple[float, float]] = {
     "BF16": (2.0**-8, 2.0**-133),
@@ -38,6 +40,7 @@ class Rtn:
     name = "rtn"
     words = "round to nearest (RTN), no calibration data"
     needs: Needs = "nothing"
+    block_rows = 0
 
     def supports(self, scheme: Scheme) -> None:
         """Every scheme."""
@@ -74,12 +77,23 @@ class Rtn:
         """Half a step inside; outside, half a step and what rounding scale and zero point moves the ends of the range.
         Scales near the smallest number are rounded by a part of that.
         """
-        precisions = [_PRECISION.get(dtype, _PRECISION["BF16"]) for dtype in (weight_dtype, scale_dtype)]
-        epsilon, tiny = max(p[0] for p in precisions), sum(p[1] for p in precisions)
-        levels = float(scheme.number.levels)
+        return promised(scheme, weight_dtype, scale_dtype)
 
-        def outside(scale_RG: Tensor) -> Tensor:
-            moved_RG = 2 * epsilon + tiny / scale_RG
-            return 0.5 + (levels / 2 if scheme.symmetric else 2 * levels) * moved_RG + (0 if scheme.symmetric else 1.0)
 
-        return Tolerance(inside=0.5 + ROUNDING, outside=outside, coarse=MAX_COARSE)
+def promised(scheme: Scheme, weight_dtype: str, scale_dtype: str, ratio: float = 1.0, shift: int = 0) -> Tolerance:
+    """What a method promises whose codes lie at most `shift` from the nearest ones, and whose groups span at least
+    `ratio` of their range.
+    """
+    precisions = [_PRECISION.get(dtype, _PRECISION["BF16"]) for dtype in (weight_dtype, scale_dtype)]
+    epsilon, tiny = max(p[0] for p in precisions), sum(p[1] for p in precisions)
+    levels = float(scheme.number.levels)
+    moved_levels, zero = (levels / 2, 0.0) if scheme.symmetric else (2 * levels, 1.0)
+    clipped = (levels / 2 if scheme.symmetric else levels) * (1 / ratio - 1)
+
+    fine = MIN_FINE * ratio if ratio < 1 else None  # else what lies outside tells it
+
+    def outside(scale_RG: Tensor) -> Tensor:
+        moved_RG = 2 * epsilon + tiny / scale_RG
+        return 0.5 + moved_levels / ratio * moved_RG + zero + clipped + shift
+
+    return Tolerance(inside=0.5 + ROUNDING + shift, outside=outside, coarse=MAX_COARSE, fine=fine)

@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -29,7 +30,7 @@ class Option:
     list from its text, of type `made`. least: the smallest number. changes: whether it can change bytes of the result
     (then it is in a job's JSON and in the command of the model card). in_card: whether it changes the card alone.
     hidden: whether help says nothing of it, because no value but the default is registered yet. in_recipe: whether a
-    recipe may hold it.
+    recipe may hold it. is_file: the value is the path of a file, of whose folder reports and cards say nothing.
     """
 
     help: str
@@ -49,6 +50,11 @@ class Option:
     in_card: bool = False
     hidden: bool = False
     in_recipe: bool = False
+    is_file: bool = False
+
+    def shareable(self, value: Any) -> Any:
+        """The value as others may see it."""
+        return Path(value).name if self.is_file and value is not None else value
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +127,7 @@ class Declared:
                 return [word for item in value for word in (self.flag, str(item))]
             case "size":
                 return [self.flag, size_text(value)]
-        return [self.flag, str(value)]
+        return [self.flag, str(self.option.shareable(value))]
 
     def _text(self, value: Any) -> str:
         text: str = self._of_type(value, str, "text")

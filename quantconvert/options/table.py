@@ -133,6 +133,11 @@ class JobOptions(StreamOptions, total=False):
         Option("What is done to weights before; repeatable.", flags=("--step",), metavar="NAME", default=(),
                hidden=True, changes=True, in_recipe=True),
     ]  # fmt: skip
+    statistics: Annotated[
+        str | None,
+        Option("What `quantconvert observe` has written of this model's inputs; W8A8_STATIC needs it.", metavar="FILE",
+               panel=SCHEME, changes=True, in_recipe=True, is_file=True),
+    ]  # fmt: skip
     ignore: Annotated[
         Sequence[str],
         Option("Module to leave alone: exact name, glob, or re:REGEX. Repeatable.", metavar="PATTERN", default=(),
@@ -201,6 +206,23 @@ class VerifyOptions(SourceOptions, LimitOptions, total=False):
         Option("How codes were found, where no quantconvert.json says it.", metavar="|".join(METHODS),
                suggest=lambda: METHODS),
     ]  # fmt: skip
+
+
+class ObserveOptions(SourceOptions, total=False):
+    """Keyword arguments of `quantconvert.observe`."""
+
+    text: Annotated[
+        str | None, Option("Text that the model reads, of the kind that it is used for (UTF-8).", metavar="FILE")
+    ]
+    self_written: Annotated[
+        bool,
+        Option("Text that the model writes itself from its start token, at temperature 1; no data.", flags=("--self",),
+               default=False),
+    ]  # fmt: skip
+    tokens: Annotated[int, Option("How many tokens it sees.", metavar="N", default=16384, least=1)]
+    moments: Annotated[bool, Option("Store E[x x^T] of each input too, width x width numbers.", default=False)]
+    seed: Annotated[int, Option("Of the text that the model writes.", metavar="N", default=0, least=0)]
+    overwrite: Annotated[bool, Option("Replace STATS once the new file is complete.", default=False)]
 
 
 # What only the command line knows.

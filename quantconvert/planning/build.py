@@ -17,7 +17,8 @@ from quantconvert.planning.decide import decide
 from quantconvert.planning.decided import Decided, meets, select
 from quantconvert.planning.decision import Decision
 from quantconvert.planning.dims import check_dims
-from quantconvert.planning.folds import equalized
+from quantconvert.planning.folds import equalized, without_factors
+from quantconvert.planning.inputs import input_maxima, statistics_of
 from quantconvert.planning.lower import Lowering
 from quantconvert.planning.memory import check_memory, execution_for
 from quantconvert.planning.methods import check_needs, check_schemes
@@ -74,6 +75,7 @@ def _plan_of(decided: Decided) -> Plan:
         dropped=decided.sources.dropped,
         loadable=decided.loadable,
         factors=decided.factors,
+        statistics=decided.statistics,
     )
 
 
@@ -81,8 +83,8 @@ def _decide_conversion(
     checkpoint: Checkpoint, job: Job, read: Callable[[TensorRef], bytes], nonfinite: Mapping[str, str]
 ) -> Decided:
     errors: list[QuantConvertError] = []
+    checkpoint = without_factors(checkpoint)
     method = METHODS.find(job.method)
-    check_needs(method, (), errors)
     classifier = Classifier(checkpoint)
     sources = find_sources(checkpoint, classifier.family, read, errors, job.steps)
     if not errors:
@@ -93,27 +95,21 @@ def _decide_conversion(
         _check_strict(decisions, classifier, errors)
     if not any(d.request for d in decisions) and not errors:
         errors.append(_nothing_to_do(checkpoint, decisions))
+    statistics = statistics_of(job, checkpoint, sources, errors)
+    maxima = input_maxima(job, statistics, decisions, classifier.fused, errors)
     model = meets(checkpoint, classifier, any(d.is_expert for d in decisions))
     choice = choose_format(job, decisions, checkpoint.text_config, errors, model)
     decisions, factors, unequal = equalized(checkpoint, decisions, job, classifier, errors)
+    check_needs(method, (), errors)
     check_schemes(method, choice, decisions, errors)
     raise_all(errors)
-    lowering = Lowering(choice.format, method, execution_for(job.limits))
+    lowering = Lowering(choice.format, method, execution_for(job.limits), maxima)
     selection = select(decisions, lowering, classifier)
     notes = (*lacks, *notes_on(checkpoint, sources, decisions, choice, job), *unequal)
     return Decided(
-        checkpoint,
-        job,
-        classifier,
-        sources,
-        decisions,
-        lowering,
-        choice.reason,
-        notes,
-        selection,
-        choice.loadable,
-        factors=factors,
-    )
+        checkpoint, job, classifier, sources, decisions, lowering, choice.reason, notes, selection, choice.loadable,
+        factors=factors, statistics=statistics,
+    )  # fmt: skip
 
 
 def _check_strict(decisions: Sequence[Decision], classifier: Classifier, errors: list[QuantConvertError]) -> None:

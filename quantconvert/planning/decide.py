@@ -8,7 +8,7 @@ from functools import lru_cache
 
 from quantconvert.checkpoint import Checkpoint
 from quantconvert.errors import QuantConvertError, UnsupportedError
-from quantconvert.families import REASON_TEXT, Classifier, FusedSet, Role
+from quantconvert.families import REASON_TEXT, Classifier, FusedSet, Role, fused_groups
 from quantconvert.job import Job
 from quantconvert.patterns import WEIGHT_SUFFIX, template_of
 from quantconvert.planning.decision import Decision
@@ -77,18 +77,8 @@ def _check_head(checkpoint: Checkpoint, decisions: Sequence[Decision], errors: l
 
 def _fused_groups(decisions: Sequence[Decision], fused: Sequence[FusedSet]) -> list[tuple[FusedSet, list[int]]]:
     """Each fused set that the checkpoint holds, with the positions of its members' weights."""
-    at = {d.ref.name: i for i, d in enumerate(decisions)}
-    leading: dict[str, list[str]] = {}
-    for name in at:
-        stem, dot, member = name.removesuffix(WEIGHT_SUFFIX).rpartition(".")
-        if dot and name.endswith(WEIGHT_SUFFIX):
-            leading.setdefault(member, []).append(stem)
-    groups = []
-    for fused_set in fused:
-        for stem in leading.get(fused_set.members[0], ()):
-            members = [at.get(f"{stem}.{member}{WEIGHT_SUFFIX}") for member in fused_set.members]
-            groups.append((fused_set, [i for i in members if i is not None]))
-    return groups
+    at = {d.module: i for i, d in enumerate(decisions) if d.ref.name.endswith(WEIGHT_SUFFIX)}
+    return [(fused_set, [at[module] for module in members]) for fused_set, members in fused_groups(at, fused)]
 
 
 def _widen_nonfinite(decisions: list[Decision], fused: Sequence[FusedSet]) -> list[Decision]:

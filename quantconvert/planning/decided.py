@@ -16,6 +16,7 @@ from quantconvert.planning.decision import Decision
 from quantconvert.planning.lower import Lowering
 from quantconvert.schemes import Scheme
 from quantconvert.sources import Sources
+from quantconvert.statistics import Statistics
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +35,7 @@ class Decided:
     loadable: Loadable
     plain_dtype: str | None = None
     factors: Factors | None = None
+    statistics: Statistics | None = None
 
     @property
     def layout(self) -> Layout | None:

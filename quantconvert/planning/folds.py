@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from quantconvert.checkpoint import Checkpoint
 from quantconvert.errors import QuantConvertError, UnsupportedError, some
-from quantconvert.factors import Driver, FactorFile, Factors, Wanted, place_factors
+from quantconvert.factors import FACTORS, Driver, FactorFile, Factors, Wanted, place_factors
 from quantconvert.families import Classifier
 from quantconvert.job import Job
 from quantconvert.planning.decision import Decision
@@ -16,6 +16,12 @@ from quantconvert.sources.sites import Site, find_sites, with_steps
 
 # Where nothing is asked for, equalized are vectors that a weight of so many bits reads.
 AUTO_BITS = 4
+
+
+def without_factors(checkpoint: Checkpoint) -> Checkpoint:
+    """A checkpoint without the factors of the conversion that it is from, which say nothing of the next one."""
+    rest = tuple(file for file in checkpoint.side_files if file.path != FACTORS)
+    return checkpoint if len(rest) == len(checkpoint.side_files) else replace(checkpoint, side_files=rest)
 
 
 def equalized(

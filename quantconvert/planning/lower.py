@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import lru_cache
+from types import MappingProxyType
 
 from quantconvert.kernels import scratch
 from quantconvert.layouts import Layout, TensorSpec
@@ -11,15 +13,23 @@ from quantconvert.planning.decision import Decision
 from quantconvert.planning.memory import cut
 from quantconvert.planning.place import Unit, unchanged
 from quantconvert.planning.plan import Execution
-from quantconvert.planning.tasks import Copy, Decode, Output, Quantize, Repack, Split, Task
+from quantconvert.planning.tasks import Copy, Cut, Decode, Output, Quantize, Repack, Split, Task
 from quantconvert.schemes import Scheme
+from quantconvert.sources import Read
+
+_NOTHING: Mapping[str, float] = MappingProxyType({})
 
 
 class Lowering:
-    """How decisions become tasks: in which layout (None: plain numbers), by which method, for which execution."""
+    """How decisions become tasks: in which layout (None: plain numbers), by which method, for which execution.
 
-    def __init__(self, layout: Layout | None, method: Method, execution: Execution) -> None:
-        self.layout, self.method, self.execution = layout, method, execution
+    maxima: max |x| of the inputs of modules whose activations get a stored scale.
+    """
+
+    def __init__(
+        self, layout: Layout | None, method: Method, execution: Execution, maxima: Mapping[str, float] = _NOTHING
+    ) -> None:
+        self.layout, self.method, self.execution, self.maxima = layout, method, execution, maxima
         self._specs = lru_cache(maxsize=4096)(layout.outputs) if layout else None  # the experts of a model are alike
 
     def scheme(self, decision: Decision) -> Scheme | None:
@@ -39,6 +49,12 @@ class Lowering:
             return ref.name, (TensorSpec("", decision.dtype, ref.shape),)
         return unchanged(ref)
 
+    def _cut(self, ref: Read, scheme: Scheme, turned_nbytes: int, multiple: int) -> Cut:
+        """How a weight is cut for the method."""
+        method, held = self.method, self.method.held(scheme, ref.matrix[1])
+        taken = scratch(method, scheme)
+        return cut(ref, ref.matrix, turned_nbytes, multiple, self.execution, taken, held, method.block_rows)
+
     def task(self, decision: Decision, outputs: tuple[Output, ...]) -> Task:
         """The task of a decision whose outputs have their places."""
         ref, scheme = decision.ref, self.scheme(decision)
@@ -49,9 +65,9 @@ class Lowering:
             if decision.scheme is not None:
                 parts = cut(ref, ref.matrix, turned, multiple, self.execution)
                 return Repack(ref, outputs, decision.evidence, scheme, self.layout.name, parts)
-            held = self.method.held(scheme, ref.matrix[1])
-            parts = cut(ref, ref.matrix, turned, multiple, self.execution, scratch(self.method, scheme), held)
-            return Quantize(ref, outputs, decision.evidence, scheme, self.method.name, self.layout.name, parts)
+            parts = self._cut(ref, scheme, turned, multiple)
+            largest = self.maxima.get(decision.module)
+            return Quantize(ref, outputs, decision.evidence, scheme, self.method.name, self.layout.name, parts, largest)
         if decision.reason is None or decision.is_decoded or ref.steps:
             parts = cut(ref, ref.matrix, 0, 1, self.execution)
             return Decode(ref, outputs, decision.evidence, decision.reason, parts)

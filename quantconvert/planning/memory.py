@@ -38,18 +38,22 @@ def cut(
     execution: Execution,
     scratch: int = DECODE_SCRATCH,
     held: int = 0,
+    block_rows: int = 0,
 ) -> Cut:
     """Cut `source`, or a part of it of `shape` [O, I], into tiles, and turned output into slabs that there is room for.
 
     turned_nbytes: bytes of all outputs that are stored transposed; they are gathered slab by slab and held twice while
     they are turned. Other outputs are written tile by tile. scratch: bytes an element of a tile beside its values.
-    held: bytes that a method holds all the while. One `multiple` of rows (that of the source's encoding apart) is the
-    least there can be, so the peak may exceed what there is room for; the plan refuses if it exceeds the whole budget.
+    held: bytes that a method holds all the while. block_rows: rows that a tile should have where half of a worker's
+    memory holds them. One `multiple` of rows (that of the source's encoding apart) is the least there can be, so the
+    peak may exceed what there is room for; the plan refuses if it exceeds the whole budget.
     """
     cost = cost_of(source, execution.slab_nbytes)
     held += cost.held
     multiple = math.lcm(multiple, cost.row_multiple)
-    return _cut(shape, cost, turned_nbytes, multiple, execution, scratch, held, TILE_ELEMENTS)
+    room = execution.memory_limit // (2 * execution.workers * (TILE_BYTES + scratch + cost.raw))
+    elements = max(TILE_ELEMENTS, min(block_rows * shape[1], room))
+    return _cut(shape, cost, turned_nbytes, multiple, execution, scratch, held, elements)
 
 
 @lru_cache(maxsize=4096)  # the experts of a model are cut alike

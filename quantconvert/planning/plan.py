@@ -18,6 +18,7 @@ from quantconvert.job import Job
 from quantconvert.planning.tasks import Operation, Task, role_of
 from quantconvert.schemes import Scheme
 from quantconvert.sources import Dropped
+from quantconvert.statistics import Statistics
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +61,7 @@ class Plan:
     dropped: tuple[Dropped, ...] = ()
     loadable: Loadable = field(default_factory=Loadable)
     factors: Factors | None = field(default=None, repr=False)
+    statistics: Statistics | None = None
 
     @property
     def quantized(self) -> tuple[Task, ...]:
@@ -167,7 +169,8 @@ class Plan:
     def digest(self) -> str:
         """sha256 over everything that decides the output's bytes, the source's layout included."""
         headers = [hashlib.sha256(shard.header).hexdigest() for shard in self.shards]
-        return digest([self.job.to_json(), self.source_digest, headers, self.config])
+        known = [self.statistics.digest] if self.statistics else []
+        return digest([self.job.to_json(), self.source_digest, headers, self.config, *known])
 
     def to_json(self) -> dict[str, Any]:
         """The plan as plain JSON values: totals first, then one entry a source tensor."""

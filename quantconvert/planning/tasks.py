@@ -106,12 +106,13 @@ class Split(_Task):
 
 @dataclass(frozen=True, slots=True)
 class Quantize(_Task):
-    """A weight as codes, by a method, in a layout."""
+    """A weight as codes, by a method, in a layout. input_max: max |x| of its input, where that gets a stored scale."""
 
     scheme: Scheme
     method: str
     layout: str
     cut: Cut
+    input_max: float | None = None
 
     operation: ClassVar[Operation] = "quantize"
     reason: ClassVar[None] = None

@@ -33,7 +33,8 @@ class _Target:
 
     def scheme(self, scheme: Scheme) -> Scheme:
         """What the stored scheme is in the result: a weight-only layout drops the activations' part."""
-        return replace(scheme, activations=self.activations or (scheme.activations and not self.layout.weight_only))
+        kept = scheme.activations and not self.layout.weight_only
+        return replace(scheme, activations=self.activations or kept, static=scheme.static and kept)
 
     def problems(self, stored: Stored) -> Iterator[tuple[str, str]]:
         """Why the result cannot hold a stored weight, with the hint."""

@@ -106,8 +106,7 @@ class _Pass:
         site = wanted.site
         mu = clamped(equalize(lambda: self._blocks(wanted, work), site.width, site.heads))
         kept = [] if wanted.exact else [read for read in site.givers if len(read.shape) == 1]
-        plus = int(site.fold.kind == "1 + norm")
-        vectors = [(self._vector(read, site.start, site.width), plus) for read in kept]
+        vectors = [(self._vector(read, site.start, site.width), site.base(read)) for read in kept]
         if site.fold.kind == "rows":
             mu = calm_rows(mu)
         elif vectors:

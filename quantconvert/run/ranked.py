@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -12,13 +14,16 @@ from quantconvert.buffers import Workspace, bytes_of, torch_dtype
 from quantconvert.checkpoint import Repo
 from quantconvert.checkpoint.ranges import Files
 from quantconvert.errors import CheckpointError, UnsupportedError, some
+from quantconvert.events import silent
+from quantconvert.factors import FACTORS
 from quantconvert.families import Classifier
 from quantconvert.families.parallel import merged_layers, part_of
 from quantconvert.layouts import LAYOUTS
-from quantconvert.methods import METHODS, NonFinite, ScaleOverflow
+from quantconvert.methods import METHODS, BadInputs, NonFinite, ScaleOverflow
 from quantconvert.planning import Copy, Decode, Plan, Quantize, Split, Task
 from quantconvert.planning.memory import cut
-from quantconvert.run.work import count_nonfinite, nonfinite_error, overflow_error, plain
+from quantconvert.run.first import find_factors
+from quantconvert.run.work import count_nonfinite, inputs_error, nonfinite_error, overflow_error, plain
 from quantconvert.sources import open_rows
 from quantconvert.sources.rows import read_vector, tiles
 from quantconvert.spans import spans
@@ -30,8 +35,7 @@ def iter_rank(plan: Plan, repo: Repo, rank: int, size: int, merged: bool = False
     merged: layers that engines load as one are quantized as one matrix, their shares one above the other. Raises
     `UnsupportedError` before the first tensor where their dtypes differ.
     """
-    units = _units(plan, merged)
-    return _rank(plan, repo, rank, size, units)
+    return _rank(plan, repo, rank, size, _units(plan, merged))
 
 
 # By the name of the task that comes first: the module's name in the result, and the weights that it consists of.
@@ -55,7 +59,13 @@ def _units(plan: Plan, merged: bool) -> Units:
 
 
 def _rank(plan: Plan, repo: Repo, rank: int, size: int, units: Units) -> Iterator[tuple[str, Tensor]]:
-    files, work = Files(repo), Workspace()
+    with TemporaryDirectory() as folder:
+        find_factors(plan, repo, Path(folder), False, silent)
+        yield from _tensors(plan, Files(repo, {FACTORS: Path(folder) / FACTORS}), rank, size, units)
+
+
+def _tensors(plan: Plan, files: Files, rank: int, size: int, units: Units) -> Iterator[tuple[str, Tensor]]:
+    work = Workspace()
     try:
         for task in plan.tasks:
             if not isinstance(task, Quantize):
@@ -92,21 +102,24 @@ def _quantized(
     method, layout = METHODS[task.method], LAYOUTS[task.layout]
     shares = _Shares(files, plan, parts, rank, size)
     specs = layout.outputs(shares.shape, source.dtype, scheme)
-    tile_rows = min(
-        cut(part.source, shares.shape, 0, layout.row_multiple(scheme), plan.execution).tile_rows for part in parts
-    )
+    multiple, block_rows = layout.row_multiple(scheme), method.block_rows
+    cuts = [cut(part.source, shares.shape, 0, multiple, plan.execution, block_rows=block_rows) for part in parts]
+    tile_rows = min(found.tile_rows for found in cuts)
     dtype, scale_dtype = torch_dtype(source.dtype), torch_dtype(layout.scale_dtype(source.dtype))
+    constants = layout.constants(scheme, source.dtype, task.input_max)
     blocks: dict[str, list[Tensor]] = {spec.suffix: [] for spec in specs}
     try:
         span = method.span(shares.tiles(tile_rows), scheme)
         for w_OI in shares.tiles(tile_rows):
             encoded = layout.encode(method.quantize(w_OI, scheme, dtype, scale_dtype, span), scheme, shares.shape)
-            for suffix, block in encoded.items():
+            for suffix, block in (encoded | constants).items():
                 blocks[suffix].append(block)
     except NonFinite:
         raise shares.nonfinite() from None
     except ScaleOverflow:
         raise overflow_error(source, layout.name) from None
+    except BadInputs as error:
+        raise inputs_error(source, error) from None
     result = {}
     for spec in specs:
         whole = torch.cat(blocks[spec.suffix]) if spec.rows_per_element else blocks[spec.suffix][0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from quantconvert.buffers import Workspace
 from quantconvert.checkpoint import Repo
@@ -16,7 +17,10 @@ def find_nonfinite(reads: Sequence[Read], repo: Repo, execution: Execution) -> d
     """Names of the weights that hold NaN or Inf, with `3 NaN, first at [0, 17]`; reads all of them once."""
     files, work = Files(repo), Workspace()
     try:
-        found = {r.name: count_nonfinite(open_rows(r, files, work, execution.slab_nbytes), r) for r in reads}
+        found = {
+            r.name: count_nonfinite(open_rows(replace(r, steps=()), files, work, execution.slab_nbytes), r)
+            for r in reads
+        }
     finally:
         files.close()
     return {name: nonfinite_text(counts) for name, counts in found.items() if counts[2]}

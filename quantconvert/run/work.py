@@ -15,7 +15,7 @@ from quantconvert.errors import CheckpointError, OutputError, UnsupportedError
 from quantconvert.kernels import find_kernel
 from quantconvert.layouts import LAYOUTS
 from quantconvert.machine import copy_range
-from quantconvert.methods import METHODS, Noise, NonFinite, ScaleOverflow
+from quantconvert.methods import METHODS, BadInputs, Noise, NonFinite, ScaleOverflow
 from quantconvert.planning import Copy, Decode, Execution, Quantize, Repack, Split, Task
 from quantconvert.planning.tasks import COPY_CHUNK_NBYTES
 from quantconvert.run.disk import write_all
@@ -124,6 +124,8 @@ class Bench:
             raise nonfinite_error(source, count_nonfinite(rows, source)) from None
         except ScaleOverflow:
             raise overflow_error(source, task.layout) from None
+        except BadInputs as error:
+            raise inputs_error(source, error) from None
 
     def _heard(self, name: str, read: Iterator[tuple[int, Tensor]]) -> Iterator[Tensor]:
         """The tiles of a first pass, which tells of no progress but must stop when all workers do."""
@@ -155,11 +157,12 @@ class Bench:
         assert stored is not None
         reader = BlockReader(stored, self.files, self.work)
         scale_dtype = torch_dtype(target.scale_dtype(reader.scale_tag))
+        constants = reader.constants()
 
         def make(begin: int, end: int) -> Iterator[Tile]:
             for first, last in spans(begin, end, task.cut.tile_rows):
                 quantized = recast(reader.quantized(first, last), scale_dtype, stored)
-                yield first, last - first, target.encode(quantized, task.scheme, stored.shape)
+                yield first, last - first, target.encode(quantized, task.scheme, stored.shape) | constants
 
         self._stream(task, make)
 
@@ -183,14 +186,15 @@ def _encoder(task: Quantize, rows: Rows, span: Any, noise: Noise) -> Callable[[i
     method, layout = METHODS[task.method], LAYOUTS[task.layout]
     dtype, scale_dtype = torch_dtype(source.dtype), torch_dtype(layout.scale_dtype(source.dtype))
     kernel = find_kernel(source, method, scheme, layout)
+    constants = layout.constants(scheme, source.dtype, task.input_max)
 
     def fast(first: int, last: int) -> dict[str, Tensor]:
         assert kernel is not None
-        return kernel(rows.raw(first, last), span, noise)
+        return kernel(rows.raw(first, last), span, noise) | constants
 
     def reference(first: int, last: int) -> dict[str, Tensor]:
         quantized = method.quantize(rows.rows(first, last), scheme, dtype, scale_dtype, span, noise)
-        return layout.encode(quantized, scheme, source.shape)
+        return layout.encode(quantized, scheme, source.shape) | constants
 
     return fast if kernel else reference
 
@@ -240,6 +244,10 @@ def nonfinite_error(ref: Read, found: tuple[int, int, tuple[int, ...]]) -> Check
         f"tensor `{ref.name}` in `{ref.file}` holds {nonfinite_text(found)}: expected finite weights",
         hint="--nan-policy keep leaves such tensors (and what is fused with them) unquantized",
     )
+
+
+def inputs_error(ref: Read, error: BadInputs) -> CheckpointError:
+    return CheckpointError(f"tensor `{ref.name}`: {error}: expected what its {ref.matrix[1]} inputs can be")
 
 
 def overflow_error(ref: Read, fmt: str) -> UnsupportedError:

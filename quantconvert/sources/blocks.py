@@ -57,6 +57,10 @@ class BlockReader:
                 blocks[suffix] = self._read(suffix, begin, end)
         return blocks
 
+    def constants(self) -> dict[str, Tensor]:
+        """What codes do not decide, by suffix."""
+        return {suffix: block for suffix, block in self._whole.items() if suffix in self.layout.constant}
+
     def quantized(self, first: int, last: int) -> Quantized:
         """The codes of rows first..last."""
         return self.layout.decode(self.blocks(first, last), self.stored, last - first)

@@ -38,10 +38,9 @@ class Codes:
         layout = LAYOUTS.get(context.method or "")
         if layout is None:
             return
-        rest = [ref for ref in context.refs.values() if not is_activation_scale(ref.name)]
-        if not any(is_quantized(ref) for ref in rest):
+        if not any(is_quantized(ref) and not is_activation_scale(ref.name) for ref in context.refs.values()):
             return
-        for stored in find_stored(context, layout, rest):
+        for stored in find_stored(context, layout, tuple(context.refs.values())):
             yield Read(
                 stored.module + WEIGHT_SUFFIX, stored.shape, stored.scale.dtype, self.name, stored.refs,
                 num_bits=stored.scheme.num_bits, detail=stored,
@@ -82,10 +81,12 @@ def find_stored(context: Context, layout: Layout, tensors: Sequence[TensorRef]) 
         module, _, suffix = ref.name.rpartition(".")
         if suffix in layout.suffixes:
             modules.setdefault(module, {})[suffix] = ref
+    modules = {module: refs for module, refs in modules.items() if refs.keys() - layout.constant}
     errors = context.errors
     found = _read_modules(layout, context, modules)
     known = {ref.name for stored in found for ref in stored.refs.values()}
-    stray = [ref for ref in tensors if ref.name not in known and is_quantized(ref)]
+    others = [ref for ref in tensors if ref.name not in known and not is_activation_scale(ref.name)]
+    stray = [ref for ref in others if is_quantized(ref)]
     if stray and not errors:
         errors.append(
             UnsupportedError(
@@ -155,7 +156,7 @@ def _checked(stored: Stored) -> Stored:
         optional = suffix in LAYOUTS[stored.layout].optional
         if ref is None and not optional:
             raise CheckpointError(f"`{stored.module}` has no `{suffix}`: its quantization_config asks for one")
-        kind = FLOATS if suffix == stored.scale_suffix else (spec.dtype,)
+        kind = FLOATS if spec.dtype in FLOATS else (spec.dtype,)
         if ref is not None and ref.dtype not in kind:
             raise CheckpointError(f"tensor `{ref.name}` in `{ref.file}`: expected {' or '.join(kind)}, got {ref.dtype}")
         if ref is not None and ref.shape != spec.shape:

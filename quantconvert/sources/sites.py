@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 from quantconvert.checkpoint import Checkpoint, TensorRef
 from quantconvert.errors import some
-from quantconvert.families import Family, Fold
+from quantconvert.families import Family, Fold, stands_aside
 from quantconvert.patterns import WEIGHT_SUFFIX, layer_of, template_of
 from quantconvert.sources.read import Read
 from quantconvert.sources.steps.base import Step
@@ -34,10 +35,14 @@ class Site:
     start: int = 0
     heads: Heads | None = None
 
+    def base(self, giver: Read) -> int:
+        """1 where what is stored is added to 1 before it multiplies."""
+        return int(self.fold.kind == "1 + norm" and giver.name.endswith(WEIGHT_SUFFIX))
+
     def steps(self, factors: TensorRef) -> Iterator[tuple[str, Step]]:
         """The step of each tensor that takes part, by its name."""
         for read in self.givers:
-            way: Way = "rows" if len(read.shape) == 2 else "1 + vector" if self.fold.kind == "1 + norm" else "vector"
+            way: Way = "rows" if len(read.shape) == 2 else "1 + vector" if self.base(read) else "vector"
             yield read.name, Scale(factors, way, self.start)
         for read in self.readers:
             yield read.name, Scale(factors, "columns", heads=self.heads)
@@ -57,16 +62,19 @@ def find_sites(reads: Sequence[Read], family: Family | None, checkpoint: Checkpo
         layer = layer_of(read.name)
         if layer is not None:
             layers.setdefault(layer, []).append(read)
-    claimed = _claims(family, folds)
     for prefix, members in layers.items():
+        if stands_aside(prefix, family):
+            continue
         layer_reads = _Layer(prefix, members)
-        for fold in folds:
-            for site in _sites_of(fold, layer_reads, config):
-                problem = site if isinstance(site, str) else _unclaimed(site, layer_reads, claimed)
-                if isinstance(site, str) or problem:
-                    problems.setdefault(f"`{fold.producer}` {problem}", []).append(prefix.rstrip("."))
-                else:
-                    sites.append(site)
+        vectors = [vector for fold in folds for vector in _vectors(fold, layer_reads)]
+        count = Counter(read.name for vector in vectors for read in vector.readers)
+        for vector in vectors:
+            site = _site(vector, prefix, config)
+            problem = site if isinstance(site, str) else _doubt(site, layer_reads, count, family.unfolded)
+            if isinstance(site, str) or problem:
+                problems.setdefault(f"`{vector.fold.producer}` {problem}", []).append(prefix.rstrip("."))
+            else:
+                sites.append(site)
     return sites, [f"{what} ({some(where)})" for what, where in problems.items()]
 
 
@@ -89,42 +97,60 @@ def with_steps(reads: Sequence[Read], factors: Sequence[tuple[Site, TensorRef]])
 
 
 def _holds(fold: Fold, config: Mapping[str, Any], model_types: Sequence[object]) -> bool:
-    if fold.only and not set(fold.only) & set(model_types):
+    own = next((name for name in reversed(model_types) if name), "")
+    if fold.only and own not in fold.only:
         return False
-    return fold.unless is None or config.get(fold.unless[0]) not in fold.unless[1]
+    if fold.unless and _value(config, fold.unless[0]) in fold.unless[1]:
+        return False
+    return fold.where is None or _value(config, fold.where[0]) in fold.where[1]
+
+
+def _value(config: Mapping[str, Any], key: str) -> object:
+    """What the config says of a key, inside of others where it has dots; None where it says nothing."""
+    found: object = config
+    for part in key.split("."):
+        found = found.get(part) if isinstance(found, Mapping) else None
+    return found
 
 
 class _Layer:
     """The tensors of one layer, by names relative to it."""
 
     def __init__(self, prefix: str, reads: Sequence[Read]) -> None:
-        self.prefix = prefix
         self.by_name = {read.name[len(prefix) :]: read for read in reads}
         self.by_template: dict[str, list[str]] = {}
         for name in self.by_name:
             self.by_template.setdefault(template_of(name), []).append(name)
 
-    def weights(self, module: str) -> list[Read]:
-        """The weights of a module, of each number that `N` may stand for."""
-        return [self.by_name[name] for name in self.by_template.get(module + WEIGHT_SUFFIX, ())]
+    def modules(self, name: str) -> list[str]:
+        """The modules with a weight that a table calls `name`: of each number that `N` stands for, or the one."""
+        weight = name + WEIGHT_SUFFIX
+        found = self.by_template.get(weight) or ([weight] if weight in self.by_name else [])
+        return [module.removesuffix(WEIGHT_SUFFIX) for module in found]
+
+    def weight(self, module: str) -> Read:
+        return self.by_name[module + WEIGHT_SUFFIX]
 
 
-def _sites_of(fold: Fold, layer: _Layer, config: Mapping[str, Any]) -> Iterator[Site | str]:
-    """The vectors that a fold describes in one layer, or what is wrong with them."""
-    for name in layer.by_template.get(fold.producer + WEIGHT_SUFFIX, ()):
-        module = name.removesuffix(WEIGHT_SUFFIX)
-        numbers = re.findall(r"(?<![^.])\d+(?![^.])", module)
-        readers = []
-        for reader in fold.readers:
-            if numbers and "N" in reader.split("."):
-                found = layer.by_name.get(_numbered(reader, numbers) + WEIGHT_SUFFIX)
-                readers += [found] if found else []
-            else:
-                readers += layer.weights(reader)
-        givers = [layer.by_name[name]]
-        givers += [layer.by_name[f"{module}.bias"]] if f"{module}.bias" in layer.by_name else []
+class _Vector(NamedTuple):
+    """What a fold speaks of in one layer."""
+
+    fold: Fold
+    module: str
+    givers: tuple[Read, ...]
+    readers: tuple[Read, ...]
+
+
+def _vectors(fold: Fold, layer: _Layer) -> Iterator[_Vector]:
+    """Each vector of a layer that has both a giver and readers."""
+    for module in layer.modules(fold.producer):
+        pairs = zip(fold.producer.split("."), module.split("."), strict=True)
+        numbers = [own for part, own in pairs if part == "N"]
+        names = [_numbered(reader, numbers) if numbers else reader for reader in fold.readers]
+        readers = tuple(layer.weight(found) for name in names for found in layer.modules(name))
+        bias = layer.by_name.get(f"{module}.bias")
         if readers:
-            yield _site(fold, layer.prefix + module, givers, readers, config)
+            yield _Vector(fold, module, (layer.weight(module), *([bias] if bias else [])), readers)
 
 
 def _numbered(module: str, numbers: Sequence[str]) -> str:
@@ -133,59 +159,74 @@ def _numbered(module: str, numbers: Sequence[str]) -> str:
     return ".".join(left.pop(0) if part == "N" and left else part for part in module.split("."))
 
 
-def _site(
-    fold: Fold, name: str, givers: Sequence[Read], readers: Sequence[Read], config: Mapping[str, Any]
-) -> Site | str:
+def _site(vector: _Vector, prefix: str, config: Mapping[str, Any]) -> Site | str:
+    """The site of a vector, or what is wrong with its shapes."""
+    fold, _, givers, readers = vector
     columns = {read.shape[-1] for read in readers}
     if any(len(read.shape) != 2 for read in readers) or len(columns) != 1:
         return "is read by weights of several widths"
     (width,) = columns
-    heads = None
-    rows = givers[0].shape[0]
+    rows, heads = givers[0].shape[0], None
     if fold.heads:
-        heads = _heads(rows, width, config)
+        heads = _heads(fold, rows, width, config)
         if heads is None:
             return "has heads that config.json does not explain"
         width = heads.kv_width
-    start = rows - width if fold.kind == "rows" else 0
+    fits = rows == width if fold.kind != "rows" else rows >= width and (fold.heads or rows % width == 0)
     rank = 2 if fold.kind == "rows" else 1
-    if len(givers[0].shape) != rank or start < 0 or any(read.shape[0] != rows for read in givers):
+    if not fits or len(givers[0].shape) != rank or any(read.shape[0] != rows for read in givers):
         return f"has shape {list(givers[0].shape)} before readers of {width} columns"
-    return Site(name, fold, width, tuple(givers), tuple(readers), start, heads)
+    return Site(prefix + vector.module, fold, width, givers, readers, rows - width, heads)
 
 
-def _heads(rows: int, columns: int, config: Mapping[str, Any]) -> Heads | None:
-    """How the query heads of `columns` share key-value heads: by the config, to which the shapes must agree."""
-    queries, shared = config.get("num_attention_heads"), config.get("num_key_value_heads")
-    shared = queries if shared is None else shared
-    if type(queries) is not int or type(shared) is not int or min(queries, shared) < 1:
+def _heads(fold: Fold, rows: int, columns: int, config: Mapping[str, Any]) -> Heads | None:
+    """How heads share what gives them a vector."""
+    if fold.kind != "rows":
+        return Heads(rows, columns // rows, 1) if rows and columns % rows == 0 else None
+    return heads_of(rows, columns, config, fold.head_dim)
+
+
+def heads_of(rows: int, columns: int, config: Mapping[str, Any], head_dim: int | None = None) -> Heads | None:
+    """How query heads of `columns` share the key-value heads at the end of `rows`: shapes and config have to agree.
+
+    Of more rows than columns, the last are the values of a fused query, key and value. head_dim: where the config does
+    not say how many columns a head has.
+    """
+    queries = config.get("num_attention_heads", config.get("n_head"))
+    head_dim = config.get("head_dim", head_dim)
+    if queries is None and rows == columns:
+        return Heads(columns, 1, 1)
+    if queries is None and type(head_dim) is int and head_dim > 0:
+        queries = columns // head_dim
+    if type(queries) is not int or queries < 1 or columns % queries:
         return None
-    if columns % queries or queries % shared or rows < shared * (columns // queries):
+    head_dim = columns // queries
+    values = rows if rows <= columns else (rows - columns) // 2
+    shared = values // head_dim if head_dim else 0
+    agreed = config.get("num_key_value_heads") in (None, shared)
+    if not agreed or not shared or queries % shared or rows not in (shared * head_dim, columns + 2 * shared * head_dim):
         return None
-    return Heads(columns // queries, queries // shared, shared)
+    return Heads(head_dim, queries // shared, shared)
 
 
-_Claims = Callable[[str], bool]
+@lru_cache(maxsize=4096)
+def _is_unfolded(module: str, patterns: tuple[str, ...]) -> bool:
+    return any(re.search(pattern, module) for pattern in patterns)
 
 
-def _claims(family: Family, folds: Sequence[Fold]) -> _Claims:
-    """Whether a module (by its template) reads what some fold speaks of, or is known to read something else."""
-    readers = {reader for fold in (*family.folds, *folds) for reader in fold.readers}
-
-    @lru_cache(maxsize=1024)
-    def claimed(module: str) -> bool:
-        return module in readers or any(re.search(pattern, module) for pattern in family.unfolded)
-
-    return claimed
-
-
-def _unclaimed(site: Site, layer: _Layer, claimed: _Claims) -> str | None:
-    """A matrix as wide as what a norm gives, of which the table does not say what it reads, may read just that."""
+def _doubt(site: Site, layer: _Layer, count: Mapping[str, int], unfolded: tuple[str, ...]) -> str | None:
+    """Why a site may be none: a matrix as wide as what a norm gives, of which the table does not say what it reads, may
+    read just that; and what reads two vectors reads neither. count: of how many vectors a tensor reads.
+    """
+    twice = next((read.module for read in site.readers if count[read.name] > 1), None)
+    if twice is not None:
+        return f"is read by `{template_of(twice)}`, which the family's table has read something else too"
     if site.fold.kind == "rows":
         return None
     for template, names in layer.by_template.items():
-        shape = layer.by_name[names[0]].shape
         module = template.removesuffix(WEIGHT_SUFFIX)
-        if len(shape) > 1 and site.width in shape[1:] and not claimed(module):
+        reads = [layer.by_name[name] for name in names]
+        wide = [read for read in reads if len(read.shape) > 1 and site.width in read.shape[1:]]
+        if any(not count[read.name] for read in wide) and not _is_unfolded(module, unfolded):
             return f"may be read by `{module}`, of which the family's table does not say"
     return None

@@ -15,7 +15,9 @@ from typing import Any
 
 from quantconvert.checkpoint.ranges import open_regular
 from quantconvert.errors import OutputError
+from quantconvert.factors import Summary
 from quantconvert.planning import Plan, Task
+from quantconvert.planning.inputs import statistics_json
 from quantconvert.verification.findings import TensorError
 from quantconvert.version import __version__
 
@@ -49,13 +51,17 @@ def hash_files(folder: Path, names: Sequence[str], workers: int) -> dict[str, st
     return dict(zip(names, sums, strict=True))
 
 
-def report_of(plan: Plan, errors: Mapping[str, TensorError], files: Mapping[str, str]) -> dict[str, Any]:
-    """The content of the report: `errors` by weight, sha256 of the result's files.
+def report_of(
+    plan: Plan, errors: Mapping[str, TensorError], files: Mapping[str, str], factors: Summary | None = None
+) -> dict[str, Any]:
+    """The content of the report: `errors` by weight (as it was after its steps), sha256 of the result's files; by layer
+    the factors that columns were divided by, and the tensors in high precision that steps changed.
 
     Of the source's files it has sizes, and one digest of the names, dtypes, shapes and places of all tensors; a commit
     of the Hub stands for the content.
     """
     checkpoint = plan.checkpoint
+    changed = [task.source.name for task in plan.kept if task.source.steps]
     return {
         "quantconvert_version": __version__,
         "source": {
@@ -65,10 +71,13 @@ def report_of(plan: Plan, errors: Mapping[str, TensorError], files: Mapping[str,
             "layout_sha256": plan.source_digest,
         },
         "job": plan.job.to_json(),
+        **({"statistics": statistics_json(plan.statistics)} if plan.statistics else {}),
         "format": plan.format,
         "source_format": plan.source_format,
         "plan_sha256": plan.digest,
         "tensors": {task.source.name: _tensor(task, errors) for task in plan.quantized},
+        **({"factors": factors.to_json()} if factors else {}),
+        **({"changed": changed} if changed else {}),
         "files": dict(sorted(files.items())),
     }
 

@@ -17,6 +17,7 @@ from quantconvert.patterns import WEIGHT_SUFFIX
 from quantconvert.planning.decision import is_kept_linear
 from quantconvert.sources import Read, find_sources
 from quantconvert.verification.findings import Finding
+from quantconvert.verification.inputs import check_inputs
 from quantconvert.verification.report import REPORT_NAME, read_report, sha256_of
 
 
@@ -49,6 +50,7 @@ def check_structure(
     _check_index(folder, checkpoint, findings)
     if errors:
         return None
+    check_inputs(sources.reads, Classifier(checkpoint).fused, read, findings)
     try:
         _check_config(checkpoint, sources.reads, findings, is_ours)
     except (re.error, QuantConvertError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError,

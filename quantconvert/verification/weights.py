@@ -29,21 +29,23 @@ class Errors:
     """Largest and summed errors of one weight, in float64, over its blocks in order.
 
     steps: the largest error before clipping; inside: the largest after clipping, where that is more than the tolerance
-    allows; excess: by how much a clipped value is farther off than it may be; coarse: the largest scale over what the
-    range of its values asks for. dtypes: that in which the scale was computed, and that of the stored scale.
+    allows; excess: by how much a clipped value is farther off than it may be; coarse, fine: the largest and the
+    smallest scale over what the range of its values asks for. dtypes: that in which the scale was computed, and that
+    of the stored scale.
     """
 
     def __init__(self, scheme: Scheme, tolerance: Tolerance, dtypes: tuple[str, str]) -> None:
         self.scheme, self.tolerance, self.dtypes = scheme, tolerance, dtypes
         self.inside = self.steps = self.noise = self.signal = 0.0
         self.excess = -math.inf
-        self.coarse = 0.0
+        self.coarse, self.fine = 0.0, math.inf
         self._low = self._high = 0.0
 
     def add(self, w_OI: Tensor, decoded_OI: Tensor, quantized: Quantized) -> None:
         """Take in a block: the source's values, the engines' (overwritten), and the codes that they come from."""
         self.signal += squares(norms(w_OI))
-        if self.tolerance.coarse is not None and quantized.order is None and quantized.block is None:
+        judged = (self.tolerance.coarse, self.tolerance.fine) != (None, None)
+        if judged and quantized.order is None and quantized.block is None:
             self._compare_scales(w_OI, quantized.scale.float())
         if bool(torch.isfinite(decoded_OI).all()):
             off_OI = decoded_OI.sub_(w_OI)
@@ -93,8 +95,10 @@ class Errors:
         wanted = torch.maximum(-low, high) / (top / 2) if self.scheme.symmetric else high / top - low / top
         tiny = 2 * max(_SMALLEST.get(dtype, 0.0) for dtype in self.dtypes)  # below that a scale becomes 1, or is coarse
         ratio = torch.where(wanted > tiny, (scale_OG - tiny) / wanted, 0.0)
-        found = float(ratio.max())
-        self.coarse = found if self.scheme.strategy == "tensor" else max(self.coarse, found)
+        finer = torch.where(wanted > 64 * tiny, (scale_OG + tiny) / wanted, torch.inf)
+        if self.scheme.strategy == "tensor":  # the last block knows the range of all
+            self.coarse, self.fine = 0.0, math.inf
+        self.coarse, self.fine = max(self.coarse, float(ratio.max())), min(self.fine, float(finer.min()))
 
     def result(self, name: str) -> TensorError | None:
         """The error for the report; None where it is no number."""
@@ -114,6 +118,8 @@ class Errors:
             return f"a value lies {self.steps:.4f} steps from its code: expected at most {bound:.4f} with clipping"
         if judge_scales and allowed.coarse is not None and self.coarse > allowed.coarse:
             return f"a scale is {self.coarse:.3g} times what the values of its group ask for"
+        if judge_scales and allowed.fine is not None and self.fine < allowed.fine:
+            return f"a scale is {self.fine:.3g} times what the values of its group ask for"
         if allowed.relative is not None and not relative <= allowed.relative:
             return f"its relative error is {relative:.3g}: expected at most {allowed.relative}"
         return None

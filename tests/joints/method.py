@@ -20,6 +20,7 @@ class Clip:
     name = "toy-clip"
     words = "round to nearest within four fifths of the range"
     needs: Needs = "nothing"
+    block_rows = 0
 
     def supports(self, scheme: Scheme) -> str | None:
         return "one scale a tensor is not clipped" if scheme.strategy == "tensor" else None

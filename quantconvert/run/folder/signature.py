@@ -30,6 +30,10 @@ def identity(plan: Plan) -> dict[str, Any]:
     for file in (*checkpoint.weight_files, *checkpoint.side_files, *checkpoint.rewritten_files):
         value[f"size of {file.path}"] = file.nbytes
         value[f"mtime of {file.path}"] = file.version.mtime_ns if file.version else None
+    if plan.statistics:
+        value["size of the statistics"] = plan.statistics.version.nbytes
+        value["mtime of the statistics"] = plan.statistics.version.mtime_ns
+        value["header of the statistics"] = plan.statistics.digest
     value["plan"] = plan.digest
     flat: dict[str, Any] = json.loads(json.dumps(value))
     return flat
