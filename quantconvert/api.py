@@ -6,7 +6,8 @@ The command line is a shell on it.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
@@ -39,6 +40,7 @@ from quantconvert.options import (
     read_group,
 )
 from quantconvert.planning import Plan, build_plan, build_transcode
+from quantconvert.planning.budget import find_offer, spend
 from quantconvert.verification import Verification
 from quantconvert.verification.check import verify_folder
 
@@ -51,7 +53,8 @@ Source = str | os.PathLike[str]
 
 
 def plan(source: Source, out: Source | None = None, **options: Unpack[PlanOptions]) -> Plan:
-    """Everything a conversion would do, from headers alone; nothing is written.
+    """Everything a conversion would do, from headers alone (with `target_bits` from the weights, too); nothing is
+    written.
 
     source: a local folder or a Hub repository id (only headers are fetched). out: where the result would go; when
     given, it is checked too. options: see `quantconvert.options`. Raises `UsageError`, `CheckpointError`,
@@ -74,7 +77,7 @@ def convert(source: Source, out: Source, *, report: Reporter = silent, **options
     """
     values = check_values(ConvertOptions, options)
     job, repo = _job(values), _open(source, values)
-    return run(repo, _builder(repo, job), _target(out, values, report))
+    return run(repo, _builder(repo, job, report), _target(out, values, report))
 
 
 def repack(
@@ -221,8 +224,30 @@ def _target(out: Source, values: Mapping[str, Any], report: Reporter) -> Target:
     return Target(_folder(out), report=report, **flags)
 
 
-def _builder(repo: Repo, job: Job) -> Builder:
-    return lambda checkpoint: build_plan(checkpoint, job, reader_of(repo), _find_nonfinite(checkpoint, repo, job))
+def _builder(repo: Repo, job: Job, report: Reporter = silent) -> Builder:
+    def build(checkpoint: Checkpoint) -> Plan:
+        nonfinite = _find_nonfinite(checkpoint, repo, job)
+
+        def plan_of(job: Job) -> Plan:
+            return build_plan(checkpoint, job, reader_of(repo), nonfinite)
+
+        return plan_of(job) if job.target_bits is None else _spend(job, job.target_bits, plan_of, repo, report)
+
+    return build
+
+
+def _spend(job: Job, target: float, plan_of: Callable[[Job], Plan], repo: Repo, report: Reporter) -> Plan:
+    """With --target-bits, measure every weight before planning: the plan is that of the rules that follow."""
+    job = replace(job, target_bits=None)
+    offer = find_offer(job, plan_of)
+    offer.check(target)
+    load_torch()
+    from quantconvert.run.measure import measure
+
+    planned = plan_of(job)
+    repo.prepare(tuple(file.path for file in planned.checkpoint.weight_files))
+    budget = spend(offer, measure(offer, repo, planned.execution, report), target)
+    return replace(plan_of(replace(job, rules=(*job.rules, *budget.rules))), budget=budget)
 
 
 def _find_nonfinite(checkpoint: Checkpoint, repo: Repo, job: Job) -> Mapping[str, str] | None:

@@ -56,6 +56,7 @@ class Job:
     ignore: tuple[str, ...]
     rules: tuple[Rule, ...]
     preset: str | None
+    target_bits: float | None
     engines: tuple[str, ...]
     method: str
     equalize: bool | None

@@ -25,6 +25,7 @@ OTHER: dict[str, Any] = {
     "bits": 8, "group_size": 64, "symmetric": False, "scheme": "W8A8:tensor", "format": "gptq", "engines": ("vllm",),
     "method": "other", "equalize": True, "steps": ("x",), "statistics": "a/b.safetensors",
     "ignore": ("*.a b*",), "rules": ("*.x=W8A16", "re:y'=skip"), "preset": "down-8",
+    "target_bits": 4.25,
     "tensor_parallel": 2, "on_indivisible": "skip", "nan_policy": "keep", "requantize": True, "strict": True,
     "allow_incomplete": True,
     "max_shard_size": "123KB", "memory_limit": "1GiB", "workers": 3, "executor": "other", "base_model": "a/b",

@@ -7,6 +7,7 @@ values are; `read_group` turns such a class into `Declared` options, of which co
 from __future__ import annotations
 
 import difflib
+import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 
 from quantconvert.errors import UsageError
 
-Kind = Literal["text", "number", "size", "flag", "list"]
+Kind = Literal["text", "number", "decimal", "size", "flag", "list"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,12 +99,13 @@ class Declared:
 
     def from_text(self, text: str) -> Any:
         """What a command line's text says; raises `UsageError`."""
-        if self.kind != "number":
+        if self.kind not in ("number", "decimal"):
             return text
         try:
-            return int(text)
+            return int(text) if self.kind == "number" else float(text)
         except ValueError:
-            raise UsageError(f"{self.flag}: expected a whole number, got `{text}`") from None
+            kind = "a whole number" if self.kind == "number" else "a number"
+            raise UsageError(f"{self.flag}: expected {kind}, got `{text}`") from None
 
     def checked(self, value: Any) -> Any:
         """The value in its own type (a size as bytes, a list as a tuple of items); raises `UsageError`."""
@@ -112,6 +114,8 @@ class Declared:
                 return self._of_type(value, bool, "true or false")
             case "number":
                 return self._number(value)
+            case "decimal":
+                return self._decimal(value)
             case "size":
                 return parse_size(value, self.flag)
             case "list":
@@ -148,6 +152,11 @@ class Declared:
             raise UsageError(f"{self.flag}: expected a whole number{bound}, got {value!r}")
         return value
 
+    def _decimal(self, value: Any) -> float:
+        if type(value) not in (int, float) or not math.isfinite(value) or value <= 0:
+            raise UsageError(f"{self.flag}: expected a number above 0, got {value!r}")
+        return float(value)
+
     def _items(self, value: Any) -> tuple[Any, ...]:
         """One value alone needs no list; items that are no text are taken as they are."""
         values = value if isinstance(value, Sequence) and not isinstance(value, str) else (value,)
@@ -174,6 +183,8 @@ def _is_union(kind: Any) -> bool:
 
 
 def _kind(kinds: Sequence[Any]) -> Kind:
+    if float in kinds:
+        return "decimal"
     if int in kinds:
         return "size" if str in kinds else "number"
     if bool in kinds:

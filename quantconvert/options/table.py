@@ -154,6 +154,11 @@ class JobOptions(StreamOptions, total=False):
         Option("; ".join(f"{name}: {text}" for name, (text, _) in PRESETS.items()) + ".",
                metavar="|".join(PRESETS), panel=RULES, changes=True, in_recipe=True, suggest=lambda: PRESETS),
     ]  # fmt: skip
+    target_bits: Annotated[
+        float | None,
+        Option("Raise layers from 4 bits to 8 until a quantized weight takes so many bits, scales included; reads the "
+               "weights before planning.", metavar="BITS", panel=RULES, changes=True, in_recipe=True),
+    ]  # fmt: skip
     tensor_parallel: Annotated[
         int,
         Option("Check every layer as an engine will shard it over N ranks.", metavar="N", default=1, panel=RULES,

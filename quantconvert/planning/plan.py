@@ -15,6 +15,7 @@ from quantconvert.digest import digest
 from quantconvert.engines import Loadable
 from quantconvert.factors import Factors
 from quantconvert.job import Job
+from quantconvert.planning.spent import Budget
 from quantconvert.planning.tasks import Operation, Task, role_of
 from quantconvert.schemes import Scheme
 from quantconvert.sources import Dropped
@@ -60,6 +61,7 @@ class Plan:
     plain_dtype: str | None = None
     dropped: tuple[Dropped, ...] = ()
     loadable: Loadable = field(default_factory=Loadable)
+    budget: Budget | None = None
     factors: Factors | None = field(default=None, repr=False)
     statistics: Statistics | None = None
 
@@ -195,6 +197,7 @@ class Plan:
             "workers": self.execution.workers,
             "num_equalized": len(self.factors.wanted) if self.factors else 0,
             "notes": list(self.notes),
+            "budget": self.budget and self.budget.to_json(),
             "digest": self.digest,
             "quantization_config": self.quantization_config and dict(self.quantization_config),
             "files": {shard.file: shard.nbytes for shard in self.shards},
