@@ -247,7 +247,8 @@ def _spend(job: Job, target: float, plan_of: Callable[[Job], Plan], repo: Repo, 
     planned = plan_of(job)
     repo.prepare(tuple(file.path for file in planned.checkpoint.weight_files))
     budget = spend(offer, measure(offer, repo, planned.execution, report), target)
-    return replace(plan_of(replace(job, rules=(*job.rules, *budget.rules))), budget=budget)
+    plan = plan_of(replace(job, rules=(*job.rules, *budget.rules)))
+    return replace(plan, budget=budget, notes=(*plan.notes, *offer.notes))
 
 
 def _find_nonfinite(checkpoint: Checkpoint, repo: Repo, job: Job) -> Mapping[str, str] | None:

@@ -167,6 +167,17 @@ def test_the_experts_of_a_layer_are_one_set(tmp_path: Path):
     assert all(".layers.1." in m for m in experts)
 
 
+def test_the_zero_points_that_a_mix_costs_are_said(source: Path):
+    def said(**options: Any) -> bool:
+        notes = quantconvert.plan(source, target_bits=5, **options).notes
+        return any("has zero points, which may be worth more than the bits" in note for note in notes)
+
+    assert said()
+    assert not said(symmetric=True)
+    assert not said(symmetric=False)
+    assert not said(format="compressed-tensors")
+
+
 def test_w4a8_is_raised_to_w8a8(source: Path):
     plan = quantconvert.plan(source, scheme="W4A8", target_bits=5)
     assert {s.label for s in plan.schemes} == {

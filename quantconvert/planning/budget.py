@@ -65,7 +65,7 @@ class Offer:
     """What may be raised. fixed_nbytes, fixed_weights: quantized weights that a rule, or their width, has decided.
 
     base, raised: the two schemes, in the layout that holds both. rule: the name of the raised one. others: modules that
-    no pattern for raised ones may match.
+    no pattern for raised ones may match. notes: what the plan has to say of it.
     """
 
     sets: tuple[RaisedSet, ...]
@@ -77,6 +77,7 @@ class Offer:
     others: tuple[str, ...]
     layout: str
     fused: tuple[FusedSet, ...]
+    notes: tuple[str, ...] = ()
 
     @property
     def num_weights(self) -> int:
@@ -140,7 +141,13 @@ def find_offer(job: Job, plan_of: Callable[[Job], Plan]) -> Offer:
     own = {module for found in sets for module in found.modules}
     fixed = [task for task in probe.quantized if task.source.module not in own]
     fixed_nbytes, fixed_weights = sum(t.output_nbytes for t in fixed), sum(t.num_elements for t in fixed)
-    return Offer(sets, fixed_nbytes, fixed_weights, base, raised, rule, others, layout.name, fused)
+    notes = []
+    if base.symmetric and not LAYOUTS[plan.format].symmetric_by_default and job.base.symmetric is None:
+        notes.append(
+            f"--target-bits: {layout.name} holds both widths, symmetric unless --asymmetric; {plan.format}, which is "
+            "written without --target-bits, has zero points, which may be worth more than the bits"
+        )
+    return Offer(sets, fixed_nbytes, fixed_weights, base, raised, rule, others, layout.name, fused, tuple(notes))
 
 
 def _groups(plan: Plan, job: Job) -> list[list[Quantize]]:
