@@ -12,10 +12,11 @@ from torch import Tensor
 import quantconvert
 from quantconvert.buffers import Workspace
 from quantconvert.factors import bag as bag_module
+from quantconvert.factors import room as room_module
 from quantconvert.factors import tiles as tiles_module
-from quantconvert.factors.bag import bag_nbytes
 from quantconvert.factors.draws import Draws, splitmix64
 from quantconvert.factors.recipe import by_importance, combined, joint, smooth
+from quantconvert.factors.room import bag_nbytes
 from quantconvert.factors.walk import Walk
 from tests.bags import Limits, importances, walk_of
 from tests.builders import LLAMA_CONFIG, llama_tensors, weight, write_checkpoint
@@ -33,8 +34,8 @@ def unsigned(numbers: Tensor) -> list[int]:
 @pytest.fixture
 def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     """So that a tiny model has several tiles a weight."""
-    monkeypatch.setattr(tiles_module, "TILE_ELEMENTS", 1 << 10)
-    monkeypatch.setattr(tiles_module, "TILE_ROWS", 8)
+    monkeypatch.setattr(room_module, "TILE_ELEMENTS", 1 << 10)
+    monkeypatch.setattr(room_module, "TILE_ROWS", 8)
 
 
 @pytest.fixture
@@ -155,7 +156,7 @@ def test_memory_is_what_the_plan_says(tmp_path: Path, monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(bag_module, "Workspace", Recorded)
     monkeypatch.setattr(tiles_module, "Workspace", Recorded)
-    monkeypatch.setattr(tiles_module, "TILE_ELEMENTS", 1 << 14)
+    monkeypatch.setattr(room_module, "TILE_ELEMENTS", 1 << 14)
     monkeypatch.setattr(bag_module, "PRODUCT_NBYTES", 0)
     walk = walk_of(folder)
     assert isinstance(walk, Walk)

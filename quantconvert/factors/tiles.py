@@ -15,32 +15,16 @@ import torch
 from torch import Tensor
 
 from quantconvert.buffers import Workspace
+from quantconvert.factors.room import tile_rows
 from quantconvert.factors.walk import Linear
-from quantconvert.sources import Read, cost_of, open_rows
+from quantconvert.sources import Read, open_rows
 from quantconvert.sources.rows import Files, Rows
 from quantconvert.spans import spans
-
-# A tile of a weight has as many elements, but rows enough that vectors are not read for a few rows each.
-TILE_ELEMENTS, TILE_ROWS = 1 << 20, 32
 
 # Told a tensor's name and how many more of its bytes are done, 0 too, from any thread; may raise to stop.
 Advance = Callable[[str, int], None]
 # Takes the first row of a tile and the products, float32 [N, R] for each weight; may overwrite them.
 Use = Callable[[int, Sequence[Tensor]], None]
-
-
-def tile_nbytes(linear: Linear, tokens: int, slab_nbytes: int) -> int:
-    """Bytes that a worker holds for one weight: a tile, its raw form, the products, and as much to work on these."""
-    cost = cost_of(linear.weight, slab_nbytes)
-    rows = _tile_rows(linear)
-    tile = rows * linear.columns * (4 + cost.raw) + cost.held + max(rows, cost.slab_rows) * cost.row_nbytes
-    return tile + 3 * 4 * tokens * rows + 4 * linear.weight.shape[0]
-
-
-def _tile_rows(linear: Linear) -> int:
-    """Rows of a tile: a multiple of `TILE_ROWS`, and so of those that share a word, or all."""
-    wanted = TILE_ELEMENTS // max(1, linear.columns) // TILE_ROWS * TILE_ROWS
-    return min(max(TILE_ROWS, wanted), linear.rows)
 
 
 class Tiles:
@@ -57,7 +41,7 @@ class Tiles:
 
         Each worker does neighbouring tiles, so that what is stored transposed is read once by each.
         """
-        parts = list(spans(0, linears[0].rows, _tile_rows(linears[0])))
+        parts = list(spans(0, linears[0].rows, tile_rows(linears[0])))
         count = min(self.workers, len(parts))
         shares = [parts[len(parts) * i // count : len(parts) * (i + 1) // count] for i in range(count)]
         for _ in self.pool.map(lambda share: self._share(linears, x_NI, use, share), shares):

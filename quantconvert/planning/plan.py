@@ -15,7 +15,7 @@ from quantconvert.digest import digest
 from quantconvert.engines import Loadable
 from quantconvert.factors import Factors
 from quantconvert.job import Job
-from quantconvert.planning.known import Knowledge
+from quantconvert.planning.knowledge import Knowledge
 from quantconvert.planning.spent import Budget
 from quantconvert.planning.tasks import Operation, Task, role_of
 from quantconvert.schemes import Scheme
