@@ -289,3 +289,13 @@ def test_reads_keep_what_they_are(tmp_path: Path):
     for name, read in plain.items():
         parts = 2 if "embed_tokens" in name else 1
         assert replace(turned[name], steps=()) == replace(read, parts=parts)
+
+
+def test_what_is_not_finite_is_told_as_it_is_stored(tmp_path: Path):
+    """A rotation would spread it over the row, or over all rows."""
+    name = f"{LAYER}mlp.down_proj.weight"
+    weight = tied()[0][name].clone()
+    weight[3, 5] = torch.inf
+    source = write_checkpoint(tmp_path / "in", changed(**{name.replace(".", "__"): weight}), tied()[1])
+    with pytest.raises(quantconvert.CheckpointError, match=r"down_proj.*holds 1 Inf, first at \[3, 5\]"):
+        quantconvert.convert(source, tmp_path / "out", **OPTIONS)
