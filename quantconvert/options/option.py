@@ -7,6 +7,7 @@ values are; `read_group` turns such a class into `Declared` options, of which co
 from __future__ import annotations
 
 import difflib
+import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 
 from quantconvert.errors import UsageError
 
-Kind = Literal["text", "number", "fraction", "size", "flag", "list"]
+Kind = Literal["text", "number", "decimal", "size", "flag", "list"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,17 +99,13 @@ class Declared:
 
     def from_text(self, text: str) -> Any:
         """What a command line's text says; raises `UsageError`."""
-        if self.kind == "fraction":
-            try:
-                return float(text)
-            except ValueError:
-                raise UsageError(f"{self.flag}: expected a number from 0 to 1, got `{text}`") from None
-        if self.kind != "number":
+        if self.kind not in ("number", "decimal"):
             return text
         try:
-            return int(text)
+            return int(text) if self.kind == "number" else float(text)
         except ValueError:
-            raise UsageError(f"{self.flag}: expected a whole number, got `{text}`") from None
+            kind = "a whole number" if self.kind == "number" else "a number"
+            raise UsageError(f"{self.flag}: expected {kind}, got `{text}`") from None
 
     def checked(self, value: Any) -> Any:
         """The value in its own type (a size as bytes, a list as a tuple of items); raises `UsageError`."""
@@ -117,8 +114,8 @@ class Declared:
                 return self._of_type(value, bool, "true or false")
             case "number":
                 return self._number(value)
-            case "fraction":
-                return self._fraction(value)
+            case "decimal":
+                return self._decimal(value)
             case "size":
                 return parse_size(value, self.flag)
             case "list":
@@ -155,9 +152,9 @@ class Declared:
             raise UsageError(f"{self.flag}: expected a whole number{bound}, got {value!r}")
         return value
 
-    def _fraction(self, value: Any) -> float:
-        if type(value) not in (int, float) or not 0 <= value <= 1:
-            raise UsageError(f"{self.flag}: expected a number from 0 to 1, got {value!r}")
+    def _decimal(self, value: Any) -> float:
+        if type(value) not in (int, float) or not math.isfinite(value) or value <= 0:
+            raise UsageError(f"{self.flag}: expected a number above 0, got {value!r}")
         return float(value)
 
     def _items(self, value: Any) -> tuple[Any, ...]:
@@ -186,12 +183,12 @@ def _is_union(kind: Any) -> bool:
 
 
 def _kind(kinds: Sequence[Any]) -> Kind:
+    if float in kinds:
+        return "decimal"
     if int in kinds:
         return "size" if str in kinds else "number"
     if bool in kinds:
         return "flag"
-    if float in kinds:
-        return "fraction"
     return "list" if get_origin(kinds[0]) is Sequence else "text"
 
 

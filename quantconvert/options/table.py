@@ -21,6 +21,7 @@ SCHEME, RULES, LIMITS = "Scheme", "What stays in high precision", "Limits"
 OnIndivisible = Literal["error", "skip", "channel"]
 NanPolicy = Literal["error", "keep"]
 PlainDType = Literal["bfloat16", "float16", "float32"]
+Activations = Literal["int8"]
 DEFAULT_DTYPE: PlainDType = "bfloat16"
 
 
@@ -164,6 +165,11 @@ class JobOptions(StreamOptions, total=False):
         Option("; ".join(f"{name}: {text}" for name, (text, _) in PRESETS.items()) + ".",
                metavar="|".join(PRESETS), panel=RULES, changes=True, in_recipe=True, suggest=lambda: PRESETS),
     ]  # fmt: skip
+    target_bits: Annotated[
+        float | None,
+        Option("Raise layers from 4 bits to 8 until a quantized weight takes so many bits, scales included; reads the "
+               "weights before planning.", metavar="BITS", panel=RULES, changes=True, in_recipe=True),
+    ]  # fmt: skip
     tensor_parallel: Annotated[
         int,
         Option("Check every layer as an engine will shard it over N ranks.", metavar="N", default=1, panel=RULES,
@@ -286,6 +292,10 @@ class RepackWords(QuietWords, total=False):
     """Of `repack` alone; `format` has no default."""
 
     format: Annotated[str, Option("Layout to write.", metavar="|".join(LAYOUTS), suggest=lambda: LAYOUTS)]
+    activations: Annotated[
+        Activations | None,
+        Option("Have engines quantize the inputs of quantized layers too, per token; codes and scales stay."),
+    ]
 
 
 class DequantizeWords(QuietWords, total=False):
