@@ -71,7 +71,8 @@ def find_stream(
     reads: Sequence[Read], family: Family, stream: Stream, checkpoint: Checkpoint, errors: list[QuantConvertError]
 ) -> StreamReads | None:
     """Every tensor of the stream; None, with refusals, where some are missing or the source holds others."""
-    sites, problems = find_sites(reads, family, checkpoint)
+    everywhere, problems = find_sites(reads, family, checkpoint)
+    sites = [site for site in everywhere if _place(site.name, checkpoint)]
     problems = [text for text in problems if text.split("`")[1] in stream.norms]
     norms = [site for site in sites if site.fold.producer in stream.norms]
     places = {read.name: _place(read.name, checkpoint) for read in reads}
