@@ -175,7 +175,8 @@ def make_plan(repo: Repo, out: Path | None, overwrite: bool, build: Builder) -> 
         errors.append(error)
     if plan is not None and out is not None and usable and not (finished and _is_result(out, plan)):
         errors += [exists_error(out)] if finished and not overwrite else []
-        errors += check_disk(out, plan.output_nbytes + _small_nbytes(plan), repo.download(_needed(plan)))
+        needed = plan.output_nbytes + plan.scratch_nbytes + _small_nbytes(plan)
+        errors += check_disk(out, needed, repo.download(_needed(plan)))
     raise_all(errors)
     assert plan is not None
     return plan
@@ -229,11 +230,11 @@ def _may_pass(error: BaseException) -> bool:
 def _execute(plan: Plan, repo: Repo, folder: OutputFolder, journal: Journal, target: Target) -> Outcome:
     load_torch()
     from quantconvert.run.execute import execute
-    from quantconvert.run.first import find_factors
+    from quantconvert.run.first import first_pass
 
     needed = _needed(plan)
     repo.prepare(needed)
-    find_factors(plan, repo, folder.state, bool(journal.done), target.report)
+    first_pass(plan, repo, folder.state, bool(journal.done), target.report)
     num_layers = len({layer_of(task.source.name) for task in plan.tasks} - {None})
     target.report(Started(len(plan.tasks), plan.checkpoint.nbytes, num_layers=num_layers))
     execute(plan, repo, folder.state, journal, target.report)

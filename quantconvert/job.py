@@ -60,8 +60,10 @@ class Job:
     engines: tuple[str, ...]
     method: str
     equalize: bool | None
+    smooth: float | None
     steps: tuple[str, ...]
     statistics: str | None
+    rotate: Literal["r1", "r2", "r1,r2"] | None
     tensor_parallel: int
     on_indivisible: OnIndivisible
     nan_policy: NanPolicy
@@ -80,6 +82,11 @@ class Job:
     @property
     def limits(self) -> Limits:
         return Limits(self.workers, self.memory_limit, self.executor)
+
+    @property
+    def step_names(self) -> tuple[str, ...]:
+        """The registered kinds of steps that weights take, in order."""
+        return step_names(self.rotate, self.steps)
 
     def to_json(self) -> dict[str, Any]:
         """Everything that can change bytes, as plain JSON values."""
@@ -127,7 +134,20 @@ class Job:
         job = cls(base=base, operation=operation, dtype=dtype, activations=activations, **filled)
         for rule in job.rules:
             job.request(rule.scheme)
+        if job.smooth is not None and (job.equalize or job.rotate):
+            other = "--equalize" if job.equalize else "--rotate"
+            raise UsageError(f"--smooth contradicts {other}: both say what to do with columns", hint="give one of them")
+        if job.rotate and job.equalize:
+            raise UsageError(
+                f"--rotate {job.rotate} contradicts --equalize: a rotation leaves no channel louder than the others",
+                hint="give one of them: --equalize for int4, --rotate for W8A8",
+            )
         return job
+
+
+def step_names(rotate: str | None, steps: tuple[str, ...]) -> tuple[str, ...]:
+    """What `--rotate` and `--step` ask for, in the order in which it is done."""
+    return (*(rotate.split(",") if rotate else ()), *steps)
 
 
 def _is_recorded(name: str, option: Option) -> bool:

@@ -9,7 +9,9 @@ from __future__ import annotations
 import errno
 import os
 import sys
+import tempfile
 from enum import Enum
+from pathlib import Path
 
 # What a file system answers that cannot allocate, or copy, without the bytes passing through us.
 _CANNOT = {errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS, errno.EXDEV}
@@ -19,6 +21,16 @@ def cpu_count() -> int:
     """Cores that this process may use."""
     allowed = getattr(os, "sched_getaffinity", None)
     return len(allowed(0)) if allowed else os.cpu_count() or 1
+
+
+def roomy_folder() -> Path:
+    """Where large scratch files may lie: TMPDIR, else /var/tmp, which is on a disk where /tmp may be in memory (the
+    Filesystem Hierarchy Standard 3.0, section 5.15), else wherever temporary files go here.
+    """
+    disk = Path("/var/tmp")
+    if not os.environ.get("TMPDIR") and os.access(disk, os.W_OK):
+        return disk
+    return Path(tempfile.gettempdir())
 
 
 def peak_rss_nbytes() -> int:

@@ -31,6 +31,8 @@ from quantconvert.spans import spans
 LEAST_TOKENS = 16
 # Vectors are normed so many tokens, and squared so many columns, at a time.
 NORM_TOKENS, SQUARE_COLUMNS = 32, 64
+# What torch's matrix product takes of its own in each worker (measured: 7 MB).
+PRODUCT_NBYTES = 8_000_000
 
 
 class Execution(Protocol):
@@ -87,7 +89,7 @@ def _held_nbytes(walk: Walk) -> int:
 def _worker_nbytes(walk: Walk, execution: Execution) -> int:
     """What one worker holds: two weights of the widest layer."""
     linears = [linear for layer in walk.layers for linear in layer.linears]
-    return 2 * max(tile_nbytes(linear, TOKENS, execution.slab_nbytes) for linear in linears)
+    return PRODUCT_NBYTES + 2 * max(tile_nbytes(linear, TOKENS, execution.slab_nbytes) for linear in linears)
 
 
 class _Bag:

@@ -20,10 +20,12 @@ from quantconvert.checkpoint.ranges import open_regular
 from quantconvert.errors import CheckpointError
 
 FACTORS = "quantconvert.factors"
+# In the hidden folder alone: importances that the first pass finds. And what stands for the user's file of statistics.
+IMPORTANCES, STATISTICS = ".importances", ":statistics"
 
 
 @dataclass(frozen=True, slots=True)
-class FactorFile:
+class VectorFile:
     """What the file will hold, in order: names and lengths of vectors."""
 
     vectors: tuple[tuple[str, int], ...]
@@ -51,21 +53,27 @@ class FactorFile:
         return self.header(hashlib.sha256(body).hexdigest()) + body
 
 
-def place_factors(file: FactorFile) -> tuple[TensorRef, ...]:
-    """Where each vector will be."""
+def place_vectors(file: VectorFile, name: str) -> tuple[TensorRef, ...]:
+    """Where each vector will be, in the file of this name."""
     offset, places = len(file.header()), []
-    for name, count in file.vectors:
-        places.append(TensorRef(name, "F32", (count,), FACTORS, offset, 4 * count))
+    for vector, count in file.vectors:
+        places.append(TensorRef(vector, "F32", (count,), name, offset, 4 * count))
         offset += 4 * count
     return tuple(places)
 
 
-def read_places(folder: Path) -> Mapping[str, TensorRef]:
-    """The vectors of the file in `folder` by name, none where there is no such file.
+def beside(folder: Path, statistics: Path | None) -> Mapping[str, Path]:
+    """The files that weights are read with, by the names that `TensorRef.file` has for them."""
+    files = {FACTORS: folder / FACTORS, IMPORTANCES: folder / IMPORTANCES}
+    return files | ({STATISTICS: statistics} if statistics else {})
 
-    Raises `CheckpointError` where it is damaged, or holds anything but positive finite numbers.
+
+def read_places(folder: Path, name: str = FACTORS, least: float = 0.0) -> Mapping[str, TensorRef]:
+    """The vectors of a file in `folder` by name, none where there is no such file.
+
+    Raises `CheckpointError` where it is damaged, or holds anything but finite numbers above `least`.
     """
-    path = folder / FACTORS
+    path = folder / name
     if not path.exists():
         return {}
     try:
@@ -76,20 +84,20 @@ def read_places(folder: Path) -> Mapping[str, TensorRef]:
                 file.seek(offset)
                 return file.read(nbytes)
 
-            raw = header_text(read, FACTORS, size)
-            refs = parse_header(raw, FACTORS, size)
+            raw = header_text(read, name, size)
+            refs = parse_header(raw, name, size)
             expected = json.loads(raw).get("__metadata__", {}).get("sha256")
             digest = hashlib.sha256()
             for begin in range(8 + len(raw), size, 1 << 20):
                 part = read(begin, min(1 << 20, size - begin))
                 digest.update(part)
                 values = memoryview(part[: len(part) // 4 * 4]).cast("f")
-                if not all(0 < value < float("inf") for value in values):
-                    raise CheckpointError(f"`{FACTORS}` holds a factor that is not positive and finite")
+                if not all(least < value < float("inf") for value in values):
+                    raise CheckpointError(f"`{name}` holds a number that cannot be")
     except OSError as error:
-        raise CheckpointError(f"cannot read `{FACTORS}`: {error.strerror}") from error
+        raise CheckpointError(f"cannot read `{name}`: {error.strerror}") from error
     if any(ref.dtype != "F32" or len(ref.shape) != 1 for ref in refs):
-        raise CheckpointError(f"`{FACTORS}`: expected vectors of F32")
+        raise CheckpointError(f"`{name}`: expected vectors of F32")
     if digest.hexdigest() != expected:
-        raise CheckpointError(f"`{FACTORS}` was changed: expected sha256 {expected}, got {digest.hexdigest()}")
+        raise CheckpointError(f"`{name}` was changed: expected sha256 {expected}, got {digest.hexdigest()}")
     return {ref.name: ref for ref in refs}

@@ -91,6 +91,14 @@ def smooth(maxima_x: Tensor, maxima_w: Tensor, alpha: float = 0.5) -> Tensor:
     return torch.where(known, (mu / mu[known].median()).clamp_(1 / MOST, MOST), torch.ones(()))
 
 
+def largest(blocks: Iterable[Tensor], count: int) -> Tensor:
+    """max |w_ij| over all rows of float32 blocks [R, count]."""
+    found = torch.zeros(count)
+    for w_RI in blocks:
+        torch.maximum(found, w_RI.abs().amax(0), out=found)
+    return found
+
+
 def joint(vectors: Iterable[Tensor]) -> Tensor:
     """One h [C] for modules of which each has its own: their mean. At least one."""
     several = list(vectors)

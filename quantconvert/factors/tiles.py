@@ -7,7 +7,6 @@ Legend: N tokens, I columns of a weight, R rows of a tile.
 
 from __future__ import annotations
 
-import math
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -33,20 +32,15 @@ Use = Callable[[int, Sequence[Tensor]], None]
 def tile_nbytes(linear: Linear, tokens: int, slab_nbytes: int) -> int:
     """Bytes that a worker holds for one weight: a tile, its raw form, the products, and as much to work on these."""
     cost = cost_of(linear.weight, slab_nbytes)
-    rows = _tile_rows([linear], slab_nbytes)
+    rows = _tile_rows(linear)
     tile = rows * linear.columns * (4 + cost.raw) + cost.held + max(rows, cost.slab_rows) * cost.row_nbytes
     return tile + 3 * 4 * tokens * rows + 4 * linear.weight.shape[0]
 
 
-def _multiple(linears: Sequence[Linear], slab_nbytes: int) -> int:
-    return math.lcm(*(cost_of(linear.weight, slab_nbytes).row_multiple for linear in linears))
-
-
-def _tile_rows(linears: Sequence[Linear], slab_nbytes: int) -> int:
-    """Rows of a tile, a multiple of those that have to be read together."""
-    multiple = _multiple(linears, slab_nbytes)
-    wanted = max(TILE_ROWS, TILE_ELEMENTS // max(1, linears[0].columns))
-    return min(-(-wanted // multiple) * multiple, linears[0].rows)
+def _tile_rows(linear: Linear) -> int:
+    """Rows of a tile: a multiple of `TILE_ROWS`, and so of those that share a word, or all."""
+    wanted = TILE_ELEMENTS // max(1, linear.columns) // TILE_ROWS * TILE_ROWS
+    return min(max(TILE_ROWS, wanted), linear.rows)
 
 
 class Tiles:
@@ -63,7 +57,7 @@ class Tiles:
 
         Each worker does neighbouring tiles, so that what is stored transposed is read once by each.
         """
-        parts = list(spans(0, linears[0].rows, _tile_rows(linears, self.slab_nbytes)))
+        parts = list(spans(0, linears[0].rows, _tile_rows(linears[0])))
         count = min(self.workers, len(parts))
         shares = [parts[len(parts) * i // count : len(parts) * (i + 1) // count] for i in range(count)]
         for _ in self.pool.map(lambda share: self._share(linears, x_NI, use, share), shares):
@@ -103,14 +97,12 @@ class _Products:
     def __init__(self, linear: Linear, files: Files, work: Workspace, slab_nbytes: int) -> None:
         self.linear, self.work = linear, work
         self.rows: Rows = open_rows(linear.weight, files, work, slab_nbytes)
-        self.multiple = _multiple([linear], slab_nbytes)
         self.bias = _vector(linear.bias, files, slab_nbytes) if linear.bias else None
 
     def of(self, x_NI: Tensor, first: int, last: int) -> Tensor:
         """float32 [N, R]: x times these rows of the module; the next call overwrites it."""
         first, last = self.linear.first + first, self.linear.first + last
-        begin = first // self.multiple * self.multiple
-        w_RI = self.rows.rows(begin, last)[first - begin :]
+        w_RI = self.rows.rows(first, last)
         y_NR = self.work.tensor("product", torch.float32, (len(x_NI), last - first))
         torch.mm(x_NI, w_RI.t(), out=y_NR)
         return y_NR if self.bias is None else y_NR.add_(self.bias[first:last])

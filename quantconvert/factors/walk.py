@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from quantconvert.checkpoint import Checkpoint
+from quantconvert.factors.file import VectorFile
 from quantconvert.families import Block, Experts, Family, Mlp
 from quantconvert.patterns import WEIGHT_SUFFIX
 from quantconvert.sources import Read
@@ -158,6 +159,11 @@ class Walk:
     def read_nbytes(self) -> int:
         """Stored bytes of all that is read, embeddings and vectors apart."""
         return sum(linear.nbytes for layer in self.layers for linear in layer.linears)
+
+
+def bag_file(walk: Walk) -> VectorFile:
+    """The file of what a bag finds: one vector an input, under the name of the first module that reads it."""
+    return VectorFile(tuple((readers[0], columns) for layer in walk.layers for readers, columns in layer.inputs))
 
 
 class _Missing(Exception):

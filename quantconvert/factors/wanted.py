@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from quantconvert.checkpoint import TensorRef
-from quantconvert.factors.file import FactorFile
+from quantconvert.factors.file import VectorFile
 from quantconvert.sources import Read
 from quantconvert.sources.sites import Site
 
@@ -18,16 +19,25 @@ class Driver:
     group_size: int | None
 
 
+# weights: `recipe.equalize`. combined: with importances, half of each. smooth: SmoothQuant's.
+Recipe = Literal["weights", "combined", "smooth"]
+
+
 @dataclass(frozen=True, slots=True)
 class Wanted:
     """The factors of one site. place: where they are kept. exact: powers of two alone, which any float takes exactly:
-    what gives the vector is a matrix that stays in high precision.
+    what gives the vector is a matrix that stays in high precision. importances: of the inputs of the drivers, E[x_j^2],
+    or, for `smooth`, maxima: max |x_j| of each, where these are known.
     """
 
     site: Site
     drivers: tuple[Driver, ...]
     place: TensorRef
     exact: bool = False
+    recipe: Recipe = "weights"
+    importances: tuple[TensorRef, ...] = ()
+    maxima: tuple[TensorRef, ...] = ()
+    alpha: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +45,7 @@ class Factors:
     """All factors of a conversion, and the file that keeps them."""
 
     wanted: tuple[Wanted, ...]
-    file: FactorFile
+    file: VectorFile
 
     @property
     def read_nbytes(self) -> int:
@@ -49,6 +59,8 @@ SAMPLED_ROWS, PASSES = 1024, 2
 
 
 def sampled_rows(wanted: Wanted, driver: Driver) -> int:
-    """How many rows of a driver are looked at: its share of `SAMPLED_ROWS`, at least one."""
+    """How many rows of a driver are looked at: its share of `SAMPLED_ROWS`, at least one; all where maxima count."""
+    if wanted.recipe == "smooth":
+        return driver.read.matrix[0]
     rows = sum(d.read.matrix[0] for d in wanted.drivers)
     return max(1, min(driver.read.matrix[0], -(-SAMPLED_ROWS * driver.read.matrix[0] // rows)))

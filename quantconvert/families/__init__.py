@@ -26,14 +26,16 @@ from quantconvert.families.row import (
     Part,
     Reason,
     Role,
+    Stream,
+    Values,
 )
 from quantconvert.families.tables import FAMILIES
 from quantconvert.patterns import WEIGHT_SUFFIX, template_of
 
 __all__ = [
     "FAMILIES", "KEEP_BY_NAME", "REASONS", "REASON_TEXT", "Block", "Classifier", "Dims", "Experts", "Family", "Fold",
-    "FusedExperts", "FusedSet", "Mlp", "NormKind", "Part", "Reason", "Role", "find_family", "fused_groups",
-    "stands_aside",
+    "FusedExperts", "FusedSet", "Mlp", "NormKind", "Part", "Reason", "Role", "Stream", "Values", "find_family",
+    "fused_groups", "stands_aside",
 ]  # fmt: skip
 
 NO_TABLE = Family("unknown", (), (), fused=FUSED_COMMON)

@@ -127,6 +127,41 @@ class Fold:
 
 
 @dataclass(frozen=True, slots=True)
+class Values:
+    """What attention averages: the module that gives it, the one that reads it, head by head, and nothing between them
+    but a weighted sum.
+
+    head, before: the config keys of a head's size, and of the rows of `giver` that come before each head's own (MLA);
+    None: the width of `reader` by the number of attention heads, and no such rows.
+    """
+
+    giver: str = "self_attn.v_proj"
+    reader: str = "self_attn.o_proj"
+    head: str | None = None
+    before: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Stream:
+    """The residual stream of a decoder: one vector, from the embeddings to the head, that layers read and add to.
+
+    Names are relative to the layer, but for `embeddings`, `final_norm` (both after the same prefix) and `head`. norms:
+    what reads it, root-mean-square norms without a bias; who reads their outputs is in the family's folds. writers:
+    what is added to it, as it is. values: None where attention does more with them than to average. apart: what else
+    is in a layer, and has nothing to do with it (regular expressions, searched). `only`: model types it holds for.
+    """
+
+    only: tuple[str, ...]
+    writers: tuple[str, ...]
+    norms: tuple[str, ...] = ("input_layernorm", "post_attention_layernorm")
+    values: Values | None = Values()
+    apart: tuple[str, ...] = ()
+    embeddings: str = "embed_tokens"
+    final_norm: str = "norm"
+    head: str = "lm_head"
+
+
+@dataclass(frozen=True, slots=True)
 class Family:
     """One model family: tables only.
 
@@ -139,7 +174,7 @@ class Family:
     that one layer has and its neighbours have not. `blocks`: what its decoder layers
     compute. `folds`: who gives and who reads the vectors inside a layer.
     `unfolded`: modules of a layer that read what no fold speaks of (regular expressions, searched in the name relative
-    to the layer).
+    to the layer). `streams`: the residual stream, by model type.
     """
 
     name: str
@@ -157,6 +192,7 @@ class Family:
     blocks: tuple[Block, ...] = ()
     folds: tuple[Fold, ...] = ()
     unfolded: tuple[str, ...] = ()
+    streams: tuple[Stream, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

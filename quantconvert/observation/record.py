@@ -75,9 +75,9 @@ def observe(repo: Repo, asked: Request, report: Reporter) -> Observation:
     raise_all(errors)
     reads = _linear(checkpoint, repo)
     report(Started(len(checkpoint.tensors), checkpoint.nbytes, "observing"))
-    _prepare_libraries()
     files = Files(repo)
     try:
+        _prepare_libraries()
         return _Run(asked, checkpoint, repo, files, reads, report).done(begin)
     except QuantConvertError:
         raise
@@ -109,6 +109,19 @@ def _linear(checkpoint: Checkpoint, repo: Repo) -> list[Read]:
     raise_all(errors)
     matrices = [read for read in sources.reads if len(read.shape) == 2 and read.name.endswith(WEIGHT_SUFFIX)]
     return [read for read in matrices if classifier.role(read).reason not in _NOT_LINEAR]
+
+
+def reserve(names: Mapping[str, str], unobserved: Iterable[str]) -> int:
+    """Bytes that the header takes at most: four entries an input, in JSON inside JSON each module and its input, and
+    the kinds without. A character takes six bytes at most as an escape, one more in JSON inside JSON.
+    """
+
+    def text(name: str) -> int:
+        return len(json.dumps(name).encode()) + name.count("\\") + len(json.dumps(json.dumps(name)))
+
+    entries = sum(4 * (len(key.encode()) + 160) for key in set(names.values()))
+    pairs = sum(text(module) + text(key) + 8 for module, key in names.items())
+    return 4096 + entries + pairs + sum(text(kind) + 8 for kind in unobserved)
 
 
 @dataclass(slots=True)
@@ -177,9 +190,10 @@ class _Run:
 
         run = run_by_layers if by_layers else run_whole
         watch, self.largest = Watch(self.asked.moments, alone), ("", 0.0)
+        room = reserve(found.names, {template_of(read.module) for read in self.reads})
         handles = watch.add(found.modules)
         try:
-            with StatisticsFile(self.asked.out, self._reserve(found.names), self.asked.overwrite) as file:
+            with StatisticsFile(self.asked.out, room, self.asked.overwrite) as file:
                 run(weights, layers, windows, watch, self._take(file))
                 inputs = {module: watch.inputs[key] for module, key in found.names.items() if key in watch.inputs}
                 if not inputs:
@@ -248,15 +262,6 @@ class _Run:
                         self.largest = max(self.largest, (name, float(tensor)), key=lambda pair: pair[1])
 
         return take
-
-    def _reserve(self, names: Mapping[str, str]) -> int:
-        """Bytes that the header takes at most: four entries an input, each module's name and that of its input."""
-        longest = max(map(len, names.values()), default=0)
-        entries = sum(4 * (len(key) + 160) for key in set(names.values()))
-        return 4096 + entries + sum(len(module) + longest + 16 for module in names) + 2 * self._unobserved_nbytes()
-
-    def _unobserved_nbytes(self) -> int:
-        return sum(len(template) + 8 for template in {template_of(read.module) for read in self.reads})
 
     def _unobserved(self, inputs: Mapping[str, str]) -> tuple[str, ...]:
         """Kinds of linear layers without statistics."""

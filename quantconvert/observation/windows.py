@@ -13,6 +13,9 @@ from quantconvert.errors import CheckpointError, UnsupportedError, UsageError
 WINDOW = 512
 # Bytes of text that are read for each token asked for: more than tokenizers put into one.
 BYTES_PER_TOKEN = 32
+_TOKENIZERS = (
+    "tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "sentencepiece.bpe.model",
+)  # fmt: skip
 BATCH = 8  # windows that the model writes at once
 
 
@@ -36,6 +39,8 @@ def read_windows(path: Path, folder: Path, config: Any, tokens: int) -> Tensor:
     """
     from transformers import AutoTokenizer
 
+    if not any((folder / name).is_file() for name in _TOKENIZERS):  # some are made up without one
+        raise CheckpointError(f"the source has no tokenizer: expected one of {', '.join(_TOKENIZERS)}")
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     except Exception as error:  # whatever a tokenizer's files make transformers raise
@@ -82,22 +87,29 @@ def written_windows(folder: Path, config: Any, tokens: int, seed: int) -> Tensor
 
     auto: Any = AutoModelForCausalLM
     try:
-        model = auto.from_pretrained(folder, dtype="auto", trust_remote_code=False, local_files_only=True).eval()
+        how = {"dtype": "auto", "trust_remote_code": False, "local_files_only": True}
+        model, info = auto.from_pretrained(folder, output_loading_info=True, **how)
     except Exception as error:  # whatever a config makes transformers raise
         message = f"--self: transformers loads no model that writes text: {error}"
         raise UnsupportedError(message, hint="--text FILE") from error
+    if missing := sorted(info["missing_keys"]):
+        message = f"--self: the source writes no text: it has no `{missing[0]}`"
+        raise UnsupportedError(message, hint="--text FILE")
+    model.eval()
     start = next((id for id in _starts(model, config) if isinstance(id, int)), None)
     if start is None:
         raise UnsupportedError("--self: the config names no token to begin with", hint="--text FILE")
     count, length = shape_of(config, tokens)
-    how = {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0, "repetition_penalty": 1.0, "num_beams": 1}
+    drawn = {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0, "repetition_penalty": 1.0, "num_beams": 1}
     found = []
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         for begin in range(0, count, BATCH):
             ids = torch.full((min(BATCH, count - begin), 1), start)
             more = {"max_new_tokens": length - 1, "min_new_tokens": length - 1, "pad_token_id": start}
-            found.append(model.generate(ids, attention_mask=torch.ones_like(ids), **how, **more) if length > 1 else ids)
+            found.append(
+                model.generate(ids, attention_mask=torch.ones_like(ids), **drawn, **more) if length > 1 else ids
+            )
     return torch.cat(found)
 
 

@@ -128,6 +128,12 @@ class JobOptions(StreamOptions, total=False):
                negative="--no-equalize", negative_help="Leave columns as they are.", shown="where int4 is written",
                panel=SCHEME, changes=True, in_recipe=True),
     ]  # fmt: skip
+    smooth: Annotated[
+        float | None,
+        Option("SmoothQuant instead of equalizing: columns by what their inputs reach, to the power of ALPHA. From "
+               "--statistics, else from a bag of tokens.", metavar="ALPHA", most=1, panel=SCHEME, changes=True,
+               in_recipe=True),
+    ]  # fmt: skip
     steps: Annotated[
         Sequence[str],
         Option("What is done to weights before; repeatable.", flags=("--step",), metavar="NAME", default=(),
@@ -137,6 +143,12 @@ class JobOptions(StreamOptions, total=False):
         str | None,
         Option("What `quantconvert observe` has written of this model's inputs; W8A8_STATIC needs it.", metavar="FILE",
                panel=SCHEME, changes=True, in_recipe=True, is_file=True),
+    ]  # fmt: skip
+    rotate: Annotated[
+        Literal["r1", "r2", "r1,r2"] | None,
+        Option("Turn the residual stream (r1), attention's values (r2) by Hadamard matrices: halves the loss of W8A8, "
+               "costs at int4 by groups. A tied head becomes a tensor of its own.", panel=SCHEME, changes=True,
+               in_recipe=True),
     ]  # fmt: skip
     ignore: Annotated[
         Sequence[str],

@@ -19,9 +19,10 @@ from quantconvert.planning.decision import Decision
 from quantconvert.planning.dims import check_dims
 from quantconvert.planning.folds import equalized, without_factors
 from quantconvert.planning.inputs import input_maxima, statistics_of
+from quantconvert.planning.known import check_steps, find_knowledge, note_unknown
 from quantconvert.planning.lower import Lowering
 from quantconvert.planning.memory import check_memory, execution_for
-from quantconvert.planning.methods import check_needs, check_schemes
+from quantconvert.planning.methods import check_schemes
 from quantconvert.planning.notes import notes_on
 from quantconvert.planning.place import place
 from quantconvert.planning.plan import Plan
@@ -74,7 +75,9 @@ def _plan_of(decided: Decided) -> Plan:
         plain_dtype=decided.plain_dtype,
         dropped=decided.sources.dropped,
         loadable=decided.loadable,
+        changes=decided.sources.changes,
         factors=decided.factors,
+        knowledge=decided.knowledge,
         statistics=decided.statistics,
     )
 
@@ -86,7 +89,7 @@ def _decide_conversion(
     checkpoint = without_factors(checkpoint)
     method = METHODS.find(job.method)
     classifier = Classifier(checkpoint)
-    sources = find_sources(checkpoint, classifier.family, read, errors, job.steps)
+    sources = find_sources(checkpoint, classifier.family, read, errors, job.step_names)
     if not errors:
         check_dims(sources, classifier, checkpoint.text_config, errors)
     lacks = () if errors else check_presence(checkpoint, sources, classifier, job, errors)
@@ -96,19 +99,25 @@ def _decide_conversion(
     if not any(d.request for d in decisions) and not errors:
         errors.append(_nothing_to_do(checkpoint, decisions))
     statistics = statistics_of(job, checkpoint, sources, errors)
-    maxima = input_maxima(job, statistics, decisions, classifier.fused, errors)
+    knowledge = find_knowledge(job, statistics, decisions, checkpoint, classifier.family, errors)
     model = meets(checkpoint, classifier, any(d.is_expert for d in decisions))
     choice = choose_format(job, decisions, checkpoint.text_config, errors, model)
-    decisions, factors, unequal = equalized(checkpoint, decisions, job, classifier, errors)
-    check_needs(method, (), errors)
+    decisions, factors, unequal = equalized(checkpoint, decisions, job, classifier, knowledge, errors)
+    maxima = input_maxima(job, statistics, decisions, classifier.fused, errors)
+    check_steps(method, decisions, errors)
     check_schemes(method, choice, decisions, errors)
     raise_all(errors)
-    lowering = Lowering(choice.format, method, execution_for(job.limits), maxima)
+    lowering = Lowering(choice.format, method, execution_for(job.limits), maxima, knowledge)
     selection = select(decisions, lowering, classifier)
-    notes = (*lacks, *notes_on(checkpoint, sources, decisions, choice, job), *unequal)
+    notes = (
+        *lacks,
+        *notes_on(checkpoint, sources, decisions, choice, job),
+        *unequal,
+        *note_unknown(method, knowledge, decisions),
+    )
     return Decided(
         checkpoint, job, classifier, sources, decisions, lowering, choice.reason, notes, selection, choice.loadable,
-        factors=factors, statistics=statistics,
+        factors=factors, statistics=statistics, knowledge=knowledge,
     )  # fmt: skip
 
 

@@ -13,6 +13,7 @@ from quantconvert.families import Classifier
 from quantconvert.job import Job
 from quantconvert.layouts import Layout, Selection
 from quantconvert.planning.decision import Decision
+from quantconvert.planning.known import Knowledge
 from quantconvert.planning.lower import Lowering
 from quantconvert.schemes import Scheme
 from quantconvert.sources import Sources
@@ -35,6 +36,7 @@ class Decided:
     loadable: Loadable
     plain_dtype: str | None = None
     factors: Factors | None = None
+    knowledge: Knowledge | None = None
     statistics: Statistics | None = None
 
     @property

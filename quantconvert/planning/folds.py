@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from quantconvert.checkpoint import Checkpoint
+from quantconvert.checkpoint import Checkpoint, TensorRef
 from quantconvert.errors import QuantConvertError, UnsupportedError, some
-from quantconvert.factors import FACTORS, Driver, FactorFile, Factors, Wanted, place_factors
+from quantconvert.factors import FACTORS, Driver, Factors, Recipe, VectorFile, Wanted, place_vectors
 from quantconvert.families import Classifier
 from quantconvert.job import Job
 from quantconvert.planning.decision import Decision
+from quantconvert.planning.known import Knowledge
 from quantconvert.sources.read import WHOLE
 from quantconvert.sources.sites import Site, find_sites, with_steps
 
@@ -29,16 +30,17 @@ def equalized(
     decisions: Sequence[Decision],
     job: Job,
     classifier: Classifier,
+    knowledge: Knowledge,
     errors: list[QuantConvertError],
 ) -> tuple[list[Decision], Factors | None, list[str]]:
     """The decisions with steps, the factors that these need, and what the user should know of it."""
-    if job.equalize is False:
+    if (job.equalize is False and job.smooth is None) or job.rotate:
         return list(decisions), None, []
     sites, notes = find_sites([d.ref for d in decisions], classifier.family, checkpoint)
     by_name = {d.ref.name: d for d in decisions}
     chosen: list[tuple[Site, tuple[Driver, ...], bool]] = []
     for site in sites:
-        drivers = tuple(_drivers(site, by_name, job.equalize))
+        drivers = tuple(_drivers(site, by_name, bool(job.equalize) or job.smooth is not None))
         problem = _problem(site, by_name) if drivers else None
         if problem:
             notes.append(f"`{site.name}` {problem}")
@@ -47,17 +49,29 @@ def equalized(
             chosen.append((site, drivers, site.fold.kind == "rows" and giver.request is None))
     if not chosen:
         return list(decisions), None, _nothing(job, decisions, classifier, notes, errors)
-    file = FactorFile(tuple((site.name, site.width) for site, _, _ in chosen))
+    file = VectorFile(tuple((site.name, site.width) for site, _, _ in chosen))
     wanted = tuple(
-        Wanted(site, drivers, place, exact)
-        for (site, drivers, exact), place in zip(chosen, place_factors(file), strict=True)
+        _wanted(site, drivers, place, exact, job, knowledge)
+        for (site, drivers, exact), place in zip(chosen, place_vectors(file, FACTORS), strict=True)
     )
     reads = with_steps([d.ref for d in decisions], [(item.site, item.place) for item in wanted])
     changed = [replace(d, ref=read) if read is not d.ref else d for d, read in zip(decisions, reads, strict=True)]
     return changed, Factors(wanted, file), [f"not equalized: {some(notes)}"] if notes else []
 
 
-def _drivers(site: Site, by_name: dict[str, Decision], asked: bool | None) -> Iterator[Driver]:
+def _wanted(
+    site: Site, drivers: tuple[Driver, ...], place: TensorRef, exact: bool, job: Job, knowledge: Knowledge
+) -> Wanted:
+    """By SmoothQuant where that is asked for, else by the weights, and by importances where they are known."""
+    modules = [driver.read.module for driver in drivers]
+    importances, maxima = knowledge.importances(modules), knowledge.maxima(modules)
+    if job.smooth is not None:
+        return Wanted(site, drivers, place, exact, "smooth", importances, maxima, job.smooth)
+    recipe: Recipe = "combined" if importances else "weights"
+    return Wanted(site, drivers, place, exact, recipe, importances)
+
+
+def _drivers(site: Site, by_name: dict[str, Decision], asked: bool) -> Iterator[Driver]:
     """The readers that are quantized; none where none of them asks for it."""
     requests = [(read, by_name[read.name].request) for read in site.readers]
     quantized = [(read, request) for read, request in requests if request is not None]
@@ -83,14 +97,18 @@ def _nothing(
     errors: list[QuantConvertError],
 ) -> list[str]:
     """The note, or where `--equalize` was asked for the refusal, that nothing is equalized."""
-    family = classifier.family
-    if job.equalize is None and not any(d.request and d.request.num_bits == AUTO_BITS for d in decisions):
+    family, asked = classifier.family, "--smooth" if job.smooth is not None else "--equalize"
+    if (
+        not job.equalize
+        and job.smooth is None
+        and not any(d.request and d.request.num_bits == AUTO_BITS for d in decisions)
+    ):
         return []
     why = some(notes) if notes else (
         f"the table of {family.name} does not say who reads what in a layer of {classifier.model_type}"
         if family else "the family is not known"
     )  # fmt: skip
-    if job.equalize:
-        errors.append(UnsupportedError(f"--equalize: nothing can be: {why}", hint="drop --equalize"))
+    if job.equalize or job.smooth is not None:
+        errors.append(UnsupportedError(f"{asked}: nothing can be: {why}", hint=f"drop {asked}"))
         return []
     return [f"nothing is equalized: {why}"]

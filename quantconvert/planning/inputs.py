@@ -11,6 +11,7 @@ from quantconvert.families import FusedSet, fused_groups
 from quantconvert.job import Job
 from quantconvert.planning.decision import Decision
 from quantconvert.sources import Sources
+from quantconvert.sources.steps.scale import Scale
 from quantconvert.statistics import Statistics, check_fit, open_statistics
 
 OBSERVE = "quantconvert observe SRC STATS.safetensors --text FILE (or --self)"
@@ -74,7 +75,7 @@ def _check_static(static: Sequence[Decision], statistics: Statistics, errors: li
                 hint="--rule 'PATTERN=W8A8' finds the scales of these while the model runs",
             )
         )
-    changed = [d.module for d in static if d.ref.steps]
+    changed = [d.module for d in static if any(not isinstance(step, Scale) for step in d.ref.steps)]
     if changed:
         errors.append(
             UnsupportedError(

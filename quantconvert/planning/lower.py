@@ -10,26 +10,34 @@ from quantconvert.kernels import scratch
 from quantconvert.layouts import Layout, TensorSpec
 from quantconvert.methods import Method
 from quantconvert.planning.decision import Decision
+from quantconvert.planning.known import Knowledge, method_for
 from quantconvert.planning.memory import cut
 from quantconvert.planning.place import Unit, unchanged
 from quantconvert.planning.plan import Execution
-from quantconvert.planning.tasks import Copy, Cut, Decode, Output, Quantize, Repack, Split, Task
+from quantconvert.planning.tasks import Copy, Cut, Decode, Known, Output, Quantize, Repack, Split, Task
 from quantconvert.schemes import Scheme
 from quantconvert.sources import Read
 
 _NOTHING: Mapping[str, float] = MappingProxyType({})
+_KNOWN_NOTHING = Knowledge()
 
 
 class Lowering:
     """How decisions become tasks: in which layout (None: plain numbers), by which method, for which execution.
 
-    maxima: max |x| of the inputs of modules whose activations get a stored scale.
+    maxima: max |x| of the inputs of modules whose activations get a stored scale. knowledge: of inputs, for the method.
     """
 
     def __init__(
-        self, layout: Layout | None, method: Method, execution: Execution, maxima: Mapping[str, float] = _NOTHING
+        self,
+        layout: Layout | None,
+        method: Method,
+        execution: Execution,
+        maxima: Mapping[str, float] = _NOTHING,
+        knowledge: Knowledge = _KNOWN_NOTHING,
     ) -> None:
-        self.layout, self.method, self.execution, self.maxima = layout, method, execution, maxima
+        self.layout, self.method, self.execution = layout, method, execution
+        self.maxima, self.knowledge = maxima, knowledge
         self._specs = lru_cache(maxsize=4096)(layout.outputs) if layout else None  # the experts of a model are alike
 
     def scheme(self, decision: Decision) -> Scheme | None:
@@ -49,9 +57,10 @@ class Lowering:
             return ref.name, (TensorSpec("", decision.dtype, ref.shape),)
         return unchanged(ref)
 
-    def _cut(self, ref: Read, scheme: Scheme, turned_nbytes: int, multiple: int) -> Cut:
+    def _cut(self, ref: Read, scheme: Scheme, method: Method, known: Known, turned_nbytes: int, multiple: int) -> Cut:
         """How a weight is cut for the method."""
-        method, held = self.method, self.method.held(scheme, ref.matrix[1])
+        told = 8 * sum(place.num_elements for place in known if place) if method.needs != "nothing" else 0
+        held = method.held(scheme, ref.matrix[1]) + told
         taken = scratch(method, scheme)
         return cut(ref, ref.matrix, turned_nbytes, multiple, self.execution, taken, held, method.block_rows)
 
@@ -65,9 +74,10 @@ class Lowering:
             if decision.scheme is not None:
                 parts = cut(ref, ref.matrix, turned, multiple, self.execution)
                 return Repack(ref, outputs, decision.evidence, scheme, self.layout.name, parts)
-            parts = self._cut(ref, scheme, turned, multiple)
-            largest = self.maxima.get(decision.module)
-            return Quantize(ref, outputs, decision.evidence, scheme, self.method.name, self.layout.name, parts, largest)
+            known, largest = self.knowledge.of(decision.module), self.maxima.get(decision.module)
+            method = method_for(self.method, known)
+            parts, name = self._cut(ref, scheme, method, known, turned, multiple), self.layout.name
+            return Quantize(ref, outputs, decision.evidence, scheme, method.name, name, parts, largest, known)
         if decision.reason is None or decision.is_decoded or ref.steps:
             parts = cut(ref, ref.matrix, 0, 1, self.execution)
             return Decode(ref, outputs, decision.evidence, decision.reason, parts)

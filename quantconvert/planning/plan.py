@@ -15,10 +15,11 @@ from quantconvert.digest import digest
 from quantconvert.engines import Loadable
 from quantconvert.factors import Factors
 from quantconvert.job import Job
+from quantconvert.planning.known import Knowledge
 from quantconvert.planning.spent import Budget
 from quantconvert.planning.tasks import Operation, Task, role_of
 from quantconvert.schemes import Scheme
-from quantconvert.sources import Dropped
+from quantconvert.sources import Dropped, scratch_nbytes
 from quantconvert.statistics import Statistics
 
 
@@ -44,7 +45,8 @@ class Execution:
 class Plan:
     """Everything about a conversion that is known before one weight is read.
 
-    `tasks` account for every source tensor exactly once, in the order of the source's bytes.
+    `tasks` account for every source tensor exactly once, in the order of the source's bytes. `changes`: keys of
+    config.json that have other values in the result.
     """
 
     job: Job
@@ -62,7 +64,9 @@ class Plan:
     dropped: tuple[Dropped, ...] = ()
     loadable: Loadable = field(default_factory=Loadable)
     budget: Budget | None = None
+    changes: Mapping[str, Any] = field(default_factory=dict)
     factors: Factors | None = field(default=None, repr=False)
+    knowledge: Knowledge | None = field(default=None, repr=False)
     statistics: Statistics | None = None
 
     @property
@@ -90,7 +94,8 @@ class Plan:
     def read_nbytes(self) -> int:
         """Bytes that a run reads: those of steps that look at a weight before they change it as often as they do."""
         steps = sum(task.source.nbytes * (1 + sum(s.passes for s in task.source.steps)) for task in self.tasks)
-        return steps + (self.factors.read_nbytes if self.factors else 0)
+        walk = self.knowledge.walk if self.knowledge else None
+        return steps + (self.factors.read_nbytes if self.factors else 0) + (walk.read_nbytes if walk else 0)
 
     @property
     def weight_map(self) -> dict[str, str]:
@@ -134,6 +139,13 @@ class Plan:
         return min(sum(largest[: self.execution.workers]), self.execution.memory_limit)
 
     @property
+    def scratch_nbytes(self) -> int:
+        """The most bytes of scratch files at once, on the disk that the result is written to."""
+        slab = self.execution.slab_nbytes
+        largest = sorted((scratch_nbytes(task.source, slab) for task in self.tasks), reverse=True)
+        return sum(largest[: self.execution.workers])
+
+    @property
     def scheme(self) -> Scheme | None:
         """The scheme of most weights; None where the result is not quantized."""
         return None if not self.schemes else max(self.schemes.items(), key=lambda item: item[1])[0]
@@ -153,9 +165,9 @@ class Plan:
     @property
     def config(self) -> dict[str, Any]:
         """The content of the result's config.json."""
-        config = _without_blocks(self.checkpoint.config)
+        config = _without_blocks(self.checkpoint.config) | dict(self.changes)
         if isinstance(config.get("text_config"), dict):
-            config["text_config"] = _without_blocks(config["text_config"])
+            config["text_config"] = _without_blocks(config["text_config"]) | dict(self.changes)
         if self.plain_dtype:
             config |= {key: self.plain_dtype for key in ("dtype", "torch_dtype") if key in config}
         if self.quantization_config is not None:

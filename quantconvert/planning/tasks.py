@@ -39,6 +39,19 @@ class Output(NamedTuple):
         return row * (self.spec.nbytes // self.spec.shape[0]) if row else 0
 
 
+class Known(NamedTuple):
+    """Where it stands what is known of a weight's input x, as the source's model has it: E[x_j^2] [I], E[x x^T] [I, I],
+    max |x_j| [I], all float32.
+    """
+
+    importance: TensorRef | None = None
+    moments: TensorRef | None = None
+    maxima: TensorRef | None = None
+
+
+UNKNOWN = Known()
+
+
 @dataclass(frozen=True, slots=True)
 class Cut:
     """How one weight is cut: rows of a tile and of a slab, and the bytes that this needs at its peak."""
@@ -106,13 +119,17 @@ class Split(_Task):
 
 @dataclass(frozen=True, slots=True)
 class Quantize(_Task):
-    """A weight as codes, by a method, in a layout. input_max: max |x| of its input, where that gets a stored scale."""
+    """A weight as codes, by a method, in a layout.
+
+    input_max: max |x| of its input, where that gets a stored scale. known: what the method is told.
+    """
 
     scheme: Scheme
     method: str
     layout: str
     cut: Cut
     input_max: float | None = None
+    known: Known = UNKNOWN
 
     operation: ClassVar[Operation] = "quantize"
     reason: ClassVar[None] = None

@@ -1,4 +1,4 @@
-"""The first pass of a conversion: factors from a sample of rows of each weight, kept before any weight is changed.
+"""The first pass of a conversion: importances and factors, kept before any weight is changed.
 
 What it finds does not depend on the number of workers, and is synced under its final name: a run that continues
 another uses the factors of that one. Imports torch.
@@ -15,15 +15,28 @@ import torch
 from torch import Tensor
 
 from quantconvert.buffers import Workspace, bytes_of, torch_dtype
-from quantconvert.checkpoint import Repo
+from quantconvert.checkpoint import Repo, TensorRef
 from quantconvert.checkpoint.ranges import Files
 from quantconvert.errors import CheckpointError, OutputError
 from quantconvert.events import Progress, Reporter, Started
-from quantconvert.factors import FACTORS, Driver, Factors, Wanted, read_places
-from quantconvert.factors.recipe import calm_norm, calm_rows, clamped, equalize, power_of_two, settled
+from quantconvert.factors import FACTORS, IMPORTANCES, Driver, Wanted, beside, place_vectors, read_places
+from quantconvert.factors.bag import bag
+from quantconvert.factors.recipe import (
+    calm_norm,
+    calm_rows,
+    clamped,
+    combined,
+    equalize,
+    joint,
+    largest,
+    power_of_two,
+    settled,
+    smooth,
+)
 from quantconvert.factors.wanted import sampled_rows
 from quantconvert.planning import Execution, Plan
 from quantconvert.run.disk import fsync_folder, write_file
+from quantconvert.run.knowing import read_floats
 from quantconvert.run.ledger import one_at_a_time
 from quantconvert.sources import Read, cost_of, open_rows
 
@@ -35,38 +48,60 @@ BLOCK_ELEMENTS = 1 << 18
 VECTOR_BYTES = 1500
 
 
-def find_factors(plan: Plan, repo: Repo, folder: Path, is_begun: bool, report: Reporter) -> None:
-    """Write the plan's factors into `folder`, unless an interrupted run has.
+def first_pass(plan: Plan, repo: Repo, folder: Path, is_begun: bool, report: Reporter) -> None:
+    """Write the plan's importances and factors into `folder`, unless an interrupted run has.
 
-    is_begun: whether tasks of that run are done, which used its factors. Raises `OutputError` where these are gone,
-    and what reading the source raises.
+    is_begun: whether tasks of that run are done, which used them. Raises `OutputError` where these are gone, and what
+    reading the source raises.
     """
-    factors = plan.factors
-    if factors is None or _is_there(factors, folder, is_begun):
-        return
     report = one_at_a_time(report)
-    report(Started(len(factors.wanted), factors.read_nbytes, "equalizing"))
-    work = _Pass(Files(repo), plan.execution, report)
+    files = Files(repo, beside(folder, plan.statistics.path if plan.statistics else None))
     try:
-        found = work.run(factors.wanted)
+        _find_importances(plan, files, folder, is_begun, report)
+        _find_factors(plan, files, folder, is_begun, report)
     finally:
-        work.files.close()
-    partial = folder / f"{FACTORS}.partial"
+        files.close()
+
+
+def _find_importances(plan: Plan, files: Files, folder: Path, is_begun: bool, report: Reporter) -> None:
+    knowledge = plan.knowledge
+    if knowledge is None or knowledge.walk is None or knowledge.file is None:
+        return
+    walk, file = knowledge.walk, knowledge.file
+    if _is_there(IMPORTANCES, place_vectors(file, IMPORTANCES), folder, is_begun):
+        return
+    report(Started(len(file.vectors), walk.read_nbytes, "observing a bag of tokens in"))
+    found = bag(walk, files, plan.execution, lambda name, nbytes: report(Progress(name, nbytes)))
+    _write(folder, IMPORTANCES, file.content([bytes(bytes_of(found[name])) for name, _ in file.vectors]))
+
+
+def _find_factors(plan: Plan, files: Files, folder: Path, is_begun: bool, report: Reporter) -> None:
+    factors = plan.factors
+    if factors is None or _is_there(FACTORS, [wanted.place for wanted in factors.wanted], folder, is_begun):
+        return
+    report(Started(len(factors.wanted), factors.read_nbytes, "equalizing"))
+    found = _Pass(files, plan.execution, report).run(factors.wanted)
+    _write(folder, FACTORS, factors.file.content(found))
+
+
+def _write(folder: Path, name: str, content: bytes) -> None:
+    """Complete and on disk, or not there."""
+    partial = folder / f"{name}.partial"
     try:
-        write_file(partial, factors.file.content(found))
-        partial.replace(folder / FACTORS)
+        write_file(partial, content)
+        partial.replace(folder / name)
         fsync_folder(folder)
     except OSError as error:
-        raise OutputError(f"cannot write `{FACTORS}`: {error.strerror}") from error
+        raise OutputError(f"cannot write `{name}`: {error.strerror}") from error
 
 
-def _is_there(factors: Factors, folder: Path, is_begun: bool) -> bool:
+def _is_there(name: str, places: Sequence[TensorRef], folder: Path, is_begun: bool) -> bool:
     try:
-        found = [*read_places(folder).values()] == [wanted.place for wanted in factors.wanted]
+        found = [*read_places(folder, name, 0.0 if name == FACTORS else -1.0).values()] == list(places)
     except CheckpointError:
         found = False
     if is_begun and not found:
-        raise OutputError(f"`{FACTORS}` of the interrupted run is gone", hint="--restart starts over")
+        raise OutputError(f"`{name}` of the interrupted run is gone", hint="--restart starts over")
     return found
 
 
@@ -104,7 +139,7 @@ class _Pass:
             return b""
         work: Workspace = self._own.__dict__.setdefault("work", Workspace())
         site = wanted.site
-        mu = clamped(equalize(lambda: self._blocks(wanted, work), site.width, site.heads))
+        mu = self._factors(wanted, work)
         kept = [] if wanted.exact else [read for read in site.givers if len(read.shape) == 1]
         vectors = [(self._vector(read, site.start, site.width), site.base(read)) for read in kept]
         if site.fold.kind == "rows":
@@ -113,6 +148,21 @@ class _Pass:
             mu = calm_norm(mu, vectors[0][0].float() + vectors[0][1])
         mu = settled(power_of_two(mu) if wanted.exact else mu, vectors)
         return bytes(bytes_of(mu))
+
+    def _factors(self, wanted: Wanted, work: Workspace) -> Tensor:
+        """mu [C] by the site's recipe, before what gives the vector has a say."""
+        site = wanted.site
+        if wanted.recipe == "smooth":
+            known = [read_floats(ref, self.files) for ref in wanted.maxima or wanted.importances]
+            maxima_x = torch.stack(known).amax(0)
+            maxima_w = largest((block for block, _ in self._blocks(wanted, work)), len(maxima_x))
+            pair = [site.heads.largest(m) if site.heads else m for m in (maxima_x, maxima_w)]
+            return smooth(pair[0] if wanted.maxima else pair[0].sqrt(), pair[1], wanted.alpha)
+        mu = equalize(lambda: self._blocks(wanted, work), site.width, site.heads)
+        if not wanted.importances:
+            return clamped(mu)
+        h = joint(read_floats(ref, self.files) for ref in wanted.importances)
+        return combined(mu, site.heads.gathered(h) if site.heads else h)
 
     def _blocks(self, wanted: Wanted, work: Workspace) -> Iterator[tuple[Tensor, int | None]]:
         for driver in wanted.drivers:

@@ -15,14 +15,15 @@ from quantconvert.checkpoint import Repo
 from quantconvert.checkpoint.ranges import Files
 from quantconvert.errors import CheckpointError, UnsupportedError, some
 from quantconvert.events import silent
-from quantconvert.factors import FACTORS
+from quantconvert.factors import beside
 from quantconvert.families import Classifier
 from quantconvert.families.parallel import merged_layers, part_of
 from quantconvert.layouts import LAYOUTS
-from quantconvert.methods import METHODS, BadInputs, NonFinite, ScaleOverflow
+from quantconvert.methods import METHODS, BadInputs, Inputs, NonFinite, ScaleOverflow
 from quantconvert.planning import Copy, Decode, Plan, Quantize, Split, Task
 from quantconvert.planning.memory import cut
-from quantconvert.run.first import find_factors
+from quantconvert.run.first import first_pass
+from quantconvert.run.knowing import input_max_of, inputs_of
 from quantconvert.run.work import count_nonfinite, inputs_error, nonfinite_error, overflow_error, plain
 from quantconvert.sources import open_rows
 from quantconvert.sources.rows import read_vector, tiles
@@ -60,8 +61,9 @@ def _units(plan: Plan, merged: bool) -> Units:
 
 def _rank(plan: Plan, repo: Repo, rank: int, size: int, units: Units) -> Iterator[tuple[str, Tensor]]:
     with TemporaryDirectory() as folder:
-        find_factors(plan, repo, Path(folder), False, silent)
-        yield from _tensors(plan, Files(repo, {FACTORS: Path(folder) / FACTORS}), rank, size, units)
+        first_pass(plan, repo, Path(folder), False, silent)
+        statistics = plan.statistics.path if plan.statistics else None
+        yield from _tensors(plan, Files(repo, beside(Path(folder), statistics)), rank, size, units)
 
 
 def _tensors(plan: Plan, files: Files, rank: int, size: int, units: Units) -> Iterator[tuple[str, Tensor]]:
@@ -93,10 +95,21 @@ def _whole(files: Files, work: Workspace, task: Task, plan: Plan) -> Tensor:
     return tensor
 
 
+def _part_of_inputs(inputs: Inputs | None, columns: tuple[int, int] | None) -> Inputs | None:
+    """What is known of the columns of one rank."""
+    if inputs is None or columns is None:
+        return inputs
+    part = slice(*columns)
+    importance = None if inputs.importance is None else inputs.importance[part].contiguous()
+    return Inputs(importance, None if inputs.moments is None else inputs.moments[part, part].contiguous())
+
+
 def _quantized(
     files: Files, plan: Plan, name: str, parts: Sequence[Quantize], rank: int, size: int
 ) -> dict[str, Tensor]:
-    """The tensors of one module of the result, whose weight is that of `parts` one above the other."""
+    """The tensors of one module of the result, whose weight is that of `parts` one above the other: all read one input,
+    of which the first knows what any does.
+    """
     task = parts[0]
     source, scheme = task.source, task.scheme
     method, layout = METHODS[task.method], LAYOUTS[task.layout]
@@ -106,10 +119,11 @@ def _quantized(
     cuts = [cut(part.source, shares.shape, 0, multiple, plan.execution, block_rows=block_rows) for part in parts]
     tile_rows = min(found.tile_rows for found in cuts)
     dtype, scale_dtype = torch_dtype(source.dtype), torch_dtype(layout.scale_dtype(source.dtype))
-    constants = layout.constants(scheme, source.dtype, task.input_max)
+    constants = layout.constants(scheme, source.dtype, input_max_of(task, files))
+    inputs = _part_of_inputs(inputs_of(task, files), shares.columns)
     blocks: dict[str, list[Tensor]] = {spec.suffix: [] for spec in specs}
     try:
-        span = method.span(shares.tiles(tile_rows), scheme)
+        span = method.span(shares.tiles(tile_rows), scheme, inputs)
         for w_OI in shares.tiles(tile_rows):
             encoded = layout.encode(method.quantize(w_OI, scheme, dtype, scale_dtype, span), scheme, shares.shape)
             for suffix, block in (encoded | constants).items():
@@ -140,6 +154,8 @@ class _Shares:
         self.parts = [part for part in found if part is not None]
         assert len(self.parts) == len(found), "the plan has checked that every layer divides by the ranks"
         self.shape = (sum(part.shape[0] for part in self.parts), self.parts[0].shape[1])
+        whole = self.parts[0].columns == (0, self.sources[0].shape[1])
+        self.columns = None if whole else self.parts[0].columns
         self.rows = [open_rows(s, files, Workspace(), plan.execution.slab_nbytes) for s in self.sources]
 
     def tiles(self, tile_rows: int) -> Iterator[Tensor]:
@@ -150,12 +166,11 @@ class _Shares:
 
     def _pieces(self, first: int, last: int) -> Iterator[Tensor]:
         top = 0
-        for source, part, rows in zip(self.sources, self.parts, self.rows, strict=True):
+        for part, rows in zip(self.parts, self.rows, strict=True):
             begin, end = max(first, top), min(last, top + part.shape[0])
             if begin < end:
                 shift = part.rows[0] - top
-                columns = None if part.columns == (0, source.shape[1]) else part.columns
-                yield rows.rows(begin + shift, end + shift, columns)
+                yield rows.rows(begin + shift, end + shift, self.columns)
             top += part.shape[0]
 
     def nonfinite(self) -> CheckpointError:

@@ -19,6 +19,7 @@ from quantconvert.methods import METHODS, BadInputs, Noise, NonFinite, ScaleOver
 from quantconvert.planning import Copy, Decode, Execution, Quantize, Repack, Split, Task
 from quantconvert.planning.tasks import COPY_CHUNK_NBYTES
 from quantconvert.run.disk import write_all
+from quantconvert.run.knowing import input_max_of, inputs_of
 from quantconvert.run.result import TaskResult
 from quantconvert.run.shards import ShardWriter
 from quantconvert.sources import Read, open_rows
@@ -111,8 +112,9 @@ class Bench:
         method = METHODS[task.method]
         noise = Noise(lambda shape: self.work.tensor("rounded", torch.float32, shape))
         try:
-            span = method.span(self._heard(source.name, tiles(rows, 0, count, tile_rows)), scheme)
-            encode = _encoder(task, rows, span, noise)
+            heard = self._heard(source.name, tiles(rows, 0, count, tile_rows))
+            span = method.span(heard, scheme, inputs_of(task, self.files))
+            encode = _encoder(task, rows, span, noise, input_max_of(task, self.files))
 
             def make(begin: int, end: int) -> Iterator[Tile]:
                 for first, last in spans(begin, end, tile_rows):
@@ -177,7 +179,9 @@ class Bench:
         }
 
 
-def _encoder(task: Quantize, rows: Rows, span: Any, noise: Noise) -> Callable[[int, int], dict[str, Tensor]]:
+def _encoder(
+    task: Quantize, rows: Rows, span: Any, noise: Noise, input_max: float | None
+) -> Callable[[int, int], dict[str, Tensor]]:
     """From a range of rows to blocks by suffix: a registered kernel where there is one, else decode, quantize, encode.
 
     The three calls are the reference: a kernel does in one what they do, to the bit.
@@ -186,7 +190,7 @@ def _encoder(task: Quantize, rows: Rows, span: Any, noise: Noise) -> Callable[[i
     method, layout = METHODS[task.method], LAYOUTS[task.layout]
     dtype, scale_dtype = torch_dtype(source.dtype), torch_dtype(layout.scale_dtype(source.dtype))
     kernel = find_kernel(source, method, scheme, layout)
-    constants = layout.constants(scheme, source.dtype, task.input_max)
+    constants = layout.constants(scheme, source.dtype, input_max)
 
     def fast(first: int, last: int) -> dict[str, Tensor]:
         assert kernel is not None

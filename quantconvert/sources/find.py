@@ -65,9 +65,10 @@ def find_sources(
     if family is not None and (family.fused_experts or family.transposed):
         reads = [part for whole in reads for part in split_read(whole, family, config, errors)]
     _check_names(reads, errors)
+    steps_context = StepContext(config, family, read, checkpoint, {})
     for name in steps:
-        reads = STEPS.find(name).plan(reads, StepContext(config, family, read), errors)
-    return Sources(tuple(reads), (*shared.values(), *scales), method)
+        reads = STEPS.find(name).plan(reads, steps_context, errors)
+    return Sources(tuple(reads), (*shared.values(), *scales), method, steps_context.changes)
 
 
 def _encoded(context: Context) -> list[Read]:

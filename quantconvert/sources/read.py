@@ -6,7 +6,7 @@ Legend: O out_features, I in_features, E experts, A and B the axes of a stored m
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import prod
 from typing import Any
 
@@ -137,9 +137,11 @@ class Dropped:
 class Sources:
     """All of a checkpoint's tensors as planning sees them, in the order of their bytes.
 
-    method: the quantization that the source has, as its config or its tensors call it; None for a plain one.
+    method: the quantization that the source has, as its config or its tensors call it; None for a plain one. changes:
+    keys of config.json that the result has other values of, as steps ask.
     """
 
     reads: tuple[Read, ...]
     dropped: tuple[Dropped, ...] = ()
     method: str | None = None
+    changes: Mapping[str, Any] = field(default_factory=dict)

@@ -12,6 +12,7 @@ from quantconvert.sources.fp8 import Fp8
 from quantconvert.sources.mxfp4 import Mxfp4
 from quantconvert.sources.plain import Plain
 from quantconvert.sources.read import Cost, Read
+from quantconvert.sources.slabs import slabs_of
 
 if TYPE_CHECKING:
     from quantconvert.buffers import Workspace
@@ -23,9 +24,21 @@ ENCODINGS: Registry[Encoding] = Registry("encoding", Fp8(), Mxfp4(), Codes(), Pl
 def cost_of(read: Read, slab_nbytes: int) -> Cost:
     """What reading a tensor takes, its steps included."""
     cost = ENCODINGS[read.encoding].cost(read, slab_nbytes)
+    if not read.steps:
+        return cost
     held = sum(step.held_nbytes(read.shape) for step in read.steps)
-    held += sum(4 * read.num_elements for step in read.steps if step.axis == "rows")
-    return replace(cost, held=cost.held + held) if held else cost
+    held += _mixing(read) * slabs_of(read.matrix, slab_nbytes).held_nbytes
+    return replace(cost, raw=cost.raw + max(step.scratch for step in read.steps), held=cost.held + held)
+
+
+def scratch_nbytes(read: Read, slab_nbytes: int) -> int:
+    """Bytes of a scratch file that reading a tensor takes."""
+    return _mixing(read) * slabs_of(read.matrix, slab_nbytes).file_nbytes if read.steps else 0
+
+
+def _mixing(read: Read) -> int:
+    """How many of its steps mix rows."""
+    return sum(step.axis == "rows" for step in read.steps)
 
 
 def open_rows(read: Read, files: Files, work: Workspace, slab_nbytes: int) -> Rows:
@@ -35,4 +48,4 @@ def open_rows(read: Read, files: Files, work: Workspace, slab_nbytes: int) -> Ro
         return rows
     from quantconvert.sources.changes import changed
 
-    return changed(rows, read, files, work)
+    return changed(rows, read, files, work, slab_nbytes)

@@ -11,7 +11,7 @@ from quantconvert.errors import CheckpointError, QuantConvertError, Verification
 from quantconvert.events import Reporter, silent
 from quantconvert.factors import FACTORS, read_places
 from quantconvert.families import find_family
-from quantconvert.job import Limits
+from quantconvert.job import Limits, step_names
 from quantconvert.lazy import load_torch
 from quantconvert.methods import DEFAULT_METHOD, METHODS
 from quantconvert.planning import Plan
@@ -72,7 +72,7 @@ def verify_folder(
 def _recorded(folder: Path, plan: Plan | None, findings: list[Finding]) -> tuple[str | None, tuple[str, ...]]:
     """The method and the steps of a result; None for another tool's codes. Versions before this knew one method."""
     if plan is not None:
-        return (plan.job.method if plan.job.operation == "convert" else None), plan.job.steps
+        return (plan.job.method if plan.job.operation == "convert" else None), plan.job.step_names
     try:
         value = read_report(folder)
     except (OSError, ValueError, RecursionError):
@@ -87,7 +87,8 @@ def _recorded(folder: Path, plan: Plan | None, findings: list[Finding]) -> tuple
     if method not in METHODS:
         findings.append(Finding("checksums", REPORT_NAME, f"names a method that is not known here: `{method}`"))
         return None, ()
-    return method, tuple(map(str, steps)) if isinstance(steps, list) else ()
+    named = tuple(map(str, steps)) if isinstance(steps, list) else ()
+    return method, step_names(str(job.get("rotate") or ""), named)
 
 
 def _sources(repo: Repo, steps: tuple[str, ...], folder: Path, findings: list[Finding]) -> Sources:

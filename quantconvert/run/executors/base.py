@@ -14,7 +14,7 @@ from typing import Protocol
 from quantconvert.checkpoint import Repo
 from quantconvert.checkpoint.ranges import Files
 from quantconvert.events import Reporter
-from quantconvert.factors import FACTORS
+from quantconvert.factors import beside
 from quantconvert.planning import Plan
 from quantconvert.run.ledger import Ledger
 
@@ -28,8 +28,9 @@ class Build:
     folder: Path
 
     def open_files(self) -> Files:
-        """The source's files, and the factors that the first pass has left in the folder."""
-        return Files(self.source, {FACTORS: self.folder / FACTORS})
+        """The source's files, what the first pass has left in the folder, and statistics."""
+        statistics = self.plan.statistics
+        return Files(self.source, beside(self.folder, statistics.path if statistics else None))
 
 
 class Executor(Protocol):

@@ -22,7 +22,7 @@ def carry_out_tasks(
     """
     files, writer = build.open_files(), ShardWriter(build.plan, build.folder)
     plan = build.plan
-    bench = Bench(files, writer, Workspace(), plan.execution, advance)
+    bench = Bench(files, writer, Workspace(build.folder), plan.execution, advance)
     try:
         found = [(index, bench.carry_out(plan.tasks[index])) for index in tasks]
         writer.sync()

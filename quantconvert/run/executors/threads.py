@@ -98,7 +98,7 @@ class ThreadRun:
     def _work(self, end: threading.Event) -> None:
         torch.set_num_threads(1)
         plan = self.plan
-        bench = Bench(self.files, self.writer, Workspace(), plan.execution, self._advance)
+        bench = Bench(self.files, self.writer, Workspace(self.writer.folder), plan.execution, self._advance)
         try:
             while (step := self._next()) is not None:
                 index, task = step

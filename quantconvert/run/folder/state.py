@@ -22,13 +22,14 @@ from pathlib import Path
 from typing import Any
 
 from quantconvert.checkpoint.files import STATE_FOLDER
+from quantconvert.factors import IMPORTANCES
 
 CONFIG, REPORT = "config.json", "quantconvert.json"
 JOB, DONE, MOVES, JOURNAL, LOCK, RESERVE = (
     ".job.json", ".done.json", ".moves.json", ".journal", ".lock", ".reserve",
 )  # fmt: skip
 OLD = ".old"
-OURS = {JOB, DONE, MOVES, JOURNAL, LOCK, RESERVE}
+OURS = {JOB, DONE, MOVES, JOURNAL, LOCK, RESERVE, IMPORTANCES}
 
 # What is moved and where to, relative to OUT.
 Moves = list[tuple[str, str]]

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
-from quantconvert.checkpoint import TensorRef
+from quantconvert.checkpoint import Checkpoint, TensorRef
 from quantconvert.errors import QuantConvertError
 
 if TYPE_CHECKING:
@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from quantconvert.sources.read import Read
     from quantconvert.sources.rows import Files
 
-# Changes float32 [O, I] in place, given its first row and the half-open range of its columns.
+# Changes float32 [O, I] in place, given its first row and the half-open range of its columns: some whole rows, or a
+# part of each; with axis `rows` all rows of a part of the columns, contiguous.
 Change = Callable[["Tensor", int, tuple[int, int]], None]
 
 
@@ -31,13 +32,16 @@ class Step(ABC):
     """One change of one tensor.
 
     axis: `columns` where each row is changed by itself, so that any slab of rows can be done alone; `rows` where rows
-    mix, so that the whole weight is read before its first row is known (and is held as float32). passes: how often it
-    reads the weight before that, to find what it needs.
+    mix: all rows of some columns, so that the whole weight is read before its first row is known. passes: how often it
+    reads the weight before that, to find what it needs. whole_rows: whether it needs all columns of a row at once.
+    scratch: bytes that it takes for each value of a block while it changes it.
     """
 
     kind: ClassVar[str]
     axis: ClassVar[Literal["columns", "rows"]] = "columns"
     passes: ClassVar[int] = 0
+    whole_rows: ClassVar[bool] = False
+    scratch: ClassVar[int] = 0
 
     @property
     def partners(self) -> tuple[TensorRef, ...]:
@@ -55,11 +59,16 @@ class Step(ABC):
 
 @dataclass(frozen=True, slots=True)
 class StepContext:
-    """What a planner of steps may know: the config, the family's table, and the bytes of small tensors."""
+    """What a planner of steps may know: the config, the family's table, and the bytes of small tensors.
+
+    checkpoint: all of the source. changes: keys of config.json that the result has other values of, to be added to.
+    """
 
     config: Mapping[str, Any]
     family: Family | None
     read: Callable[[TensorRef], bytes]
+    checkpoint: Checkpoint
+    changes: dict[str, Any]
 
 
 class StepPlanner(Protocol):

@@ -39,6 +39,10 @@ class Heads(NamedTuple):
         """One value a column as the mean of those that share a key-value channel [kv_width]."""
         return values.view(self.shared, self.repeat, self.head_dim).mean(1).reshape(-1)
 
+    def largest(self, values: Tensor) -> Tensor:
+        """The same, the largest of them."""
+        return values.view(self.shared, self.repeat, self.head_dim).amax(1).reshape(-1)
+
 
 @dataclass(frozen=True, slots=True)
 class Scale(Step):
@@ -57,15 +61,17 @@ class Scale(Step):
         return 4 * self.factors.num_elements * (1 + (self.heads.repeat if self.heads else 0))
 
     def open(self, files: Files) -> Change:
+        return self._change(self.read(files))
+
+    def read(self, files: Files) -> Tensor:
+        """The factors, float32; one a column where heads share them."""
         import torch
 
         from quantconvert.buffers import bytes_of
 
         factors = torch.empty(self.factors.shape)
         files.read_into(self.factors.file, bytes_of(factors), self.factors.offset)
-        if self.heads is not None:
-            factors = self.heads.spread(factors)
-        return self._change(factors)
+        return factors if self.heads is None else self.heads.spread(factors)
 
     def _change(self, factors: Tensor) -> Change:
         start = self.start

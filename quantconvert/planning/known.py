@@ -1,0 +1,112 @@
+"""What a conversion knows of the inputs of its weights: from use (`--statistics`), or from a bag of tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from types import MappingProxyType
+
+from quantconvert.checkpoint import Checkpoint, TensorRef
+from quantconvert.errors import QuantConvertError, UsageError, some
+from quantconvert.factors import IMPORTANCES, STATISTICS, VectorFile, Walk, bag_file, find_walk, place_vectors
+from quantconvert.families import Family
+from quantconvert.job import Job
+from quantconvert.methods import DEFAULT_METHOD, METHODS, Method
+from quantconvert.planning.decision import Decision
+from quantconvert.planning.methods import check_needs
+from quantconvert.planning.tasks import UNKNOWN, Known
+from quantconvert.sources.steps.scale import Scale
+from quantconvert.statistics import Statistics
+
+
+@dataclass(frozen=True, slots=True)
+class Knowledge:
+    """What is known, by module; and the bag of tokens that finds it, where nothing else does, with its file."""
+
+    modules: Mapping[str, Known] = field(default_factory=lambda: MappingProxyType({}))
+    walk: Walk | None = None
+    file: VectorFile | None = None
+
+    def of(self, module: str) -> Known:
+        """What is known of one module's input."""
+        return self.modules.get(module, UNKNOWN)
+
+    def importances(self, modules: Iterable[str]) -> tuple[TensorRef, ...]:
+        """Of the inputs of several modules, each input once."""
+        return tuple(dict.fromkeys(ref for module in modules if (ref := self.of(module).importance)))
+
+    def maxima(self, modules: Iterable[str]) -> tuple[TensorRef, ...]:
+        """The same of max |x_j|."""
+        return tuple(dict.fromkeys(ref for module in modules if (ref := self.of(module).maxima)))
+
+
+def find_knowledge(
+    job: Job,
+    statistics: Statistics | None,
+    decisions: Sequence[Decision],
+    checkpoint: Checkpoint,
+    family: Family | None,
+    errors: list[QuantConvertError],
+) -> Knowledge:
+    """What method and factors need to know; refusals where there is no source of it are appended to `errors`."""
+    method = METHODS.find(job.method)
+    if statistics is not None:
+        return _from_use(method, statistics, decisions, errors)
+    if job.statistics is not None or (method.needs == "nothing" and job.smooth is None):
+        return Knowledge()
+    if method.needs == "moments":
+        check_needs(method, (), errors)
+        return Knowledge()
+    walk = find_walk({d.ref.name: d.ref for d in decisions}, family, checkpoint)
+    if isinstance(walk, str):
+        asked = f"--method {method.name}" if method.needs != "nothing" else "--smooth"
+        text = f"{asked} needs the importances of inputs, which no bag of tokens finds here: {walk}"
+        errors.append(UsageError(text, hint="--statistics FILE, made by quantconvert observe"))
+        return Knowledge()
+    file = bag_file(walk)
+    places = {place.name: place for place in place_vectors(file, IMPORTANCES)}
+    inputs = [readers for layer in walk.layers for readers, _ in layer.inputs]
+    modules = {module: Known(importance=places[readers[0]]) for readers in inputs for module in readers}
+    return Knowledge(modules, walk, file)
+
+
+def _from_use(
+    method: Method, statistics: Statistics, decisions: Sequence[Decision], errors: list[QuantConvertError]
+) -> Knowledge:
+    modules = {}
+    for module in statistics.inputs:
+        moments = statistics.moments(module) if method.needs == "moments" else None
+        refs = (statistics.second_moment(module), moments, statistics.channel_max(module))
+        modules[module] = Known(*(ref and ref._replace(file=STATISTICS) for ref in refs))
+    quantized = [d.module for d in decisions if d.request]
+    if method.needs == "moments" and quantized and not any(modules.get(m, UNKNOWN).moments for m in quantized):
+        text = f"--method {method.name}: `{statistics.path}` holds no moments of the layers that are quantized"
+        errors.append(UsageError(text, hint="quantconvert observe SRC STATS.safetensors --moments ..."))
+    return Knowledge(modules)
+
+
+def method_for(method: Method, known: Known) -> Method:
+    """The method asked for, or where it would not know what it needs the default one."""
+    lacks = {"nothing": False, "importance": known.importance is None, "moments": known.moments is None}
+    return METHODS[DEFAULT_METHOD] if lacks[method.needs] else method
+
+
+def note_unknown(method: Method, knowledge: Knowledge, decisions: Sequence[Decision]) -> list[str]:
+    """That some weights are quantized by the default method, and why."""
+    left = [d.module for d in decisions if d.request and method_for(method, knowledge.of(d.module)) is not method]
+    if not left:
+        return []
+    return [f"--method {method.name}: nothing is known of the inputs of {len(left)} weights, which are rounded to "
+            f"nearest: {some(left)}"]  # fmt: skip
+
+
+def check_steps(method: Method, decisions: Sequence[Decision], errors: list[QuantConvertError]) -> None:
+    """What is known is of inputs as the model has them: of steps, only factors can be reckoned with."""
+    if method.needs == "nothing":
+        return
+    other = [d.module for d in decisions if d.request and any(not isinstance(step, Scale) for step in d.ref.steps)]
+    if other:
+        text = (
+            f"--method {method.name} knows the inputs as they are, not as --rotate or --step turns them: {some(other)}"
+        )
+        errors.append(UsageError(text, hint=f"--method {DEFAULT_METHOD}"))
