@@ -1,79 +1,281 @@
-"""Whatever kernel is registered gives what the three calls give, to the bit: blocks and noise."""
+"""Whatever kernel is registered gives what the calls of method and layout give, to the bit: blocks and noise."""
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
-from quantconvert.buffers import torch_dtype
+import quantconvert
+from quantconvert.buffers import bytes_of, torch_dtype
 from quantconvert.checkpoint import TensorRef
-from quantconvert.kernels import KERNELS, Kernel
-from quantconvert.layouts import LAYOUTS
-from quantconvert.methods import METHODS, Noise
+from quantconvert.errors import UsageError
+from quantconvert.kernels import VARIABLE, Kernel, kernel_label
+from quantconvert.kernels.native import Native
+from quantconvert.kernels.native.library import find_library
+from quantconvert.layouts import LAYOUTS, Layout
+from quantconvert.methods import METHODS, Noise, NonFinite, ScaleOverflow
 from quantconvert.schemes import Scheme
-from quantconvert.sources import as_stored
+from quantconvert.sources import Read, as_stored
+from quantconvert.sources.steps.scale import Scale
+from tests.builders import write_checkpoint
 from tests.joints.kernel import OffByOne, PackedInt4
+from tests.snapshots import digests
 
-SCHEMES = [
-    Scheme(bits, symmetric, strategy, 32 if strategy == "group" else None)
-    for bits in (4, 8)
-    for symmetric in (True, False)
-    for strategy in ("group", "channel")
-]
+TAGS = ("BF16", "F16", "F32")
+LIBRARY = find_library()
+LEVELS = LIBRARY.levels if LIBRARY else ()
+native = pytest.mark.skipif(LIBRARY is None, reason="installed without the C kernel")
 
 
-def awkward(dtype: torch.dtype) -> Iterator[Tensor]:
-    """Blocks with zeros, one sign, ties between codes, denormals, and values near the largest."""
+def schemes(columns: int) -> Iterator[Scheme]:
+    """Every kind that fits a width, W8A8 too."""
+    sizes = [size for size in (8, 24, 32, 128, 136) if columns % size == 0]
+    for bits in (4, 8):
+        for symmetric in (True, False):
+            yield from (Scheme(bits, symmetric, "group", size) for size in sizes)
+            yield Scheme(bits, symmetric, "channel")
+            yield Scheme(bits, symmetric, "tensor")
+    yield Scheme(8, True, "channel", activations=True)
+
+
+def bit_patterns(shape: tuple[int, int], dtype: torch.dtype, generator: torch.Generator) -> Tensor:
+    """Finite numbers of every size: random bits."""
+    kind = torch.int32 if dtype == torch.float32 else torch.int16
+    info = torch.iinfo(kind)
+    w = torch.randint(info.min, info.max, shape, generator=generator).to(kind).view(dtype)
+    return torch.where(torch.isfinite(w), w, torch.zeros((), dtype=dtype))
+
+
+def awkward(dtype: torch.dtype, rows: int, columns: int) -> Iterator[Tensor]:
+    """Blocks with zeros, one sign, ties between codes, denormals, outliers, and values near the largest."""
     generator = torch.Generator().manual_seed(3)
-    w = torch.randn(24, 64, generator=generator)
+    w, info = torch.randn(rows, columns, generator=generator), torch.finfo(dtype)
     yield w.to(dtype)
-    yield torch.zeros(8, 64, dtype=dtype)
+    yield torch.zeros(rows, columns, dtype=dtype)
+    yield -torch.zeros(rows, columns, dtype=dtype)
     yield w.abs().to(dtype)
-    yield (torch.arange(64).float().expand(8, 64) / 2 - 16).to(dtype).contiguous()
-    tiny = 1e-37 if dtype != torch.float16 else 1e-7
-    yield (w * tiny).to(dtype)
+    yield -w.abs().to(dtype)
+    yield torch.full((rows, columns), -3.0, dtype=dtype)
+    yield (torch.arange(columns).float().expand(rows, columns) / 2 - 16).to(dtype).contiguous()
+    yield (w * info.tiny).to(dtype)
+    yield (w * info.smallest_normal * info.eps * 9).to(dtype)
+    yield (w.double() * info.max / 9).to(dtype)
+    yield torch.where(w > 0, info.max, info.min).to(dtype)
+    yield torch.where(w > 2, w * 50, w).to(dtype)
+    yield bit_patterns((rows, columns), dtype, generator)
     yield (w * 2e4).clamp(-6e4, 6e4).to(dtype)
 
 
-def compare(kernel: Kernel) -> int:
+class Memory:
+    """Files that hold one tensor of factors each."""
+
+    def __init__(self) -> None:
+        self.tensors: dict[str, Tensor] = {}
+
+    def add(self, values: Tensor) -> TensorRef:
+        name = f"factors {len(self.tensors)}"
+        self.tensors[name] = values
+        return TensorRef(name, "F32", tuple(values.shape), name, 0, 4 * values.numel())
+
+    def read_into(self, file: str, buffer: memoryview, offset: int) -> None:
+        buffer[:] = bytes_of(self.tensors[file])[offset : offset + len(buffer)]
+
+
+def source_of(w: Tensor, tag: str, steps: tuple[Scale, ...] = ()) -> Read:
+    stored = {dtype: t for t in TAGS for dtype in (torch_dtype(t),)}[w.dtype]
+    ref = TensorRef("M.weight", stored, tuple(w.shape), "f", 0, w.numel() * w.element_size())
+    read = as_stored(ref)
+    return Read(read.name, read.shape, tag, read.encoding if stored == tag else "other", read.refs, steps=steps)
+
+
+def outcome(call: Any) -> Any:
+    """What a call gives, or which exception of methods it raises."""
+    try:
+        return call()
+    except (NonFinite, ScaleOverflow) as error:
+        return type(error)
+
+
+def check(kernel: Kernel, w: Tensor, tag: str, scheme: Scheme, layout: Layout, **steps: Any) -> bool:
+    """Compare one block with the reference; False where the kernel does not take it. w: as stored, or float32."""
+    files, scales = steps.get("files", Memory()), steps.get("scales", ())
+    source = source_of(w, tag, scales)
+    if layout.problems(scheme, w.shape, "M"):
+        return False
+    method = METHODS["rtn"]
+    fast = kernel.find(source, "rtn", scheme, layout, files)
+    if fast is None:
+        return False
+    dtype, scale_dtype = torch_dtype(tag), torch_dtype(layout.scale_dtype(tag))
+    values, first = w.float().clone(), steps.get("first", 0)
+    for scale in scales:
+        scale.open(files)(values, first, (0, w.shape[1]))
+    span = outcome(lambda: method.span(iter((values.clone(),)), scheme))
+    if span is NonFinite:
+        return True
+    slow, quick = Noise(torch.empty), Noise(torch.empty)
+
+    def reference() -> dict[str, Tensor]:
+        return layout.encode(method.quantize(values, scheme, dtype, scale_dtype, span, slow), scheme, source.shape)
+
+    expected = outcome(reference)
+    found = outcome(lambda: fast.encode({"weight": w.clone(memory_format=torch.preserve_format)}, first, span, quick))
+    if not isinstance(expected, dict):
+        assert found is expected
+        return True
+    assert set(found) == set(expected)
+    for suffix, block in expected.items():
+        where = (suffix, scheme.label, layout.name, tag)
+        assert (found[suffix].dtype, found[suffix].shape) == (block.dtype, block.shape), where
+        assert torch.equal(*(tensor.reshape(-1).clone().view(torch.uint8) for tensor in (found[suffix], block))), where
+    assert (quick.noise, quick.signal) == (slow.noise, slow.signal), (scheme.label, layout.name, tag)
+    return True
+
+
+def compare(kernel: Kernel, rows: int = 24, columns: int = 64) -> int:
     """Run a kernel over everything that it takes, beside the reference; returns how many blocks that were."""
     count = 0
-    for tag in ("BF16", "F16", "F32"):
-        for w in awkward(torch_dtype(tag)):
-            source = as_stored(TensorRef("M.weight", tag, tuple(w.shape), "f", 0, w.numel() * w.element_size()))
-            for scheme in SCHEMES:
-                for layout in LAYOUTS.values():
-                    for method in METHODS.values():
-                        if layout.problems(scheme, w.shape, "M"):
-                            continue
-                        encode = kernel.find("plain", method.name, scheme, layout.name, source)
-                        if encode is not None:
-                            count += 1
-                            check(encode, method, layout, scheme, source, w, tag)
+    for tag in TAGS:
+        for w in awkward(torch_dtype(tag), rows, columns):
+            for scheme in schemes(columns):
+                count += sum(check(kernel, w, tag, scheme, layout) for layout in LAYOUTS.values())
     return count
 
 
-def check(encode: Any, method: Any, layout: Any, scheme: Scheme, source: Any, w: Tensor, tag: str) -> None:
-    dtype, scale_dtype = torch_dtype(tag), torch_dtype(layout.scale_dtype(tag))
-    slow, fast = Noise(lambda shape: torch.empty(shape)), Noise(lambda shape: torch.empty(shape))
-    quantized = method.quantize(w.float(), scheme, dtype, scale_dtype, None, slow)
-    expected = layout.encode(quantized, scheme, source.shape)
-    found = encode({"weight": w}, None, fast)
-    assert set(found) == set(expected)
-    for suffix, block in expected.items():
-        assert torch.equal(found[suffix], block), (suffix, scheme.label, layout.name)
-    assert (fast.noise, fast.signal) == (slow.noise, slow.signal)
+@pytest.mark.parametrize("level", range(len(LEVELS)), ids=LEVELS)
+@pytest.mark.parametrize("shape", [(24, 64), (8, 272), (7, 40), (3, 1), (1, 137), (16, 8)], ids=str)
+@native
+def test_the_c_kernel_equals_the_reference(level: int, shape: tuple[int, int]):
+    assert compare(Native(LIBRARY, level), *shape) > 500
 
 
-@pytest.mark.parametrize("kernel", [*KERNELS.values(), PackedInt4()], ids=lambda kernel: kernel.name)
-def test_a_kernel_equals_the_reference(kernel: Kernel):
-    assert compare(kernel) > 0
+def test_a_toy_kernel_equals_the_reference():
+    assert compare(PackedInt4()) > 0
 
 
 def test_a_wrong_kernel_is_found():
     with pytest.raises(AssertionError):
         compare(OffByOne())
+
+
+@native
+def test_the_c_kernel_takes_every_layout_and_dtype():
+    w, scheme = torch.randn(16, 128), Scheme(4, True, "group", 32)
+    for layout in LAYOUTS.values():
+        for tag in TAGS:
+            assert check(Native(LIBRARY), w.to(torch_dtype(tag)), tag, scheme, layout), (layout.name, tag)
+            assert check(Native(LIBRARY), w, tag, scheme, layout), (layout.name, tag)
+
+
+@native
+@pytest.mark.parametrize("tag", TAGS)
+def test_rows_of_other_encodings_come_as_float32(tag: str):
+    """Their scales are rounded to the weight's own dtype, which does not hold all of them."""
+    for w in awkward(torch.float32, 16, 128):
+        for scheme in schemes(128):
+            for layout in LAYOUTS.values():
+                check(Native(LIBRARY), w, tag, scheme, layout)
+
+
+@native
+@pytest.mark.parametrize("place", [(0, 0), (5, 70), (15, 127)])
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("tag", TAGS)
+def test_what_is_not_finite_is_found(tag: str, value: float, place: tuple[int, int]):
+    """After a scale that overflows, too."""
+    w = torch.randn(16, 128).to(torch_dtype(tag))
+    w[0, :4] = torch.finfo(w.dtype).max
+    w[place] = value
+    for scheme in (s for s in schemes(128) if s.strategy != "tensor"):
+        for layout in LAYOUTS.values():
+            source = source_of(w, tag)
+            fast = Native(LIBRARY).find(source, "rtn", scheme, layout, Memory())
+            if fast is not None and not layout.problems(scheme, w.shape, "M"):
+                with pytest.raises(NonFinite):
+                    fast.encode({"weight": w}, 0, None, Noise(torch.empty))
+
+
+@native
+@pytest.mark.parametrize("level", range(len(LEVELS)), ids=LEVELS)
+@pytest.mark.parametrize("tag", TAGS)
+def test_steps_are_taken_in_their_order(tag: str, level: int):
+    generator = torch.Generator().manual_seed(5)
+    files = Memory()
+
+    def factors(count: int) -> Tensor:
+        return torch.rand(count, generator=generator) * 3 + 0.1
+
+    w = torch.randn(16, 136, generator=generator).to(torch_dtype(tag))
+    columns, rows = Scale(files.add(factors(136)), "columns"), Scale(files.add(factors(100)), "rows", start=37)
+    again = Scale(files.add(factors(136)), "columns")
+    for scales in ((columns,), (rows,), (columns, rows), (rows, columns), (columns, rows, again)):
+        for first in (0, 32, 40):
+            for scheme in schemes(136):
+                for layout in LAYOUTS.values():
+                    check(Native(LIBRARY, level), w, tag, scheme, layout, files=files, scales=scales, first=first)
+    last = Native(LIBRARY).find(source_of(w, tag, (columns,)), "rtn", Scheme(4, True, "channel"), LAYOUTS["rtn"], files)
+    assert last is not None and last.stored
+
+
+@native
+@pytest.mark.parametrize("tag", TAGS)
+def test_views_of_stored_tensors(tag: str):
+    """Every other row, and rows of a matrix that is stored transposed."""
+    w = torch.randn(32, 128).to(torch_dtype(tag))
+    for view in (w[::2], torch.randn(128, 16).to(w.dtype).t()):
+        for layout in LAYOUTS.values():
+            assert check(Native(LIBRARY), view, tag, Scheme(4, False, "group", 32), layout)
+
+
+FLOATS = {"BF16": ("<H", 16), "F16": ("<H", 16), "F32": ("<I", 32)}
+
+
+@st.composite
+def blocks(draw: st.DrawFn) -> tuple[Tensor, str, Scheme]:
+    """Any bits whatever, of any kind."""
+    tag, columns = draw(st.sampled_from(TAGS)), draw(st.sampled_from((8, 24, 64)))
+    form, bits = FLOATS[tag]
+    rows = draw(st.integers(1, 9))
+    few = draw(st.lists(st.integers(0, (1 << bits) - 1), min_size=1, max_size=12))
+    numbers = draw(st.lists(st.sampled_from(few), min_size=rows * columns, max_size=rows * columns))
+    raw = bytearray().join(struct.pack(form, number) for number in numbers)
+    w = torch.frombuffer(raw, dtype=torch_dtype(tag)).view(rows, columns)
+    return w, tag, draw(st.sampled_from(list(schemes(columns))))
+
+
+@native
+@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@given(blocks())
+def test_any_bits(block: tuple[Tensor, str, Scheme]):
+    w, tag, scheme = block
+    for layout in LAYOUTS.values():
+        check(Native(LIBRARY), w, tag, scheme, layout)
+
+
+def test_a_choice_that_is_not_to_be_had_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    source = write_checkpoint(tmp_path / "in")
+    monkeypatch.setenv(VARIABLE, "fast")
+    with pytest.raises(UsageError, match=f"{VARIABLE}: expected one of torch.*got `fast`"):
+        quantconvert.plan(source)
+    with pytest.raises(UsageError, match="got `fast`"):
+        kernel_label()
+
+
+@native
+def test_a_choice_is_followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    source, folders = write_checkpoint(tmp_path / "in"), {}
+    for word in ("torch", "native", "", *LEVELS):
+        monkeypatch.setenv(VARIABLE, word)
+        label = "torch" if word == "torch" else f"native ({word if word in LEVELS else LEVELS[-1]})"
+        assert kernel_label() == label
+        quantconvert.convert(source, tmp_path / f"out {word}", group_size=32)
+        folders[word] = digests(tmp_path / f"out {word}")
+    assert all(folder == folders["torch"] for folder in folders.values())

@@ -1,52 +1,45 @@
-"""Fast paths: one callable from stored rows to encoded blocks, in place of decode, quantize and encode.
+"""Fast paths: one callable from rows to encoded blocks, in place of steps, quantize and encode.
 
-`find_kernel` gives the first registered kernel that takes a weight, or nothing: then the three calls run, which are the
-reference. A kernel gives the same bytes and the same noise, to the bit; the equivalence test runs over whatever is
-registered. None is yet.
+`find_kernel` gives the first registered kernel that takes a weight, or nothing: then the calls of methods and layouts
+run, which are the reference. A kernel gives the same bytes and the same noise, to the bit; the equivalence tests run
+over whatever is registered. QUANTCONVERT_KERNEL chooses: `torch` the reference, `native` or one of its levels the C
+library, nothing set the best there is.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING
 
+from quantconvert.kernels.base import Encode, Fast, Kernel
+from quantconvert.kernels.native import Native
+from quantconvert.kernels.native.choice import VARIABLE, check_choice
 from quantconvert.layouts import Layout
-from quantconvert.methods import Method, Noise
+from quantconvert.methods import Method
 from quantconvert.registry import Registry
 from quantconvert.schemes import Scheme
 from quantconvert.sources import Read
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from quantconvert.sources.rows import Files
 
-# The stored rows of a tile by role (`Rows.raw`), what the method's first pass found, where the error is added;
-# blocks by suffix, row axis first (as `Layout.encode`). May raise the method's exceptions.
-Encode = Callable[[Mapping[str, "Tensor"], Any, Noise], "dict[str, Tensor]"]
+__all__ = [
+    "KERNELS", "VARIABLE", "Encode", "Fast", "Kernel", "check_choice", "find_kernel", "kernel_label", "scratch",
+]  # fmt: skip
 
-
-class Kernel(Protocol):
-    """A fast path for some combinations."""
-
-    name: str
-
-    def scratch(self, scheme: Scheme) -> int:
-        """Bytes that it takes for each value of a tile, beside the tile itself."""
-        ...
-
-    def find(self, encoding: str, method: str, scheme: Scheme, layout: str, source: Read) -> Encode | None:
-        """The callable for a weight of that encoding, method, scheme and layout; None where this kernel has none."""
-        ...
+KERNELS: Registry[Kernel] = Registry("kernel", Native())
 
 
-KERNELS: Registry[Kernel] = Registry("kernel")
+def find_kernel(source: Read, method: Method, scheme: Scheme, layout: Layout, files: Files) -> Fast | None:
+    """The first registered fast path for a weight."""
+    found = (kernel.find(source, method.name, scheme, layout, files) for kernel in KERNELS.values())
+    return next((fast for fast in found if fast), None)
 
 
-def find_kernel(source: Read, method: Method, scheme: Scheme, layout: Layout) -> Encode | None:
-    """The first registered fast path for a weight; none for one that steps change on its way."""
-    if source.steps:
-        return None
-    found = (kernel.find(source.encoding, method.name, scheme, layout.name, source) for kernel in KERNELS.values())
-    return next((encode for encode in found if encode), None)
+def kernel_label() -> str:
+    """What quantizes here where it can: `native (x86-64-v3)`, or `torch`. Raises `UsageError` for a choice that is not to
+    be had.
+    """
+    return next((label for label in (kernel.label for kernel in KERNELS.values()) if label), "torch")
 
 
 def scratch(method: Method, scheme: Scheme) -> int:

@@ -19,6 +19,8 @@ from quantconvert.families.common import TOWERS
 from quantconvert.layouts.base import (
     Layout,
     ModuleReader,
+    Packed,
+    Packing,
     Selection,
     Stored,
     TensorSpec,
@@ -83,6 +85,9 @@ class Awq(Layout):
             "qzeros": pack_rows_int4(quantized.zero_points(), ORDER),
             "scales": quantized.scale,
         }
+
+    def packing(self, scheme: Scheme) -> Packing:
+        return Packing(Packed("qweight", "rows", ORDER), Packed("qzeros", "rows", ORDER))
 
     def decode(self, blocks: Mapping[str, Tensor], stored: Stored, rows: int) -> Quantized:
         from quantconvert.layouts.packing import unpack_rows_int4

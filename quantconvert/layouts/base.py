@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from quantconvert.checkpoint import TensorRef
 from quantconvert.dtypes import nbytes_of
@@ -68,6 +68,29 @@ class Stored:
     def scale(self) -> TensorRef:
         """The tensor of scales."""
         return self.refs[self.scale_suffix]
+
+
+@dataclass(frozen=True, slots=True)
+class Packed:
+    """How unsigned whole numbers [O, I] become a tensor, for kernels.
+
+    along: `columns`, neighbours in a row share a word, the first in the lowest bits; `rows`, neighbours in a column do,
+    the row `order[k]` at place k; `pairs`, two rows share a byte, the upper one in the lower half; `bytes`, each is a
+    byte. What is missing is zero. shift: added to each before, modulo 256.
+    """
+
+    suffix: str
+    along: Literal["columns", "rows", "pairs", "bytes"]
+    order: tuple[int, ...] = (0, 1, 2, 3, 4, 5, 6, 7)
+    shift: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Packing:
+    """What `encode` does, as data: to codes, and to zero points, those of symmetric schemes (the midpoint) too."""
+
+    codes: Packed
+    zeros: Packed | None = None
 
 
 # Reads what a config block says of one module, given its tensors by suffix; None where it is not quantized.
@@ -200,6 +223,16 @@ class Layout(ABC):
 
         Those of `constants` are not among them.
         """
+
+    def packing(self, scheme: Scheme) -> Packing | None:
+        """What `encode` does to codes and zero points, where that is no more than `Packing` can say; scales and what
+        `shaped` gives come beside. None: there is no other way than `encode`.
+        """
+        return None
+
+    def shaped(self, scheme: Scheme, shape: tuple[int, ...]) -> dict[str, Tensor]:
+        """The tensors of `encode` that the shape alone decides."""
+        return {}
 
     def constants(self, scheme: Scheme, weight_dtype: str, input_max: float | None) -> dict[str, Tensor]:
         """The tensors of `outputs` whose suffix is in `constant`. input_max: max |x| of the module's input, where the

@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any
 
 from quantconvert.checkpoint import TensorRef
 from quantconvert.errors import UnsupportedError
-from quantconvert.layouts.base import Layout, ModuleReader, Selection, Stored, TensorSpec
+from quantconvert.layouts.base import Layout, ModuleReader, Packed, Packing, Selection, Stored, TensorSpec
 from quantconvert.patterns import check_foreign, compile_pattern, cover
 from quantconvert.schemes import NUM_BITS, Scheme, Strategy, activations_problem
 from quantconvert.text import quoted
@@ -110,12 +110,24 @@ class CompressedTensors(Layout):
         blocks = {
             "weight_packed": pack_columns(quantized.codes, scheme.num_bits),
             "weight_scale": scale,
-            "weight_shape": torch.tensor(shape, dtype=torch.int64),
-        }
+        } | self.shaped(scheme, shape)
         if not scheme.symmetric:
             zeros = quantized.zero_points()
             blocks["weight_zero_point"] = signed(zeros).reshape(1) if whole else pack_rows(zeros, scheme.num_bits)
         return blocks
+
+    def packing(self, scheme: Scheme) -> Packing:
+        half, zeros = scheme.number.midpoint, "weight_zero_point"
+        signed = None if scheme.symmetric else Packed(zeros, "bytes", shift=-half)
+        if _is_plain(scheme):
+            return Packing(Packed("weight", "bytes", shift=-half), signed)
+        words = None if scheme.symmetric else Packed(zeros, "rows")
+        return Packing(Packed("weight_packed", "columns"), signed if scheme.strategy == "tensor" else words)
+
+    def shaped(self, scheme: Scheme, shape: tuple[int, ...]) -> dict[str, Tensor]:
+        import torch
+
+        return {} if _is_plain(scheme) else {"weight_shape": torch.tensor(shape, dtype=torch.int64)}
 
     def constants(self, scheme: Scheme, weight_dtype: str, input_max: float | None) -> dict[str, Tensor]:
         if not scheme.static:

@@ -23,6 +23,8 @@ from quantconvert.errors import CheckpointError, UnsupportedError
 from quantconvert.layouts.base import (
     Layout,
     ModuleReader,
+    Packed,
+    Packing,
     Selection,
     Stored,
     TensorSpec,
@@ -92,8 +94,6 @@ class Gptq(Layout):
         )
 
     def encode(self, quantized: Quantized, scheme: Scheme, shape: tuple[int, ...]) -> dict[str, Tensor]:
-        import torch
-
         from quantconvert.layouts.packing import pack_columns, pack_rows
 
         stored = quantized.zero_points() - (1 if scheme.symmetric else 0)
@@ -101,8 +101,15 @@ class Gptq(Layout):
             "qweight": pack_columns(quantized.codes, scheme.num_bits),
             "qzeros": pack_rows(stored, scheme.num_bits),
             "scales": quantized.scale,
-            "g_idx": torch.arange(shape[1], dtype=torch.int32) // (scheme.group_size or shape[1]),
-        }
+        } | self.shaped(scheme, shape)
+
+    def packing(self, scheme: Scheme) -> Packing:
+        return Packing(Packed("qweight", "columns"), Packed("qzeros", "rows", shift=-1 if scheme.symmetric else 0))
+
+    def shaped(self, scheme: Scheme, shape: tuple[int, ...]) -> dict[str, Tensor]:
+        import torch
+
+        return {"g_idx": torch.arange(shape[1], dtype=torch.int32) // (scheme.group_size or shape[1])}
 
     def decode(self, blocks: Mapping[str, Tensor], stored: Stored, rows: int) -> Quantized:
         from quantconvert.layouts.packing import unpack_columns, unpack_rows

@@ -28,7 +28,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from quantconvert.checkpoint import TensorRef
-from quantconvert.layouts.base import Layout, ModuleReader, Selection, Stored, TensorSpec
+from quantconvert.layouts.base import Layout, ModuleReader, Packed, Packing, Selection, Stored, TensorSpec
 from quantconvert.patterns import check_foreign, cover
 from quantconvert.schemes import Scheme, width_of
 
@@ -86,6 +86,11 @@ class Simple(Layout):
         if quantized.offset is not None:
             blocks["weight_zero_point"] = quantized.offset.reshape(1) if whole else quantized.offset
         return blocks
+
+    def packing(self, scheme: Scheme) -> Packing:
+        shift = -scheme.number.midpoint if scheme.symmetric else 0
+        codes = Packed("weight", "pairs") if scheme.num_bits == 4 else Packed("weight", "bytes", shift=shift)
+        return Packing(codes, None if scheme.symmetric else Packed("weight_zero_point", "bytes"))
 
     def decode(self, blocks: Mapping[str, Tensor], stored: Stored, rows: int) -> Quantized:
         import torch

@@ -9,6 +9,7 @@ from quantconvert.engines import PLAIN
 from quantconvert.errors import QuantConvertError, UnsupportedError, raise_all, some
 from quantconvert.families import Classifier
 from quantconvert.job import Job
+from quantconvert.kernels import check_choice
 from quantconvert.methods import METHODS
 from quantconvert.options import PlainDType
 from quantconvert.planning.account import check_accounts
@@ -104,6 +105,7 @@ def _decide_conversion(
     choice = choose_format(job, decisions, checkpoint.text_config, errors, model)
     decisions, factors, unequal = equalized(checkpoint, decisions, job, classifier, knowledge, errors)
     maxima = input_maxima(job, statistics, decisions, classifier.fused, errors)
+    check_choice(errors)
     check_steps(method, decisions, errors)
     check_schemes(method, choice, decisions, errors)
     raise_all(errors)

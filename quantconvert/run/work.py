@@ -12,7 +12,7 @@ from torch import Tensor
 from quantconvert.buffers import Workspace, bytes_of, torch_dtype
 from quantconvert.checkpoint.ranges import Files
 from quantconvert.errors import CheckpointError, OutputError, UnsupportedError
-from quantconvert.kernels import find_kernel
+from quantconvert.kernels import Fast, find_kernel
 from quantconvert.layouts import LAYOUTS
 from quantconvert.machine import copy_range
 from quantconvert.methods import METHODS, BadInputs, Noise, NonFinite, ScaleOverflow
@@ -109,16 +109,22 @@ class Bench:
     def _quantize(self, task: Quantize) -> tuple[float, float]:
         source, scheme = task.source, task.scheme
         rows, count, tile_rows = self._rows(source), source.matrix[0], task.cut.tile_rows
-        method = METHODS[task.method]
+        method, layout = METHODS[task.method], LAYOUTS[task.layout]
         noise = Noise(lambda shape: self.work.tensor("rounded", torch.float32, shape))
         try:
             heard = self._heard(source.name, tiles(rows, 0, count, tile_rows))
             span = method.span(heard, scheme, inputs_of(task, self.files))
-            encode = _encoder(task, rows, span, noise, input_max_of(task, self.files))
+            constants = layout.constants(scheme, source.dtype, input_max_of(task, self.files))
+            fast = find_kernel(source, method, scheme, layout, self.files)
+            if fast is None:
+                encode = _reference(task, rows, span, noise)
+            else:
+                unchanged = fast.stored and source.steps
+                encode = _by_kernel(fast, self._rows(replace(source, steps=())) if unchanged else rows, span, noise)
 
             def make(begin: int, end: int) -> Iterator[Tile]:
                 for first, last in spans(begin, end, tile_rows):
-                    yield first, last - first, encode(first, last)
+                    yield first, last - first, encode(first, last) | constants
 
             self._stream(task, make)
             return noise.noise, noise.signal
@@ -184,28 +190,29 @@ class Bench:
         }
 
 
-def _encoder(
-    task: Quantize, rows: Rows, span: Any, noise: Noise, input_max: float | None
-) -> Callable[[int, int], dict[str, Tensor]]:
-    """From a range of rows to blocks by suffix: a registered kernel where there is one, else decode, quantize, encode.
+# From a range of rows to blocks by suffix.
+Encoder = Callable[[int, int], dict[str, Tensor]]
 
-    The three calls are the reference: a kernel does in one what they do, to the bit.
-    """
+
+def _reference(task: Quantize, rows: Rows, span: Any, noise: Noise) -> Encoder:
+    """Decode, quantize, encode: what every kernel does in one call, to the bit."""
     source, scheme = task.source, task.scheme
     method, layout = METHODS[task.method], LAYOUTS[task.layout]
     dtype, scale_dtype = torch_dtype(source.dtype), torch_dtype(layout.scale_dtype(source.dtype))
-    kernel = find_kernel(source, method, scheme, layout)
-    constants = layout.constants(scheme, source.dtype, input_max)
 
-    def fast(first: int, last: int) -> dict[str, Tensor]:
-        assert kernel is not None
-        return kernel(rows.raw(first, last), span, noise) | constants
-
-    def reference(first: int, last: int) -> dict[str, Tensor]:
+    def encode(first: int, last: int) -> dict[str, Tensor]:
         quantized = method.quantize(rows.rows(first, last), scheme, dtype, scale_dtype, span, noise)
-        return layout.encode(quantized, scheme, source.shape) | constants
+        return layout.encode(quantized, scheme, source.shape)
 
-    return fast if kernel else reference
+    return encode
+
+
+def _by_kernel(fast: Fast, rows: Rows, span: Any, noise: Noise) -> Encoder:
+    def encode(first: int, last: int) -> dict[str, Tensor]:
+        tile = rows.raw(first, last) if fast.stored else {"weight": rows.rows(first, last)}
+        return fast.encode(tile, first, span, noise)
+
+    return encode
 
 
 def plain(task: Decode, w_OI: Tensor, dtype: torch.dtype, rows: Rows) -> Tensor:

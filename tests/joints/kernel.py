@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from quantconvert.kernels import Encode
-from quantconvert.layouts import LAYOUTS
+from quantconvert.kernels import Fast
+from quantconvert.layouts import Layout
 from quantconvert.methods import METHODS, Noise
 from quantconvert.schemes import Scheme
 from quantconvert.sources import Read
@@ -21,16 +21,21 @@ class PackedInt4:
     name = "toy-kernel"
     off = 0
 
+    @property
+    def label(self) -> str:
+        return self.name
+
     def __init__(self) -> None:
         self.num_calls = 0
 
     def scratch(self, scheme: Scheme) -> int:
         return 24
 
-    def find(self, encoding: str, method: str, scheme: Scheme, layout: str, source: Read) -> Encode | None:
-        fits = (encoding, method, layout, source.dtype) == ("plain", "rtn", "compressed-tensors", "BF16")
+    def find(self, source: Read, method: str, scheme: Scheme, layout: Layout, files: Any) -> Fast | None:
+        fits = (source.encoding, method, layout.name, source.dtype) == ("plain", "rtn", "compressed-tensors", "BF16")
         if (
             not fits
+            or source.steps
             or scheme.num_bits != 4
             or not scheme.symmetric
             or scheme.strategy != "group"
@@ -38,7 +43,7 @@ class PackedInt4:
         ):
             return None
 
-        def encode(raw: Mapping[str, Tensor], span: Any, noise: Noise) -> dict[str, Tensor]:
+        def encode(raw: Mapping[str, Tensor], first: int, span: Any, noise: Noise) -> dict[str, Tensor]:
             self.num_calls += 1
             w = raw["weight"].float()
             groups = w.view(w.shape[0], -1, scheme.group_size or 1)
@@ -59,8 +64,7 @@ class PackedInt4:
                 "weight_shape": torch.tensor(source.shape, dtype=torch.int64),
             }
 
-        assert layout in LAYOUTS
-        return encode
+        return Fast(encode, True)
 
 
 class OffByOne(PackedInt4):

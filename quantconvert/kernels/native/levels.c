@@ -1,0 +1,53 @@
+/* Which instruction sets this library was compiled for, which of them this processor has, and the call by its number. */
+#include "native.h"
+
+#if defined(__x86_64__) || defined(_M_X64)
+#include <cpuid.h>
+
+int quantize_v2(Call *call);
+int quantize_v3(Call *call);
+int quantize_v4(Call *call);
+
+static int (*const LEVELS[])(Call *) = {quantize_v2, quantize_v3, quantize_v4};
+static const char *const NAMES[] = {"x86-64-v2", "x86-64-v3", "x86-64-v4"};
+
+/* How many levels, the lowest first, may run here: the instructions used, and the registers that the system keeps
+ * (Intel's manual, volume 1, sections 14.3 and 15.2). */
+static int available(void) {
+    const unsigned avx512 = bit_AVX512F | bit_AVX512BW | bit_AVX512DQ | bit_AVX512VL | bit_AVX512CD;
+    unsigned a, b, c, d, low = 0, high;
+    if (!__get_cpuid(1, &a, &b, &c, &d) || !(c & bit_SSE4_1) || !(c & bit_SSSE3))
+        return 0;
+    if (c & bit_OSXSAVE)
+        __asm__("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+    if ((low & 0x6) != 0x6 || !__get_cpuid_count(7, 0, &a, &b, &c, &d) || !(b & bit_AVX2))
+        return 1;
+    return (low & 0xe6) == 0xe6 && (b & avx512) == avx512 ? 3 : 2;
+}
+#else
+int quantize_plain(Call *call);
+
+static int (*const LEVELS[])(Call *) = {quantize_plain};
+#if defined(__aarch64__)
+static const char *const NAMES[] = {"aarch64"};
+#else
+static const char *const NAMES[] = {"portable"};
+#endif
+
+static int available(void) { return 1; }
+#endif
+
+#if defined(_WIN32)
+#define EXPORTED __declspec(dllexport)
+#else
+#define EXPORTED __attribute__((visibility("default")))
+#endif
+
+EXPORTED int quantconvert_abi(void) { return ABI; }
+
+EXPORTED int quantconvert_levels(void) { return available(); }
+
+EXPORTED const char *quantconvert_level(int level) { return NAMES[level]; }
+
+/* 0, or what went wrong. */
+EXPORTED int quantconvert_quantize(Call *call, int level) { return LEVELS[level](call); }

@@ -1,0 +1,58 @@
+/* The one call of this library: raw rows of a weight in, packed codes, scales, zero points and sums of errors out.
+ *
+ * The arithmetic is that of quantconvert/methods/rounding.py, operation by operation, and equal to it bit for bit.
+ * The fields are those of `Call` in quantconvert/kernels/native/library.py, in the same order; ABI counts their changes.
+ */
+#ifndef QUANTCONVERT_NATIVE_H
+#define QUANTCONVERT_NATIVE_H
+
+#include <stdint.h>
+
+#define ABI 1
+
+enum { BF16, F16, F32 };                             /* element types of weights and scales */
+enum { COLUMNS, ROWS, PAIRS, BYTES, NOTHING };       /* how codes lie beside each other: `Packed` in layouts/base.py */
+enum { NONFINITE = 1, OVERFLOW = 2, NO_MEMORY = 4 }; /* what can go wrong */
+enum { PER_WORD_MAX = 8, LANES = 16, CHUNK = 128 };
+
+/* One step of sources/steps/scale.py. Columns: divided by factors[column]; else rows from `start` on are multiplied by
+ * factors[row - start]. */
+typedef struct {
+    const float *factors;
+    int64_t start;
+    int64_t columns;
+} Step;
+
+/* Unsigned whole numbers of `num_bits` as bytes: `shift` is added to each, in eight bits, then they are packed. `order`:
+ * with ROWS, which of the rows that share a word stands at each place, the lowest bits first. */
+typedef struct {
+    uint8_t *bytes;
+    int32_t along;
+    int32_t shift;
+    int32_t order[PER_WORD_MAX];
+} Packed;
+
+typedef struct {
+    const void *weights;    /* `rows` rows of `columns` elements, `stride` elements apart */
+    int64_t stride;
+    int64_t rows;
+    int64_t columns;
+    int64_t group_size;     /* divides columns */
+    int64_t first_row;      /* of these rows in the weight, for steps */
+    const Step *steps;
+    int64_t num_steps;
+    const float *span;      /* the lowest and the highest value of the tensor, where all of it shares a scale; or null */
+    int32_t element;        /* of weights */
+    int32_t dtype;          /* to which ranges and scales are rounded */
+    int32_t scale_dtype;    /* in which scales are stored */
+    int32_t num_bits;       /* 4 or 8 */
+    int32_t symmetric;
+    int32_t reserved;
+    Packed codes;           /* of [rows, columns] */
+    Packed zeros;           /* of [rows, groups], [1, 1] with a span */
+    void *scales;           /* likewise */
+    double noise;           /* the sum of squares of what is lost, and of the weights */
+    double signal;
+} Call;
+
+#endif

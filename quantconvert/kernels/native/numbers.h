@@ -1,0 +1,61 @@
+/* bfloat16 and float16, by integers: as every processor rounds, and without its instructions for them. */
+#ifndef QUANTCONVERT_NUMBERS_H
+#define QUANTCONVERT_NUMBERS_H
+
+#include "lanes.h"
+#include "native.h"
+
+/* Half to even. Not for NaN. */
+static inline uint16_t to_bf16(float value) {
+    uint32_t bits = bits_of(value);
+    return (uint16_t)((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
+}
+
+static inline uint16_t to_f16(float value) {
+    uint32_t bits = bits_of(value), sign = (bits >> 16) & 0x8000, size = bits & 0x7fffffff;
+    if (size >= 0x477ff000) /* 65520, halfway to 65536 */
+        return (uint16_t)(sign | 0x7c00);
+    if (size < 0x38800000) /* 2^-14: the sum with 0.5 has the spacing of what lies below */
+        return (uint16_t)(sign | (bits_of(float_of(size) + 0.5f) - 0x3f000000));
+    return (uint16_t)(sign | ((size - 0x38000000 + 0xfff + ((size >> 13) & 1)) >> 13));
+}
+
+static inline float from_bf16(uint16_t stored) { return float_of((uint32_t)stored << 16); }
+
+/* The product is exact, of numbers below the smallest normal one too; what is not finite stays so. */
+static inline float from_f16(uint16_t stored) {
+    uint32_t size = (uint32_t)(stored & 0x7fff) << 13, sign = (uint32_t)(stored & 0x8000) << 16;
+    uint32_t special = (stored & 0x7c00) == 0x7c00 ? 0x7f800000 : 0;
+    return float_of(bits_of(float_of(size) * 0x1p112f) | sign | special);
+}
+
+static inline float rounded(float value, int32_t dtype) {
+    return dtype == BF16 ? from_bf16(to_bf16(value)) : dtype == F16 ? from_f16(to_f16(value)) : value;
+}
+
+static inline void decode(const void *row, int32_t element, int64_t count, float *values) {
+    const uint16_t *stored = row;
+    if (element == BF16)
+        for (int64_t i = 0; i < count; i++)
+            values[i] = from_bf16(stored[i]);
+    else if (element == F16)
+        for (int64_t i = 0; i < count; i++)
+            values[i] = from_f16(stored[i]);
+    else
+        memcpy(values, row, (size_t)count * sizeof *values);
+}
+
+/* Stores a scale and returns what was stored, inf where the dtype does not hold it; a scale that vanishes becomes the
+ * smallest number. */
+static inline float store_scale(float scale, int32_t dtype, void *scales, int64_t index) {
+    if (dtype == F32) {
+        ((float *)scales)[index] = scale;
+        return scale;
+    }
+    uint16_t stored = dtype == BF16 ? to_bf16(scale) : to_f16(scale);
+    stored += stored == 0;
+    ((uint16_t *)scales)[index] = stored;
+    return dtype == BF16 ? from_bf16(stored) : from_f16(stored);
+}
+
+#endif
