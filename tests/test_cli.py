@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 
 from quantconvert import __version__
+from quantconvert.kernels import VARIABLE, kernel_label
 from tests.builders import LLAMA_CONFIG, read_tensors, write_checkpoint
 from tests.command import CLI, ENV, cli
 from tests.raw_files import entry, write_raw
@@ -64,7 +65,13 @@ def converted(source: Path) -> tuple[Path, subprocess.CompletedProcess[str]]:
 
 def test_version() -> None:
     done = succeeds("--version")
-    assert (done.stdout, done.stderr) == (f"quantconvert {__version__}\n", "")
+    assert (done.stdout, done.stderr) == (f"quantconvert {__version__}\nkernel {kernel_label()}\n", "")
+
+
+def test_a_kernel_that_is_not_known_is_refused() -> None:
+    stderr = fails(2, "--version", **{VARIABLE: "fast"})
+    assert stderr.startswith(f"error: {VARIABLE}: expected one of torch")
+    assert "got `fast`" in stderr
 
 
 @pytest.mark.parametrize("args", [["--help"], ["convert", "--help"]])
@@ -170,6 +177,7 @@ def test_convert_json(converted: Any, source: Path) -> None:
     assert (values["num_tensors"], values["num_quantized"]) == (21, 14)
     assert values["seconds"] > 0
     assert values["peak_rss_nbytes"] > 50_000_000
+    assert values["kernel"] == kernel_label()
     assert values["files"] == {"model.safetensors": (folder / "model.safetensors").stat().st_size}
     assert values["dropped_files"] == ["pytorch_model.bin"]
     assert done.stderr.startswith("note left behind as duplicate weights or stale configs: pytorch_model.bin\n")

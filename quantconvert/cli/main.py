@@ -40,6 +40,7 @@ from quantconvert.cli.parameters import (
 from quantconvert.cli.progress import ProgressReporter
 from quantconvert.errors import UsageError, VerificationError
 from quantconvert.events import Reporter, silent
+from quantconvert.kernels import kernel_label
 from quantconvert.options import (
     ConvertOptions,
     ObserveOptions,
@@ -118,13 +119,13 @@ app = typer.Typer(
 
 def _version(value: bool) -> None:
     if value:
-        print_text(f"quantconvert {__version__}\n")
+        print_text(f"quantconvert {__version__}\nkernel {kernel_label()}\n")
         raise typer.Exit
 
 
 @app.callback(epilog=EPILOG)
 def program(
-    version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Print the version."),
+    version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Print the version, and the kernel that quantizes here."),
 ) -> None:
     """Convert a Hugging Face checkpoint to int4 or int8 that inference engines load as it is.
 

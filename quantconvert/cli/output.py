@@ -18,6 +18,7 @@ from quantconvert.card import load_hint
 from quantconvert.engines import NOBODY
 from quantconvert.families import REASON_TEXT
 from quantconvert.inventory import Inventory
+from quantconvert.kernels import kernel_label
 from quantconvert.observation import Observation
 from quantconvert.planning import Plan
 from quantconvert.text import clean, counted, duration, escaped_json, redacted, size
@@ -144,6 +145,7 @@ def result_json(result: Result) -> dict[str, object]:
         "seconds": round(result.seconds, 3),
         "cpu_seconds": round(result.cpu_seconds, 3),
         "peak_rss_nbytes": result.peak_rss_nbytes,
+        "kernel": kernel_label(),
     }
 
 

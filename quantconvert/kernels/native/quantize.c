@@ -53,6 +53,15 @@ static double total(const Sum *sum) {
     return lanes[0];
 }
 
+static int32_t largest(Ints values) {
+    int32_t found[WIDTH];
+    memcpy(found, &values, sizeof found);
+    for (int count = WIDTH / 2; count > 0; count /= 2)
+        for (int i = 0; i < count; i++)
+            found[i] = found[i] > found[i + count] ? found[i] : found[i + count];
+    return found[0];
+}
+
 /* The smallest and the largest value, zero among them; nonzero where one is not finite. */
 static int measure(const float *values, int64_t count, int symmetric, float *low, float *high) {
     const Ints sign = (Ints){0} + INT32_MIN;
@@ -71,13 +80,8 @@ static int measure(const float *values, int64_t count, int symmetric, float *low
         most = larger(most, bits & keep);
         least = larger(least, bits ^ flip);
     }
-    int32_t top = 0, bottom = 0;
-    for (int k = 0; k < WIDTH; k++) {
-        top = most[k] > top ? most[k] : top;
-        bottom = least[k] > bottom ? least[k] : bottom;
-    }
-    if (symmetric)
-        bottom = top;
+    const int32_t top = largest(most);
+    const int32_t bottom = symmetric ? top : largest(least);
     *high = float_of((uint32_t)top);
     *low = -float_of((uint32_t)bottom);
     return top >= INFINITE || bottom >= INFINITE;

@@ -1,0 +1,72 @@
+"""The build hook: compiles the C kernel where there is a compiler, asks for one where there is none, and else goes without.
+
+QUANTCONVERT_KERNEL=torch builds without the kernel. `quantconvert --version` says what an installation has.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from hatchling.builders.hooks.plugin.interface import BuildHookInterface
+
+# Systems and processors that ziglang has wheels for.
+ZIG = {(system, machine) for system in ("linux", "macos", "windows") for machine in ("x86_64", "aarch64")}
+
+
+class KernelHook(BuildHookInterface):  # type: ignore[type-arg]
+    """For wheels, editable ones too: those compile into the source tree."""
+
+    PLUGIN_NAME = "custom"
+
+    def dependencies(self) -> list[str]:
+        """Zig's compiler as a wheel, where nothing else compiles."""
+        kernel = self._script()
+        if not self._is_wanted() or kernel.find_compiler() or kernel.this_machine()[::-1] not in ZIG:
+            return []
+        return ["ziglang>=0.13"]
+
+    def initialize(self, version: str, build_data: dict[str, Any]) -> None:
+        """Compile, and make the wheel one for this platform; what fails is said, and the wheel is one without it."""
+        kernel = self._script()
+        if not self._is_wanted():
+            if self.target_name == "wheel":
+                (kernel.FOLDER / kernel.library_name(kernel.this_machine()[1])).unlink(missing_ok=True)
+            return
+        compiler = kernel.find_compiler()
+        if compiler is None:
+            self.app.display_warning("no C compiler: installed without the C kernel; torch does its work, more slowly")
+            return
+        try:
+            library: Path = kernel.build(compiler)
+        except (OSError, subprocess.CalledProcessError) as error:
+            self.app.display_warning(f"the C kernel could not be compiled: {error}; torch does its work, more slowly")
+            return
+        build_data["artifacts"].append(f"/{library.relative_to(self.root).as_posix()}")
+        build_data["pure_python"] = False
+        build_data["tag"] = f"py3-none-{_platform(kernel.this_machine()[0])}"
+
+    def _is_wanted(self) -> bool:
+        return self.target_name == "wheel" and os.environ.get("QUANTCONVERT_KERNEL") != "torch"
+
+    def _script(self) -> ModuleType:
+        path = Path(self.root, "scripts", "build_kernel.py")
+        spec = importlib.util.spec_from_file_location("build_kernel", path)
+        assert spec is not None and spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module
+
+
+def _platform(processor: str) -> str:
+    """The platform of a wheel's tag; of a Python for two processors, the one that was compiled for."""
+    tag = sysconfig.get_platform().replace("-", "_").replace(".", "_")
+    if sys.platform == "darwin":
+        tag = tag.replace("universal2", {"aarch64": "arm64"}.get(processor, processor))
+    return tag
