@@ -146,6 +146,42 @@ def loss_per_byte(model: LlamaForCausalLM, tokens: torch.Tensor) -> float:
     return total / count
 
 
+def tiny_config() -> LlamaConfig:
+    """4 layers, hidden size 256, grouped heads, untied: 2.5 million parameters."""
+    return LlamaConfig(
+        vocab_size=VOCAB_SIZE, hidden_size=256, intermediate_size=512, num_hidden_layers=4, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=512, tie_word_embeddings=False,
+        bos_token_id=BOS, eos_token_id=EOS, pad_token_id=PAD,
+    )  # fmt: skip
+
+
+def token_stream(docs: list[str]) -> torch.Tensor:
+    """The documents one after the other, each between its start and its end token: int64 [tokens]."""
+    return torch.tensor([token for doc in docs for token in (BOS, *doc.encode(), EOS)])
+
+
+def save(model: LlamaForCausalLM, out: Path, max_shard_size: str) -> None:
+    """The checkpoint in bfloat16, with its tokenizer, in place of the one that was there."""
+    for stale in out.glob("model*.safetensors*"):
+        stale.unlink()
+    model.bfloat16().save_pretrained(out, max_shard_size=max_shard_size)
+    save_tokenizer(out)
+
+
+def judge(out: Path, heldout: str) -> float:
+    """Held-out loss of what was written, not of what is in memory; prints a sample."""
+    tokenizer = AutoTokenizer.from_pretrained(out)
+    saved = LlamaForCausalLM.from_pretrained(out, dtype="auto")
+    ids = tokenizer(heldout, return_tensors="pt", verbose=False).input_ids[0]
+    if ids.tolist() != list(heldout.encode()) or tokenizer.decode(ids) != heldout:
+        raise SystemExit("the tokenizer does not give back the text")
+    loss = loss_per_byte(saved, ids)
+    prompt = tokenizer('The "for" statement is used to', return_tensors="pt")
+    print(tokenizer.decode(saved.generate(**prompt, max_new_tokens=200, do_sample=True, temperature=0.7)[0]))
+    print(f"bfloat16 held-out loss: {loss:.4f} nats per byte")
+    return loss
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="Train the tiny byte-level Llama used as an example checkpoint.")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "tiny-llama", help="checkpoint folder")
@@ -162,32 +198,13 @@ def main() -> None:
 
     train_docs, heldout = split(documents())
     (args.heldout or args.out.parent / "heldout.txt").write_bytes(heldout.encode())
-    stream = torch.tensor([token for doc in train_docs for token in (BOS, *doc.encode(), EOS)])
+    stream = token_stream(train_docs)
     print(f"{len(stream):,} training tokens in {len(train_docs)} documents, {len(heldout.encode()):,} held-out bytes")
 
-    config = LlamaConfig(
-        vocab_size=VOCAB_SIZE, hidden_size=256, intermediate_size=512, num_hidden_layers=4, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=512, tie_word_embeddings=False,
-        bos_token_id=BOS, eos_token_id=EOS, pad_token_id=PAD,
-    )  # fmt: skip
-    model = LlamaForCausalLM(config)
+    model = LlamaForCausalLM(tiny_config())
     train(model, stream, args.steps, args.batch_size, args.lr, args.seed)
-
-    for stale in args.out.glob("model*.safetensors*"):
-        stale.unlink()
-    model.bfloat16().save_pretrained(args.out, max_shard_size="2MB")
-    save_tokenizer(args.out)
-
-    # Judge what was written, not what is in memory.
-    tokenizer = AutoTokenizer.from_pretrained(args.out)
-    saved = LlamaForCausalLM.from_pretrained(args.out, dtype="auto")
-    ids = tokenizer(heldout, return_tensors="pt", verbose=False).input_ids[0]
-    if ids.tolist() != list(heldout.encode()) or tokenizer.decode(ids) != heldout:
-        raise SystemExit("the tokenizer does not give back the text")
-    loss = loss_per_byte(saved, ids)
-    prompt = tokenizer('The "for" statement is used to', return_tensors="pt")
-    print(tokenizer.decode(saved.generate(**prompt, max_new_tokens=200, do_sample=True, temperature=0.7)[0]))
-    print(f"bfloat16 held-out loss: {loss:.4f} nats per byte")
+    save(model, args.out, "2MB")
+    judge(args.out, heldout)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,8 @@ The command line is a shell on it.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
@@ -22,6 +23,7 @@ from quantconvert.observation import Observation, Request
 from quantconvert.observation import observe as run_observation
 from quantconvert.options import (
     DEFAULT_DTYPE,
+    Activations,
     ConvertOptions,
     DequantizeWords,
     JobOptions,
@@ -30,6 +32,7 @@ from quantconvert.options import (
     PlainDType,
     PlanOptions,
     RankOptions,
+    RepackWords,
     SourceOptions,
     TranscodeOptions,
     VerifyOptions,
@@ -37,6 +40,7 @@ from quantconvert.options import (
     read_group,
 )
 from quantconvert.planning import Plan, build_plan, build_transcode
+from quantconvert.planning.budget import find_offer, spend
 from quantconvert.verification import Verification
 from quantconvert.verification.check import verify_folder
 
@@ -49,7 +53,8 @@ Source = str | os.PathLike[str]
 
 
 def plan(source: Source, out: Source | None = None, **options: Unpack[PlanOptions]) -> Plan:
-    """Everything a conversion would do, from headers alone; nothing is written.
+    """Everything a conversion would do, from headers alone (with `target_bits` from the weights, too); nothing is
+    written.
 
     source: a local folder or a Hub repository id (only headers are fetched). out: where the result would go; when
     given, it is checked too. options: see `quantconvert.options`. Raises `UsageError`, `CheckpointError`,
@@ -72,19 +77,27 @@ def convert(source: Source, out: Source, *, report: Reporter = silent, **options
     """
     values = check_values(ConvertOptions, options)
     job, repo = _job(values), _open(source, values)
-    return run(repo, _builder(repo, job), _target(out, values, report))
+    return run(repo, _builder(repo, job, report), _target(out, values, report))
 
 
 def repack(
-    source: Source, out: Source, format: str, *, report: Reporter = silent, **options: Unpack[TranscodeOptions]
+    source: Source,
+    out: Source,
+    format: str,
+    *,
+    activations: Activations | None = None,
+    report: Reporter = silent,
+    **options: Unpack[TranscodeOptions],
 ) -> Result:
     """Write a quantized checkpoint in another layout, without touching a code, a scale or a zero point.
 
-    Reads what we write, and integer AWQ, GPTQ and compressed-tensors checkpoints made by others. Raises
-    `UnsupportedError` where the layout cannot hold them; otherwise as `convert`.
+    Reads what we write, and integer AWQ, GPTQ and compressed-tensors checkpoints made by others. activations: the
+    config says that the inputs of quantized layers are quantized too, per token, while the model runs: symmetric int8
+    per channel becomes W8A8. Raises `UnsupportedError` where the layout cannot hold them; otherwise as `convert`.
     """
     values = check_values(TranscodeOptions, options)
-    job = Job.from_options({**_of_job(values), "format": format}, "repack")
+    acting = None if activations is None else read_group(RepackWords)["activations"].checked(activations)
+    job = Job.from_options({**_of_job(values), "format": format}, "repack", activations=acting)
     return _transcode(source, out, job, values, report)
 
 
@@ -116,7 +129,7 @@ def _transcode(source: Source, out: Source, job: Job, values: Mapping[str, Any],
 
 
 def iter_quantized(
-    source: Source, *, tp_rank: int = 0, tp_size: int = 1, **options: Unpack[RankOptions]
+    source: Source, *, tp_rank: int = 0, tp_size: int = 1, merged: bool = False, **options: Unpack[RankOptions]
 ) -> Iterator[tuple[str, Tensor]]:
     """(name, tensor) of one tensor-parallel rank, for engines that quantize while they load; nothing is written.
 
@@ -124,6 +137,9 @@ def iter_quantized(
     have the rank's dimensions. Column-parallel layers (q/k/v, gate/up, experts' w1/w3) are split by out_features,
     row-parallel ones (o, down, w2) by in_features; key and value projections are replicated where there are more ranks
     than key/value heads. Tensors that are not quantized come whole. `format="rtn"` gives the plainest tensors.
+    merged: layers that engines load as one (q/k/v, gate/up) are quantized as one matrix, the rank's shares one above
+    the other, under the name that engines give it (`qkv_proj`); a scale per tensor is then that of the whole. Sets of
+    which a member is missing stay apart, and biases keep their names.
     Refusals are raised before the first tensor, as in `plan`.
     """
     if not 0 <= tp_rank < tp_size:
@@ -135,7 +151,7 @@ def iter_quantized(
     job, repo = _job(values | {"tensor_parallel": tp_size}), _open(source, values)
     planned = make_plan(repo, None, False, _builder(repo, job))
     repo.prepare(tuple(file.path for file in planned.checkpoint.weight_files))
-    return iter_rank(planned, repo, tp_rank, tp_size)
+    return iter_rank(planned, repo, tp_rank, tp_size, merged)
 
 
 def verify(
@@ -208,8 +224,31 @@ def _target(out: Source, values: Mapping[str, Any], report: Reporter) -> Target:
     return Target(_folder(out), report=report, **flags)
 
 
-def _builder(repo: Repo, job: Job) -> Builder:
-    return lambda checkpoint: build_plan(checkpoint, job, reader_of(repo), _find_nonfinite(checkpoint, repo, job))
+def _builder(repo: Repo, job: Job, report: Reporter = silent) -> Builder:
+    def build(checkpoint: Checkpoint) -> Plan:
+        nonfinite = _find_nonfinite(checkpoint, repo, job)
+
+        def plan_of(job: Job) -> Plan:
+            return build_plan(checkpoint, job, reader_of(repo), nonfinite)
+
+        return plan_of(job) if job.target_bits is None else _spend(job, job.target_bits, plan_of, repo, report)
+
+    return build
+
+
+def _spend(job: Job, target: float, plan_of: Callable[[Job], Plan], repo: Repo, report: Reporter) -> Plan:
+    """With --target-bits, measure every weight before planning: the plan is that of the rules that follow."""
+    job = replace(job, target_bits=None)
+    offer = find_offer(job, plan_of)
+    offer.check(target)
+    load_torch()
+    from quantconvert.run.measure import measure
+
+    planned = plan_of(job)
+    repo.prepare(tuple(file.path for file in planned.checkpoint.weight_files))
+    budget = spend(offer, measure(offer, repo, planned.execution, report), target)
+    plan = plan_of(replace(job, rules=(*job.rules, *budget.rules)))
+    return replace(plan, budget=budget, notes=(*plan.notes, *offer.notes))
 
 
 def _find_nonfinite(checkpoint: Checkpoint, repo: Repo, job: Job) -> Mapping[str, str] | None:

@@ -62,10 +62,11 @@ def command_of(plan: Plan) -> str:
     job, checkpoint = plan.job, plan.checkpoint
     verb = [] if job.operation == "convert" else [job.operation]
     source = [checkpoint.location, "OUT", "--revision", checkpoint.revision] if checkpoint.revision else ["SRC", "OUT"]
-    dtype = ["--dtype", job.dtype] if job.dtype not in (None, DEFAULT_DTYPE) else []
+    own = ["--dtype", job.dtype] if job.dtype not in (None, DEFAULT_DTYPE) else []
+    own += ["--activations", job.activations] if job.activations else []
     again = ["--requantize"] if job.requantize and plan.source_format else []
     again += ["--allow-incomplete"] if any(note.startswith("--allow-incomplete") for note in plan.notes) else []
-    return shlex.join(map(str, ["quantconvert", *verb, *source, *dtype, *job.words(), *again]))
+    return shlex.join(map(str, ["quantconvert", *verb, *source, *own, *job.words(), *again]))
 
 
 def load_hint(plan: Plan, out: str) -> list[str]:

@@ -8,7 +8,16 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from quantconvert.errors import UsageError
-from quantconvert.options import JobOptions, NanPolicy, OnIndivisible, Option, PlainDType, check_values, read_group
+from quantconvert.options import (
+    Activations,
+    JobOptions,
+    NanPolicy,
+    OnIndivisible,
+    Option,
+    PlainDType,
+    check_values,
+    read_group,
+)
 from quantconvert.rules import Rule
 from quantconvert.schemes import (
     DEFAULT_GROUP_SIZE,
@@ -39,7 +48,7 @@ class Job:
     """A conversion as asked for: a field an option of `JobOptions`, checked, but for `base`, which stands for four.
 
     `symmetric` None in `base` and `format` `auto` are settled by the plan; max_shard_size and memory_limit are bytes.
-    Made by `from_options`, which has the defaults.
+    Made by `from_options`, which has the defaults. activations: of `repack`, what inputs are quantized to from now on.
     """
 
     base: Request
@@ -47,6 +56,7 @@ class Job:
     ignore: tuple[str, ...]
     rules: tuple[Rule, ...]
     preset: str | None
+    target_bits: float | None
     engines: tuple[str, ...]
     method: str
     equalize: bool | None
@@ -67,6 +77,7 @@ class Job:
     base_model: str | None
     operation: Operation = "convert"
     dtype: PlainDType | None = None
+    activations: Activations | None = None
 
     @property
     def limits(self) -> Limits:
@@ -103,20 +114,24 @@ class Job:
         """What the scheme `name` of a rule asks for; None for `skip`. An open width is the job's own group size."""
         if name == "skip":
             return None
-        if self.base.activations:
+        if self.base.activations and self.base.num_bits == 8:  # whose channels are no one's choice of a width
             return parse_scheme(name, DEFAULT_GROUP_SIZE)
         return parse_scheme(name, _group_size(self.base))
 
     @classmethod
     def from_options(
-        cls, options: Mapping[str, Any], operation: Operation = "convert", dtype: PlainDType | None = None
+        cls,
+        options: Mapping[str, Any],
+        operation: Operation = "convert",
+        dtype: PlainDType | None = None,
+        activations: Activations | None = None,
     ) -> Job:
         """Check `JobOptions` and fill in the defaults; raises `UsageError`."""
         values = check_values(JobOptions, options)
         base = _base({key: values.pop(key) for key in BASE_OPTIONS if key in values})
         defaults = {key: value.option.default for key, value in read_group(JobOptions).items()}
         filled = {key: values.get(key, default) for key, default in defaults.items() if key not in BASE_OPTIONS}
-        job = cls(base=base, operation=operation, dtype=dtype, **filled)
+        job = cls(base=base, operation=operation, dtype=dtype, activations=activations, **filled)
         for rule in job.rules:
             job.request(rule.scheme)
         if job.smooth is not None and (job.equalize or job.rotate):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Literal
 
@@ -21,8 +21,8 @@ class Scheme:
     """How one weight is quantized, in compressed-tensors' words: `num_bits`, `type` and `symmetric` name its `number`.
 
     `group_size` counts consecutive input columns that share a scale; None unless `strategy` is `group`.
-    `activations`: inputs are quantized too, to int8, per token, while the model runs (W8A8); nothing is stored for it,
-    unless they are `static`: then one scale serves the whole input of a module, found before and stored beside it.
+    `activations`: inputs are quantized too, to int8, per token, while the model runs (W8A8, W4A8); nothing is stored
+    for it, unless they are `static`: then one scale serves the whole input of a module, found before and stored beside.
     """
 
     num_bits: int
@@ -75,9 +75,25 @@ class Request:
 
 
 DEFAULT_REQUEST = Request(4, "group", DEFAULT_GROUP_SIZE)
-SCHEMES = ("W4A16", "W4A16_ASYM", "W8A16", "W8A16_ASYM", "W8A8", "W8A8_STATIC")
+SCHEMES = ("W4A16", "W4A16_ASYM", "W8A16", "W8A16_ASYM", "W8A8", "W8A8_STATIC", "W4A8")
 SCHEME_HINT = f"known schemes: {', '.join(SCHEMES)}; `:g64`, `:channel` or `:tensor` may follow"
-_SCHEME = re.compile(r"W([48])A16(_ASYM)?(?::(g\d+|channel|tensor))?|W8A8(_STATIC)?(?::(channel|tensor))?")
+_SCHEME = re.compile(
+    r"W(?P<bits>[48])A16(?P<asym>_ASYM)?(?::(?P<width>g\d+|channel|tensor))?"
+    r"|W8A8(?P<static>_STATIC)?(?::(?P<whole>channel|tensor))?"
+    r"|W4A8(?::(?P<part>g\d+|channel))?"
+)
+
+
+def activations_problem(scheme: Scheme) -> str | None:
+    """Why weights under `scheme` are not multiplied with int8 activations; None where a name of `SCHEMES` says it."""
+    without = "group" if scheme.num_bits == 8 else "tensor"
+    if scheme.symmetric and scheme.strategy != without:
+        return None
+    weights = replace(scheme, activations=False)
+    return (
+        "int8 activations go with symmetric weights, int8 per channel or tensor (W8A8) or int4 by group or channel "
+        f"(W4A8), not with {weights.label}"
+    )
 
 
 def parse_scheme(name: str, group_size: int, option: str = "rule") -> Request:
@@ -88,13 +104,17 @@ def parse_scheme(name: str, group_size: int, option: str = "rule") -> Request:
         hint = f"did you mean `{meant}`? {SCHEME_HINT}" if meant else SCHEME_HINT
         raise UsageError(f"--{option}: unknown scheme `{name}`", hint=hint)
     strategy: Strategy
-    if match[1] is None:
-        strategy = "tensor" if match[5] == "tensor" else "channel"
-        return Request(8, strategy, None, True, True, match[4] is not None)
-    width = match[3]
+    if name.startswith("W8A8"):
+        strategy = "tensor" if match["whole"] == "tensor" else "channel"
+        return Request(8, strategy, None, True, True, match["static"] is not None)
+    width = match["width"] or match["part"]
     size = {"channel": -1, "tensor": 0}.get(width, int(width[1:]) if width and width[0] == "g" else group_size)
     strategy, group = width_of(size)
-    return Request(int(match[1]), strategy, group, match[2] is None)
+    if match["bits"]:
+        return Request(int(match["bits"]), strategy, group, match["asym"] is None)
+    if strategy == "tensor":
+        raise UsageError(f"--{option}: W4A8 has scales by group or channel, not per tensor", hint="W4A8:g128")
+    return Request(4, strategy, group, True, True)
 
 
 def _meant(name: str) -> str | None:
@@ -102,12 +122,12 @@ def _meant(name: str) -> str | None:
     words = [word for word in re.split(r"[^a-z0-9]+", name.lower()) if word]
     found = re.fullmatch(r"(?:w([48])a16|w([48])|int([48])|u?int([48]))", words[0]) if words else None
     bits = next((digit for digit in found.groups() if digit), None) if found else None
-    if words and words[0] == "w8a8":
-        bits = "8A8_STATIC" if "static" in words else "8A8"
+    if words and words[0] in ("w8a8", "w4a8"):
+        bits = words[0][1:].upper() + ("_STATIC" if words[0] == "w8a8" and "static" in words else "")
     if bits is None:
         return None
     asymmetric = "_ASYM" if any(word.startswith("asym") for word in words) else ""
-    stem = f"W{bits}" if bits.startswith("8A8") else f"W{bits}A16{asymmetric}"
+    stem = f"W{bits}" if "A8" in bits else f"W{bits}A16{asymmetric}"
     sizes = [word.removeprefix("g") for word in words[1:] if word.removeprefix("g").isdecimal()]
     width = next((word for word in words[1:] if word in ("channel", "tensor")), f"g{sizes[0]}" if sizes else "")
     meant = f"{stem}:{width}" if width else stem
@@ -130,5 +150,5 @@ def scheme_name(request: Request) -> str:
     """The name that `parse_scheme` reads back: `W8A16:g128`."""
     width = f"g{request.group_size}" if request.strategy == "group" else request.strategy
     if request.activations:
-        return f"W8A8{'_STATIC' if request.static else ''}:{width}"
+        return f"W{request.num_bits}A8{'_STATIC' if request.static else ''}:{width}"
     return f"W{request.num_bits}A16{'_ASYM' if request.symmetric is False else ''}:{width}"

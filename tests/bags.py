@@ -10,8 +10,9 @@ from torch import Tensor
 from quantconvert.checkpoint import LocalFolder, load_checkpoint
 from quantconvert.checkpoint.ranges import Files
 from quantconvert.errors import QuantConvertError
-from quantconvert.factors.bag import Execution, bag
+from quantconvert.factors.bag import bag
 from quantconvert.factors.draws import Draws
+from quantconvert.factors.room import Execution
 from quantconvert.factors.tiles import Advance
 from quantconvert.factors.walk import Walk, find_walk
 from quantconvert.families import find_family

@@ -12,13 +12,14 @@ from torch import Tensor
 import quantconvert
 from quantconvert.buffers import Workspace
 from quantconvert.factors import bag as bag_module
+from quantconvert.factors import room as room_module
 from quantconvert.factors import tiles as tiles_module
-from quantconvert.factors.bag import bag_nbytes
 from quantconvert.factors.draws import Draws, splitmix64
 from quantconvert.factors.recipe import by_importance, combined, joint, smooth
+from quantconvert.factors.room import bag_nbytes
 from quantconvert.factors.walk import Walk
 from tests.bags import Limits, importances, walk_of
-from tests.builders import LLAMA_CONFIG, llama_tensors, write_checkpoint
+from tests.builders import LLAMA_CONFIG, llama_tensors, weight, write_checkpoint
 
 # The generator's output for this seed, as the literature on it prints it.
 SEED, NUMBERS = 1234567, (
@@ -33,8 +34,8 @@ def unsigned(numbers: Tensor) -> list[int]:
 @pytest.fixture
 def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     """So that a tiny model has several tiles a weight."""
-    monkeypatch.setattr(tiles_module, "TILE_ELEMENTS", 1 << 10)
-    monkeypatch.setattr(tiles_module, "TILE_ROWS", 8)
+    monkeypatch.setattr(room_module, "TILE_ELEMENTS", 1 << 10)
+    monkeypatch.setattr(room_module, "TILE_ROWS", 8)
 
 
 @pytest.fixture
@@ -89,6 +90,24 @@ def test_workers_and_slabs_change_no_bit(folder: Path):
     assert not torch.equal(other["model.layers.0.self_attn.o_proj"], expected["model.layers.0.self_attn.o_proj"])
 
 
+def test_attention_gives_a_token_its_own_value_and_those_of_others(folder: Path):
+    """One layer in plain loops: two query heads share a key-value head, and each draws for itself."""
+    tensors, draws = llama_tensors(dtype=torch.float32), Draws()
+    x = tensors["model.embed_tokens.weight"][draws.ids(64)].double()
+    x = x / (x.square().mean(-1, keepdim=True) + 1e-6).sqrt() * tensors["model.layers.0.input_layernorm.weight"]
+    v = x @ tensors["model.layers.0.self_attn.v_proj.weight"].double().t()
+    own, others = draws.mixture(0, 2)
+    total = torch.zeros(128, dtype=torch.float64)
+    for token in range(512):
+        for head in range(2):
+            r, seen = own[head, token].item(), others[head, token].tolist()
+            mixed = r * v[token] + (1 - r) * (v[seen[0]] + v[seen[1]] + v[seen[2]]) / 3
+            total[64 * head : 64 * head + 64] += mixed.square() / 512
+    found = importances(folder)["model.layers.0.self_attn.o_proj"]
+    torch.testing.assert_close(found, total.float(), rtol=1e-4, atol=0)
+    assert not torch.allclose(found[:64], found[64:], rtol=1e-2)
+
+
 @pytest.mark.usefixtures("small_tiles")
 def test_every_module_has_importances_and_shares_them(folder: Path):
     found = importances(folder)
@@ -108,6 +127,22 @@ def test_quantized_sources_are_read_as_what_they_stand_for(folder: Path, tmp_pat
     assert_same(importances(tmp_path / "packed", execution=Limits(2)), importances(tmp_path / "plain"))
 
 
+@pytest.mark.usefixtures("small_tiles")
+def test_half_of_a_packed_weight_may_begin_anywhere(tmp_path: Path):
+    """gate_up_proj and qkv_proj as GPTQ packs them, zero points of eight rows in a word: up begins at row 36."""
+    layer, shapes = "model.layers.0.", {"self_attn.qkv_proj": (96, 64), "self_attn.o_proj": (64, 64)}
+    shapes |= {"mlp.gate_up_proj": (72, 64), "mlp.down_proj": (64, 36)}
+    tensors = {f"{layer}{name}.weight": weight(*shape, dtype=torch.float32) for name, shape in shapes.items()}
+    tensors |= {f"{layer}{name}.weight": torch.ones(64) for name in ("input_layernorm", "post_attention_layernorm")}
+    tensors |= {"model.embed_tokens.weight": weight(64, 64), "model.norm.weight": torch.ones(64)}
+    sizes = {"model_type": "phi3", "hidden_size": 64, "intermediate_size": 36, "num_hidden_layers": 1}
+    folder = write_checkpoint(tmp_path / "model", tensors, LLAMA_CONFIG | sizes | {"num_attention_heads": 4})
+    options: dict[str, Any] = {"group_size": 32, "ignore": ("*.down_proj",), "equalize": False, "symmetric": False}
+    quantconvert.convert(folder, tmp_path / "packed", format="gptq", allow_incomplete=True, **options)
+    quantconvert.dequantize(tmp_path / "packed", tmp_path / "plain", dtype="float32", allow_incomplete=True)
+    assert_same(importances(tmp_path / "packed"), importances(tmp_path / "plain"))
+
+
 def test_memory_is_what_the_plan_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Buffers that are used again hold nearly all of it."""
     sizes: dict[str, Any] = {"hidden": 256, "intermediate": 1024, "kv": 128}
@@ -121,7 +156,8 @@ def test_memory_is_what_the_plan_says(tmp_path: Path, monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(bag_module, "Workspace", Recorded)
     monkeypatch.setattr(tiles_module, "Workspace", Recorded)
-    monkeypatch.setattr(tiles_module, "TILE_ELEMENTS", 1 << 14)
+    monkeypatch.setattr(room_module, "TILE_ELEMENTS", 1 << 14)
+    monkeypatch.setattr(room_module, "PRODUCT_NBYTES", 0)
     walk = walk_of(folder)
     assert isinstance(walk, Walk)
     for execution in (Limits(), Limits(3)):

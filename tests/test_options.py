@@ -25,6 +25,7 @@ OTHER: dict[str, Any] = {
     "bits": 8, "group_size": 64, "symmetric": False, "scheme": "W8A8:tensor", "format": "gptq", "engines": ("vllm",),
     "method": "other", "equalize": True, "steps": ("x",), "statistics": "a/b.safetensors",
     "ignore": ("*.a b*",), "rules": ("*.x=W8A16", "re:y'=skip"), "preset": "down-8",
+    "target_bits": 4.25,
     "tensor_parallel": 2, "on_indivisible": "skip", "nan_policy": "keep", "requantize": True, "strict": True,
     "allow_incomplete": True, "smooth": 0.5, "rotate": "r1,r2",
     "max_shard_size": "123KB", "memory_limit": "1GiB", "workers": 3, "executor": "other", "base_model": "a/b",
@@ -34,7 +35,7 @@ OTHER: dict[str, Any] = {
 def test_a_job_has_a_field_an_option() -> None:
     """An option without a field would be taken and forgotten; a field without an option could not be set."""
     fields = {field.name for field in dataclasses.fields(Job)}
-    assert fields == (set(read_group(JobOptions)) - set(BASE_OPTIONS)) | {"base", "operation", "dtype"}
+    assert fields == (set(read_group(JobOptions)) - set(BASE_OPTIONS)) | {"base", "operation", "dtype", "activations"}
     assert set(OTHER) == set(read_group(JobOptions)), "a new option needs a value here"
 
 
@@ -52,6 +53,29 @@ def test_an_option_survives_every_way_round(name: str, tmp_path: Path) -> None:
     assert (job.to_json() != Job.from_options({}).to_json()) == changes
     assert bool(job.words()) == (changes or option.in_card)
     assert len(job.words()) in (0, *range(1, 5))
+
+
+@pytest.mark.parametrize(
+    ("base", "rule", "label"),
+    [
+        ("W4A8:g64", "W8A16", "int8 g64"),
+        ("W4A8", "W8A8", "int8 per channel symmetric, int8 activations"),
+        ("W8A8", "W4A8", "int4 g128 symmetric, int8 activations"),
+        ("W8A8", "W4A8:channel", "int4 per channel symmetric, int8 activations"),
+    ],
+)
+def test_an_open_width_of_a_rule_is_the_job_s(base: str, rule: str, label: str) -> None:
+    request = Job.from_options({"scheme": base}).request(rule)
+    assert request
+    assert request.label.removesuffix(" symmetric") == label
+
+
+def test_w4a8_has_no_scale_for_a_whole_tensor() -> None:
+    with pytest.raises(quantconvert.UsageError, match="--scheme: W4A8 has scales by group or channel"):
+        Job.from_options({"scheme": "W4A8", "group_size": 0})
+    with pytest.raises(quantconvert.UsageError, match="unknown scheme `w4a8-64`") as caught:
+        Job.from_options({"scheme": "w4a8-64"})
+    assert str(caught.value.hint).startswith("did you mean `W4A8:g64`?")
 
 
 def test_defaults_are_the_table_s() -> None:

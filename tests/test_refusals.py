@@ -873,7 +873,10 @@ def test_refusal_has_the_exit_code_of_its_first_error(source: Path, out: Path) -
 
 
 FORMAT_HINT = "known formats: auto, awq, compressed-tensors, gptq, rtn"
-PRESET_HINT = "known schemes: W4A16, W4A16_ASYM, W8A16, W8A16_ASYM, W8A8; `:g64`, `:channel` or `:tensor` may follow"
+PRESET_HINT = (
+    "known schemes: W4A16, W4A16_ASYM, W8A16, W8A16_ASYM, W8A8, W8A8_STATIC, W4A8; "
+    "`:g64`, `:channel` or `:tensor` may follow"
+)
 SIZES = "expected a size such as `5GB` or `512MiB`, got"
 
 

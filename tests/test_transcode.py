@@ -15,7 +15,19 @@ from quantconvert.layouts import LAYOUTS
 from quantconvert.schemes import Scheme
 from tests.builders import LLAMA_CONFIG, decode, llama_tensors, read_tensors, weight, write_checkpoint
 
-SCHEMES = ["W4A16", "W4A16_ASYM", "W4A16:channel", "W8A16", "W8A16_ASYM:g64", "W8A16:channel", "W4A16:tensor", "W8A8"]
+SCHEMES = [
+    "W4A16",
+    "W4A16_ASYM",
+    "W4A16:channel",
+    "W8A16",
+    "W8A16_ASYM:g64",
+    "W8A16:channel",
+    "W4A16:tensor",
+    "W8A8",
+    "W4A8",
+]
+
+ONE_LAYER = LLAMA_CONFIG | {"num_hidden_layers": 1}
 
 
 def holds(layout: str, scheme: Scheme) -> bool:
@@ -27,7 +39,7 @@ def holds(layout: str, scheme: Scheme) -> bool:
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Scales from float16's own range, so that every layout can hold them."""
     tensors = llama_tensors(layers=1) | {"model.layers.0.mlp.up_proj.weight": weight(256, 128, seed=7, scale=0.5)}
-    config = LLAMA_CONFIG | {"num_hidden_layers": 1}
+    config = ONE_LAYER
     return write_checkpoint(tmp_path_factory.mktemp("source") / "model", tensors, config, shards=2)
 
 
@@ -49,7 +61,7 @@ def weights(folder: Path, plan: quantconvert.Plan) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("name", SCHEMES)
 def test_repack_through_every_pair_and_dequantize(source: Path, tmp_path: Path, name: str):
-    first = next(layout for layout in ("rtn", "compressed-tensors") if name != "W8A8" or layout != "rtn")
+    first = next(layout for layout in ("rtn", "compressed-tensors") if not name.endswith("A8") or layout != "rtn")
     start = quantconvert.convert(source, tmp_path / "start", scheme=name, format=first)
     original = read_tensors(tmp_path / "start")
     scheme = start.plan.scheme
@@ -76,7 +88,7 @@ def test_repack_through_every_pair_and_dequantize(source: Path, tmp_path: Path, 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
 @pytest.mark.parametrize(
     ("layout", "name"),
-    [(f, s) for f in LAYOUTS for s in SCHEMES if s != "W8A8" or f == "compressed-tensors"],
+    [(f, s) for f in LAYOUTS for s in SCHEMES if not s.endswith("A8") or f == "compressed-tensors"],
 )
 def test_dequantize_equals_the_independent_decoder(source: Path, tmp_path: Path, layout: str, name: str, dtype):
     try:
@@ -139,3 +151,64 @@ def test_tensors_that_contradict_the_config_are_refused(source: Path, tmp_path: 
     (tmp_path / "q" / "config.json").write_text(json.dumps(config))
     with pytest.raises(quantconvert.Refusal, match=r"expected shape \[128, 2\] for int4 g64 symmetric, got \[128, 1\]"):
         quantconvert.dequantize(tmp_path / "q", tmp_path / "out")
+
+
+def test_int8_activations_are_said_without_touching_a_code(tmp_path: Path):
+    """From GPTQ int8 per channel to W8A8. The original is float16, as GPTQ's scales are: the same arithmetic."""
+    original = write_checkpoint(tmp_path / "in", llama_tensors(layers=1, dtype=torch.float16), ONE_LAYER)
+    coded = quantconvert.convert(original, tmp_path / "gptq", scheme="W8A16:channel", format="gptq")
+    moved = quantconvert.repack(tmp_path / "gptq", tmp_path / "w8a8", "compressed-tensors", activations="int8")
+    direct = quantconvert.convert(original, tmp_path / "direct", scheme="W8A8")
+    assert moved.plan.quantization_config == direct.plan.quantization_config
+    assert set(moved.plan.schemes) == {Scheme(8, True, "channel", None, True)}
+    found, expected = read_tensors(tmp_path / "w8a8"), read_tensors(tmp_path / "direct")
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    assert len(coded.plan.quantized) == sum(tensor.dtype == torch.int8 for tensor in found.values()) == 7
+    assert "repack SRC OUT --activations int8 --format" in (tmp_path / "w8a8" / "README.md").read_text()
+    quantconvert.repack(tmp_path / "w8a8", tmp_path / "back", "gptq")
+    again, once = read_tensors(tmp_path / "back"), read_tensors(tmp_path / "gptq")
+    assert all(torch.equal(again[name], once[name]) for name in once)
+
+
+def test_int4_becomes_w4a8_with_one_key_more(source: Path, tmp_path: Path):
+    quantconvert.convert(source, tmp_path / "gptq", scheme="W4A16:g64", format="gptq")
+    plain = quantconvert.repack(tmp_path / "gptq", tmp_path / "w4a16", "compressed-tensors")
+    acting = quantconvert.repack(tmp_path / "gptq", tmp_path / "w4a8", "compressed-tensors", activations="int8")
+    assert set(acting.plan.schemes) == {Scheme(4, True, "group", 64, True)}
+    found, expected = read_tensors(tmp_path / "w4a8"), read_tensors(tmp_path / "w4a16")
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    (group,) = (acting.plan.quantization_config or {})["config_groups"].values()
+    (other,) = (plain.plan.quantization_config or {})["config_groups"].values()
+    assert {key for key in group if group[key] != other[key]} == {"input_activations"}
+    direct = quantconvert.plan(source, scheme="W4A8:g64").quantization_config
+    assert acting.plan.quantization_config == direct
+
+
+@pytest.mark.parametrize(
+    ("scheme", "start", "layout", "said"),
+    [
+        (
+            "W4A16_ASYM",
+            "gptq",
+            "compressed-tensors",
+            r"int4 by group or channel \(W4A8\), not with int4 g128 asymmetric",
+        ),
+        ("W8A16:g64", "gptq", "compressed-tensors", r"\(W4A8\), not with int8 g64 symmetric"),
+        ("W8A16_ASYM:channel", "gptq", "compressed-tensors", r"\(W4A8\), not with int8 per channel asymmetric"),
+        ("W8A16:channel", "gptq", "rtn", "rtn is weight-only"),
+    ],
+)
+def test_int8_activations_are_refused_with_the_reason(
+    source: Path, tmp_path: Path, scheme: str, start: str, layout: str, said: str
+):
+    quantconvert.convert(source, tmp_path / "q", scheme=scheme, format=start)
+    with pytest.raises(quantconvert.UnsupportedError, match=said):
+        quantconvert.repack(tmp_path / "q", tmp_path / "out", layout, activations="int8")
+    assert not (tmp_path / "out").exists()
+
+
+def test_activations_of_another_kind_are_a_usage_error(source: Path, tmp_path: Path):
+    with pytest.raises(quantconvert.UsageError, match="--activations: expected int8, got `int4`"):
+        quantconvert.repack(source, tmp_path / "out", "rtn", activations="int4")  # type: ignore[arg-type]

@@ -86,7 +86,7 @@ def combinations() -> list[Any]:
         for symmetry in ("", "_ASYM")
         for width in ("g32", "channel", "tensor")
     ]
-    found = [("compressed-tensors", scheme) for scheme in (*schemes, "W8A8:channel", "W8A8:tensor")]
+    found = [("compressed-tensors", scheme) for scheme in (*schemes, "W8A8:channel", "W8A8:tensor", "W4A8:g32")]
     found += [("rtn", scheme) for scheme in schemes]
     found += [("gptq", scheme) for scheme in schemes if "tensor" not in scheme]
     found += [("awq", scheme) for scheme in schemes if "tensor" not in scheme and "W4" in scheme]

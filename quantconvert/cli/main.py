@@ -205,8 +205,9 @@ def repack(source: str, out: str, asked: dict[str, Any], words: dict[str, Any]) 
     """Another layout, the same codes, scales and zero points."""
     if "format" not in words:
         raise UsageError("--format is missing", hint="the layout to write: --format compressed-tensors, for example")
+    acting = {"activations": words["activations"]} if "activations" in words else {}
     with _reporter(words) as report:
-        result = api.repack(source, out, words["format"], report=report, **asked)
+        result = api.repack(source, out, words["format"], report=report, **acting, **asked)
     _show_result(result, words)
 
 

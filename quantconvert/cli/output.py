@@ -97,12 +97,14 @@ def plan_rows(plan: Plan) -> list[tuple[str, str]]:
 
 
 def size_rows(plan: Plan) -> list[tuple[str, str]]:
+    """Bytes, bits a weight, and what `--target-bits` has spent."""
     saved = plan.total_size / max(1, plan.checkpoint.nbytes)
     return [
         ("size", f"{size(plan.checkpoint.nbytes)} -> {size(plan.total_size)} ({saved:.1%}), "
                  f"{counted(len(plan.shards), 'file')}"),
         ("bits per weight", f"{plan.bits_per_quantized_weight:.3f} in quantized layers, "
                             f"{plan.bits_per_weight:.3f} overall"),
+        *(plan.budget.rows() if plan.budget else ()),
     ]  # fmt: skip
 
 

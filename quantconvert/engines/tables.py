@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from quantconvert.engines import ENGINES, titles
 from quantconvert.engines.row import Engine, Loadable
@@ -36,6 +36,7 @@ def _schemes(bits: int, symmetric: bool, *widths: int) -> tuple[Scheme, ...]:
 
 _GROUPS = (32, 64, 128)
 _W8A8 = (Scheme(8, True, "channel", None, True), Scheme(8, True, "tensor", None, True))
+_W4A8 = tuple(replace(scheme, activations=True) for scheme in _schemes(4, True, *_GROUPS, -1))
 _BOTH = (*_schemes(4, True, *_GROUPS), *_schemes(4, False, *_GROUPS))
 LINES = (
     _Line("awq", "int4 g32/64/128, symmetric or not", _BOTH),
@@ -45,6 +46,7 @@ LINES = (
     _Line("compressed-tensors", "int8 symmetric, group or channel", _schemes(8, True, *_GROUPS, -1)),
     _Line("compressed-tensors", "int8 asymmetric, group or channel", _schemes(8, False, *_GROUPS, -1)),
     _Line("compressed-tensors", "W8A8, channel or tensor", _W8A8),
+    _Line("compressed-tensors", "W4A8, group or channel", _W4A8),
     _Line("compressed-tensors", "several symmetric schemes", _schemes(4, True, 128) + _schemes(8, True, -1), True),
     _Line("gptq", "int4 symmetric, group", _schemes(4, True, *_GROUPS)),
     _Line("gptq", "int8 symmetric, group", _schemes(8, True, *_GROUPS)),
@@ -104,7 +106,7 @@ def what_auto_writes() -> str:
             f"AWQ experts load as random numbers in transformers, and so do {random}; the other families named stop it",
         ],
         ["int8", "`compressed-tensors`, symmetric", "the only int8 weight-only layout that loads widely"],
-        ["W8A8", "`compressed-tensors` (int-quantized), symmetric", "the same"],
+        ["W8A8, W4A8", "`compressed-tensors` (int-quantized, pack-quantized), symmetric", "the same"],
     ]
     return _table(["asked", "written", "why"], rows)
 

@@ -113,7 +113,11 @@ TRANSFORMERS = Engine(
             "asymmetric experts fail to load",
         ),
         Row(When(CT, activations=True), "loads", _W8A8, packages=_BESIDE_CT),
-        Row(When(CT, activations=True, experts=True), "refuses", _W8A8, "W8A8 experts do not load"),
+        Row(When(CT, 8, activations=True, experts=True), "refuses", _W8A8, "W8A8 experts do not load"),
+        Row(
+            When(CT, 4, activations=True, experts=True), "loads", _W8A8,
+            "activations of W4A8 experts are not rounded", packages=_BESIDE_CT,
+        ),
         Row(
             When((*AWQ, *GPTQ), families=("gpt2",)), "refuses", "pytorch_utils.py (Conv1D); run",
             "layers of this family (Conv1D) load from no quantized layout",

@@ -52,11 +52,21 @@ VLLM = Engine(
             "weight-only per-tensor scales are rejected (group or channel is required)",
         ),
         Row(
-            When(CT, activations=True), "loads", f"{_PACKED}; run on a CPU", short="CPU too",
+            When(CT, 8, activations=True), "loads", f"{_PACKED}; run on a CPU", short="CPU too",
         ),
         Row(
-            When(CT, activations=True, experts=True), "loads", "compressed_tensors_moe_w8a8_int8.py",
+            When(CT, 8, activations=True, experts=True), "loads", "compressed_tensors_moe_w8a8_int8.py",
             "W8A8 experts load on a GPU only",
+        ),
+        Row(
+            When(CT, 4, ("group", "channel"), activations=True, experts=False), "loads",
+            "schemes/compressed_tensors_wNa8.py",
+            "of its kernels only Humming rounds W4A8's activations, others compute them in 16 bits",
+            "activations rounded by Humming alone",
+        ),
+        Row(
+            When(CT, 4, activations=True, experts=True), "refuses", "compressed_tensors_moe.py",
+            "packed W4A8 experts do not load",
         ),
         Row(
             When(("gptq",), 4, groups=KERNEL_GROUPS, symmetric=True), "loads", f"{_GPTQ}; run on a CPU",

@@ -13,15 +13,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Protocol
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from quantconvert.buffers import Workspace
-from quantconvert.factors.draws import TOKENS, Draws
-from quantconvert.factors.tiles import Advance, Tiles, Use, tile_nbytes
+from quantconvert.factors.draws import Draws
+from quantconvert.factors.room import SQUARE_COLUMNS, Execution, bag_workers
+from quantconvert.factors.tiles import Advance, Tiles, Use
 from quantconvert.factors.walk import Feed, Layer, Linear, Norm, Routed, Walk
 from quantconvert.sources import open_rows
 from quantconvert.sources.rows import Files
@@ -29,19 +29,8 @@ from quantconvert.spans import spans
 
 # At least so many tokens pass an expert: those that its router likes best, beside those that it gets.
 LEAST_TOKENS = 16
-# Vectors are normed so many tokens, and squared so many columns, at a time.
-NORM_TOKENS, SQUARE_COLUMNS = 32, 64
-
-
-class Execution(Protocol):
-    """How much may be used. slab_nbytes: for reading what is stored transposed."""
-
-    @property
-    def workers(self) -> int: ...
-    @property
-    def slab_nbytes(self) -> int: ...
-    @property
-    def memory_limit(self) -> int: ...
+# Vectors are normed so many tokens at a time.
+NORM_TOKENS = 32
 
 
 def bag(
@@ -54,40 +43,13 @@ def bag(
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    workers = _workers(walk, execution)
+    workers = bag_workers(walk, execution)
     try:
         with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
             tiles = Tiles(pool, workers, files, execution.slab_nbytes, advance)
             return _Bag(walk, tiles, draws or Draws()).run()
     finally:
         torch.set_num_threads(threads)
-
-
-def bag_nbytes(walk: Walk, execution: Execution) -> int:
-    """Bytes that `bag` takes at its peak, its result included; above the memory limit where one worker has no room."""
-    return _held_nbytes(walk) + _workers(walk, execution) * _worker_nbytes(walk, execution)
-
-
-def _workers(walk: Walk, execution: Execution) -> int:
-    room = (execution.memory_limit - _held_nbytes(walk)) // _worker_nbytes(walk, execution)
-    return max(1, min(execution.workers, room))
-
-
-def _held_nbytes(walk: Walk) -> int:
-    """What the vectors of all tokens take whatever the number of workers, and the result."""
-    inner = max(columns for layer in walk.layers for _, columns in layer.inputs)
-    experts = max((layer.mlp.router.rows for layer in walk.layers if isinstance(layer.mlp, Routed)), default=0)
-    streams = 3 + bool(experts)
-    floats = streams * walk.width + walk.heads.kv_width + inner + 4 * (experts + SQUARE_COLUMNS + walk.heads.head_dim)
-    mixture = 8 * 4 * 4 * walk.heads.repeat * walk.heads.shared
-    result = sum(4 * columns for layer in walk.layers for _, columns in layer.inputs)
-    return TOKENS * (4 * floats + mixture) + result
-
-
-def _worker_nbytes(walk: Walk, execution: Execution) -> int:
-    """What one worker holds: two weights of the widest layer."""
-    linears = [linear for layer in walk.layers for linear in layer.linears]
-    return 2 * max(tile_nbytes(linear, TOKENS, execution.slab_nbytes) for linear in linears)
 
 
 class _Bag:

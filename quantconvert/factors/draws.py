@@ -15,7 +15,9 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
-TOKENS, OTHERS = 512, 3
+from quantconvert.factors.room import TOKENS
+
+OTHERS = 3
 _MASK = (1 << 64) - 1
 _GAMMA, _FIRST, _SECOND = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
 

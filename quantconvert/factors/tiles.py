@@ -7,7 +7,6 @@ Legend: N tokens, I columns of a weight, R rows of a tile.
 
 from __future__ import annotations
 
-import math
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,37 +15,16 @@ import torch
 from torch import Tensor
 
 from quantconvert.buffers import Workspace
+from quantconvert.factors.room import tile_rows
 from quantconvert.factors.walk import Linear
-from quantconvert.sources import Read, cost_of, open_rows
+from quantconvert.sources import Read, open_rows
 from quantconvert.sources.rows import Files, Rows
 from quantconvert.spans import spans
-
-# A tile of a weight has as many elements, but rows enough that vectors are not read for a few rows each.
-TILE_ELEMENTS, TILE_ROWS = 1 << 20, 32
 
 # Told a tensor's name and how many more of its bytes are done, 0 too, from any thread; may raise to stop.
 Advance = Callable[[str, int], None]
 # Takes the first row of a tile and the products, float32 [N, R] for each weight; may overwrite them.
 Use = Callable[[int, Sequence[Tensor]], None]
-
-
-def tile_nbytes(linear: Linear, tokens: int, slab_nbytes: int) -> int:
-    """Bytes that a worker holds for one weight: a tile, its raw form, the products, and as much to work on these."""
-    cost = cost_of(linear.weight, slab_nbytes)
-    rows = _tile_rows([linear], slab_nbytes)
-    tile = rows * linear.columns * (4 + cost.raw) + cost.held + max(rows, cost.slab_rows) * cost.row_nbytes
-    return tile + 3 * 4 * tokens * rows + 4 * linear.weight.shape[0]
-
-
-def _multiple(linears: Sequence[Linear], slab_nbytes: int) -> int:
-    return math.lcm(*(cost_of(linear.weight, slab_nbytes).row_multiple for linear in linears))
-
-
-def _tile_rows(linears: Sequence[Linear], slab_nbytes: int) -> int:
-    """Rows of a tile, a multiple of those that have to be read together."""
-    multiple = _multiple(linears, slab_nbytes)
-    wanted = max(TILE_ROWS, TILE_ELEMENTS // max(1, linears[0].columns))
-    return min(-(-wanted // multiple) * multiple, linears[0].rows)
 
 
 class Tiles:
@@ -63,7 +41,7 @@ class Tiles:
 
         Each worker does neighbouring tiles, so that what is stored transposed is read once by each.
         """
-        parts = list(spans(0, linears[0].rows, _tile_rows(linears, self.slab_nbytes)))
+        parts = list(spans(0, linears[0].rows, tile_rows(linears[0])))
         count = min(self.workers, len(parts))
         shares = [parts[len(parts) * i // count : len(parts) * (i + 1) // count] for i in range(count)]
         for _ in self.pool.map(lambda share: self._share(linears, x_NI, use, share), shares):
@@ -103,14 +81,12 @@ class _Products:
     def __init__(self, linear: Linear, files: Files, work: Workspace, slab_nbytes: int) -> None:
         self.linear, self.work = linear, work
         self.rows: Rows = open_rows(linear.weight, files, work, slab_nbytes)
-        self.multiple = _multiple([linear], slab_nbytes)
         self.bias = _vector(linear.bias, files, slab_nbytes) if linear.bias else None
 
     def of(self, x_NI: Tensor, first: int, last: int) -> Tensor:
         """float32 [N, R]: x times these rows of the module; the next call overwrites it."""
         first, last = self.linear.first + first, self.linear.first + last
-        begin = first // self.multiple * self.multiple
-        w_RI = self.rows.rows(begin, last)[first - begin :]
+        w_RI = self.rows.rows(first, last)
         y_NR = self.work.tensor("product", torch.float32, (len(x_NI), last - first))
         torch.mm(x_NI, w_RI.t(), out=y_NR)
         return y_NR if self.bias is None else y_NR.add_(self.bias[first:last])

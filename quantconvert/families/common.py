@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from quantconvert.families.row import FusedSet, Part, Reason, Stream
+from quantconvert.families.row import FusedSet, Part, Reason
 
 # Searched in the module name, first match wins. Sources: the weight names in transformers' model files and the
 # keep lists of vLLM's and SGLang's loaders.
@@ -49,12 +49,3 @@ KEEP_MTP: tuple[tuple[str, Reason], ...] = ((r"(^|\.)mtp\.", "mtp"),)
 
 EMBEDDINGS = Part("embeddings", ("embed_tokens",))
 DECODER_PARTS = (EMBEDDINGS, Part("final norm", ("norm",)))
-
-# What stands in a layer beside weights: norms inside attention, and tables of positions.
-APART = (r"^self_attn\.\w*(norm|layernorm)\.weight$", r"(^|\.)rotary_emb\.")
-WRITERS = ("self_attn.o_proj", "mlp.down_proj")
-
-
-def stream(only: tuple[str, ...], *writers: str, apart: tuple[str, ...] = ()) -> Stream:
-    """That of a pre-norm decoder under Llama's names; `writers`: beside those of attention and of a dense MLP."""
-    return Stream(only, (*WRITERS, *writers), apart=(*APART, *apart))

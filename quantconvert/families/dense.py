@@ -13,10 +13,10 @@ from quantconvert.families.common import (
     KEEP_HEADS,
     LINEAR_ATTENTION,
     LINEAR_MLP,
-    stream,
 )
 from quantconvert.families.folds import FOLD_UP, FOLD_V, MLP_IN, OUTS, QKV, only, pre_norm
 from quantconvert.families.row import Dims, Family, Fold, Part
+from quantconvert.families.streams import stream
 
 _MLP_DIMS = (
     Dims(r"\.mlp\.(gate_proj|up_proj)$", "intermediate_size", "hidden_size"),
@@ -52,6 +52,15 @@ LLAMA_FOLDS = (
     *only(_GATED, FOLD_UP),
 )
 
+LLAMA_STREAMS = (
+    *stream(
+        ("llama", "mistral", "ministral", "ministral3", "qwen2", "qwen3", "granite", "smollm3", "seed_oss", "helium",
+         "hunyuan_v1_dense", "ernie4_5", "cwm", "gemma", "arcee"),
+    ),
+    *stream(("vaultgemma",), norms=("input_layernorm", "pre_feedforward_layernorm")),
+    *stream(("apertus",), norms=("attention_layernorm", "feedforward_layernorm")),
+)  # fmt: skip
+
 # Those without a gate_proj (nemotron, arcee, apertus, jais2) have the same names otherwise.
 LLAMA = Family(
     name="llama",
@@ -68,7 +77,7 @@ LLAMA = Family(
     blocks=LLAMA_BLOCKS,
     folds=LLAMA_FOLDS,
     unfolded=OUTS,
-    streams=(stream(_PRE_NORM),),
+    streams=LLAMA_STREAMS,
 )  # fmt: skip
 
 # Gate and up one after the other.
@@ -89,6 +98,7 @@ PHI3 = Family(
         _FUSED_UP,
     ),
     unfolded=OUTS,
+    streams=stream(("phi3",), values=None),
 )
 
 # gate_up_proj is stored fused, query, key and value are not (transformers `modeling_glm.py`, `modeling_glm4.py`).
@@ -103,6 +113,7 @@ GLM = Family(
     parts=DECODER_PARTS,
     folds=(*pre_norm("mlp.gate_up_proj"), FOLD_V, _FUSED_UP),
     unfolded=OUTS,
+    streams=stream(("glm",)),
 )
 
 PHI = Family(

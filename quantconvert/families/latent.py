@@ -17,6 +17,7 @@ from quantconvert.families.common import (
 from quantconvert.families.folds import FOLD_UP, OUTS, gated, pre_norm, under
 from quantconvert.families.moe import FOLDS_LATENT, FUSED_QKV_A, GATE_UP, GATED, MLA, gated_dims
 from quantconvert.families.row import Dims, Family, Fold, FusedSet, Part
+from quantconvert.families.streams import LATENT_VALUES, stream
 
 # The same attention in front of an ordinary MLP.
 MINICPM3 = Family(
@@ -29,6 +30,7 @@ MINICPM3 = Family(
     parts=DECODER_PARTS,
     folds=(*pre_norm(attention=MLA), *FOLDS_LATENT, FOLD_UP),
     unfolded=OUTS,
+    streams=stream(("minicpm3", "youtu"), values=LATENT_VALUES),
 )
 
 # Two attentions and two MLPs a layer beside its experts, of which some only pass on what they get.

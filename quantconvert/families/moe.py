@@ -29,6 +29,7 @@ from quantconvert.families.folds import (
     under,
 )
 from quantconvert.families.row import Dims, Family, Fold, FusedExperts, FusedSet, Reason
+from quantconvert.families.streams import EXPERT_WRITERS, LATENT_VALUES, stream
 
 GATED = r"(gate_proj|up_proj|down_proj)$"
 GATE_UP = ("gate_proj", "up_proj")
@@ -71,6 +72,7 @@ MIXTRAL = Family(
         *gated("block_sparse_moe.experts.N", up="w3", down="w2"),
     ),
     unfolded=(*OUTS, r"\.w2$"),
+    streams=stream(("mixtral",), "block_sparse_moe.experts.N.w2"),
 )
 
 QWEN_LINEAR = (LINEAR_ATTENTION, LINEAR_MLP, rf"\.mlp\.(experts\.N|shared_expert)\.{GATED}")
@@ -92,6 +94,7 @@ QWEN_MOE = Family(
     parts=DECODER_PARTS,
     folds=FOLDS_EXPERTS,
     unfolded=OUTS,
+    streams=stream(("qwen2_moe", "qwen3_moe"), *EXPERT_WRITERS),
 )
 
 OLMOE = Family(
@@ -106,6 +109,7 @@ OLMOE = Family(
     parts=DECODER_PARTS,
     folds=FOLDS_EXPERTS,
     unfolded=OUTS,
+    streams=stream(("olmoe",), *EXPERT_WRITERS, values=None),  # which may be clamped
 )
 
 # The extra layer that predicts a second token is known by its number; these are the parts only it has.
@@ -148,6 +152,11 @@ DEEPSEEK = Family(
     uneven=(r"^self_attn\.indexer\.",),  # GLM's layers share the indexer of another
     folds=(*pre_norm(*READ_BY_EXPERTS, attention=MLA), *FOLDS_LATENT, *FOLDS_UP_EXPERTS),
     unfolded=(*OUTS, *MTP_PARTS),
+    streams=stream(
+        ("deepseek_v2", "deepseek_v3", "deepseek_v32", "kimi_k2", "glm_moe_dsa", "glm4_moe_lite"),
+        *EXPERT_WRITERS,
+        values=LATENT_VALUES,
+    ),
 )
 
 GLM_MOE = Family(
@@ -161,6 +170,7 @@ GLM_MOE = Family(
     parts=DECODER_PARTS,
     folds=FOLDS_EXPERTS,
     unfolded=(*OUTS, *MTP_PARTS),
+    streams=stream(("glm4_moe",), *EXPERT_WRITERS),
 )
 
 # The rows of gate and up take turns (`modeling_gpt_oss.py`: `gate_up[..., ::2]` is the gate), their biases likewise.
@@ -252,4 +262,7 @@ GRANITE_MOE = Family(
     parts=DECODER_PARTS,
     folds=(*pre_norm(*GRANITE_READERS), *GRANITE_FOLDS),
     unfolded=GRANITE_UNFOLDED,
+    streams=stream(
+        ("granitemoe", "granitemoeshared"), "block_sparse_moe.experts.N.down_proj", "shared_mlp.output_linear"
+    ),
 )

@@ -8,9 +8,11 @@ projections are replicated where there are more ranks than key/value heads. As i
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+from quantconvert.families.row import FusedSet
 
 _ROW_PARALLEL = re.compile(
     r"(^|\.)(o_proj|down_proj|w2|out_proj|fc2|wo|dense_4h_to_h|c_proj|output\.dense|out_lin|lin2|fc_out"
@@ -20,6 +22,8 @@ _ROW_PARALLEL = re.compile(
 _MERGED = re.compile(
     r"(^|\.)(qkv_proj|qkv|gate_up_proj|query_key_value|Wqkv|W_pack|c_attn|in_proj\w*|wqkv|Wi|input_linear)$"
 )
+# Attention whose queries and keys come from two inputs: only its keys and values can be one layer.
+_CROSS = re.compile(r"(^|\.)(encoder_attn|EncDecAttention|cross_attn|crossattention)$")
 _KEY_VALUE = re.compile(r"(^|\.)(k_proj|v_proj)$")
 
 
@@ -38,6 +42,26 @@ class Part:
 def is_merged(module: str) -> bool:
     """Whether a layer holds several projections, which ranks share one by one."""
     return _MERGED.search(module) is not None
+
+
+def merged_layers(modules: Iterable[str], fused: Sequence[FusedSet]) -> dict[str, tuple[str, ...]]:
+    """The layers that engines load as one, whole sets of `modules` alone: its name, and its members in their order.
+
+    Of sets that overlap the largest counts; in cross-attention the smallest.
+    """
+    known, found = dict.fromkeys(modules), dict[str, tuple[str, ...]]()
+    taken: set[str] = set()
+    for cross in (False, True):
+        for fused_set in sorted(fused, key=lambda f: len(f.members), reverse=not cross):
+            for module in known:
+                stem, dot, last = module.rpartition(".")
+                members = tuple(f"{stem}{dot}{member}" for member in fused_set.members)
+                if last != fused_set.members[0] or bool(_CROSS.search(stem)) != cross or taken.intersection(members):
+                    continue
+                if all(member in known for member in members):
+                    found[f"{stem}{dot}{fused_set.name}"] = members
+                    taken.update(members)
+    return found
 
 
 def part_of(module: str, shape: tuple[int, ...], rank: int, size: int, config: Mapping[str, Any]) -> Part | None:

@@ -2,7 +2,10 @@
 
     import quantconvert.integrations.transformers
     model = AutoModelForCausalLM.from_pretrained(folder)
+    model = AutoModelForCausalLM.from_pretrained(plain, quantization_config=RtnConfig(bits=4, group_size=128))
 
+The second quantizes a plain checkpoint while it loads: the same model, bit for bit, as one that was converted first
+(`--format rtn --no-equalize`; `rtn_loading`).
 Linear layers keep their codes and are dequantized in every `forward`; `model.dequantize()` trades memory for speed.
 What transformers merges while it loads, such as the experts of a layer, is dequantized before the merge and stays so.
 Which modules are quantized is read from the checkpoint's headers and their names are mapped to the model's by
@@ -27,6 +30,7 @@ from quantconvert.errors import CheckpointError, UnsupportedError
 from quantconvert.integrations.rtn_files import Header, check, is_quantized, read_headers
 from quantconvert.integrations.rtn_linear import RtnLinear, dequantize_all
 from quantconvert.layouts.simple import Simple
+from quantconvert.planning import Quantize
 from quantconvert.schemes import NUM_BITS, Scheme, width_of
 
 NAME = Simple.name
@@ -58,6 +62,8 @@ try:
 
     if not hasattr(HfQuantizer, "get_load_operations"):
         raise ImportError("transformers.quantizers.base.HfQuantizer has no get_load_operations")
+
+    from quantconvert.integrations.rtn_loading import RtnQuantize, RtnRound, check_dtype, check_stored, plan_of
 except ImportError as error:
     _needs_transformers(error)
 
@@ -71,7 +77,7 @@ class RtnConfig(QuantizationConfigMixin):
         self,
         bits: int,
         group_size: int,
-        symmetric: bool,
+        symmetric: bool = True,
         modules_to_not_convert: Sequence[str] | None = None,
         overrides: Mapping[str, Mapping[str, Any]] | None = None,
         quant_method: str = NAME,
@@ -156,18 +162,14 @@ class RtnHfQuantizer(HfQuantizer):
     """Puts `RtnLinear` where the checkpoint has codes, and `RtnDequantize` before every merge."""
 
     quantization_config: RtnConfig
+    requires_calibration = False
     serialized_names = {"weight": ["weight", "weight_scale", "weight_zero_point"]}  # noqa: RUF012 (as the base has it)
 
     def __init__(self, quantization_config: RtnConfig, **kwargs: Any) -> None:
         super().__init__(quantization_config, **kwargs)
         self.merged_bits: dict[str, int] = {}  # by the model's name of a parameter that quantized weights merge into
-
-    def validate_environment(self, *args: Any, **kwargs: Any) -> None:
-        if not self.pre_quantized:
-            raise UnsupportedError(
-                f"transformers cannot quantize to {NAME} while loading",
-                hint=f"convert first: quantconvert MODEL OUT --format {NAME}",
-            )
+        # by the model's name of a parameter that is quantized while it loads: its scheme, and the files' dtype
+        self.loading: dict[str, tuple[Scheme, str]] = {}
 
     def get_load_operations(self) -> dict[str, type[RtnDequantize]]:
         return {"dequantize": RtnDequantize}
@@ -178,9 +180,12 @@ class RtnHfQuantizer(HfQuantizer):
         if getattr(model.config, "distributed_config", None) is not None:
             raise UnsupportedError(f"{NAME} is not loaded in parts on several devices (tp_plan, distributed_config)")
         tensors = read_headers(checkpoint_files)
+        planned = None if self.pre_quantized else self._plan(checkpoint_files, model)
         merged: dict[str, dict[Scheme | None, str]] = {}
         for module, target, converter in _places(model, tensors):
-            scheme = self._scheme_of(module, tensors)
+            scheme = self._scheme_of(module, tensors) if planned is None else planned.get(module)
+            if planned is not None and scheme:
+                self._expect(target, scheme, tensors[f"{module}.weight"][0])
             if converter is not None:
                 merged.setdefault(target, {}).setdefault(scheme, module)
                 if scheme and not all(source.endswith(".weight") for source in converter.source_patterns):
@@ -189,6 +194,43 @@ class RtnHfQuantizer(HfQuantizer):
                 name = target.removesuffix(".weight")
                 model.set_submodule(name, RtnLinear(_plain_linear(model, name), scheme))
         self.merged_bits = _one_width_each(merged)
+
+    def _expect(self, target: str, scheme: Scheme, tag: str) -> None:
+        """A parameter will be quantized while it loads, from files of dtype `tag`."""
+        _, known = self.loading.setdefault(target, (scheme, tag))
+        if known != tag:
+            raise UnsupportedError(f"`{target}` merges weights, which must share one dtype, got {known} and {tag}")
+
+    def _plan(self, files: Sequence[str] | None, model: Any) -> dict[str, Scheme]:
+        """What to quantize of a plain checkpoint, by module; the config says from now on what a conversion's would."""
+        plan = plan_of(files, self.quantization_config)
+        tasks = [task for task in plan.tasks if isinstance(task, Quantize)]
+        check_stored(tasks)
+        check_dtype(tasks, model.dtype)
+        self.quantization_config = RtnConfig(**plan.quantization_config or {})
+        return {task.source.module: task.scheme for task in tasks}
+
+    def param_needs_quantization(self, model: Any, param_name: str, **kwargs: Any) -> bool:
+        """Of a plain checkpoint: what an `RtnLinear` waits for."""
+        return param_name in self.loading and param_name not in self.merged_bits
+
+    def get_quantize_ops(self) -> RtnQuantize:
+        return RtnQuantize(self)
+
+    def update_weight_conversions(self, weight_conversions: list[Any], model: Any) -> list[Any]:
+        """Of a plain checkpoint: every merge rounds first, where its result is to be quantized."""
+        if self.pre_quantized:
+            return super().update_weight_conversions(weight_conversions, model)  # type: ignore[no-any-return,no-untyped-call]
+        return [
+            entry.copy(
+                entry._original_source_patterns,
+                entry._original_target_patterns,
+                operations=[RtnRound(self), *entry.operations],
+            )
+            if isinstance(entry, WeightConverter) and self.merged_bits
+            else entry
+            for entry in weight_conversions
+        ]
 
     def _scheme_of(self, module: str, tensors: Mapping[str, Header]) -> Scheme | None:
         """By the config, for a module that holds codes; both must agree."""

@@ -190,6 +190,10 @@ class Layout(ABC):
     def outputs(self, shape: tuple[int, ...], weight_dtype: str, scheme: Scheme) -> tuple[TensorSpec, ...]:
         """The tensors that replace `M.weight` of `shape` [O, I]."""
 
+    def stored_outputs(self, stored: Stored) -> tuple[TensorSpec, ...]:
+        """The tensors of a module that exists; those of `outputs`, where a layout reads no other than it writes."""
+        return self.outputs(stored.shape, stored.scale.dtype, stored.scheme)
+
     @abstractmethod
     def encode(self, quantized: Quantized, scheme: Scheme, shape: tuple[int, ...]) -> dict[str, Tensor]:
         """Blocks for the tensors of `outputs`, by suffix, row axis first. `shape` is the whole weight's [O, I].

@@ -1,4 +1,5 @@
-"""compressed-tensors: `pack-quantized` (weight-only int4, int8) and `int-quantized` (int8 with int8 activations).
+"""compressed-tensors: `pack-quantized` (int4 with or without int8 activations, weight-only int8) and `int-quantized`
+(int8 with int8 activations).
 
 For a module `M` with weight [O, I], b bits, G groups, `pack-quantized` is
     M.weight_packed int32 [O, ceil(I*b/32)]     codes stored unsigned (q + 2^(b-1)), first value in the lowest bits
@@ -9,6 +10,9 @@ and `int-quantized` is
     M.weight int8 [O, I]    M.weight_scale as above    M.weight_zero_point int8 [O, G], only asymmetric
     M.input_scale weight's dtype [1]    only where activations are static: max |x| / 127.5, rounded once; the dtype's
                                         epsilon where that is 0 (`quantization/utils/helpers.py`, `calculate_qparams`)
+W4A8 is what W4A16 is, with one more key in the config. compressed-tensors itself would store it as `int-quantized`, a
+byte a code (`compressors/format.py`): that is read. The packed one is half as large, and the one that vLLM reads on
+GPUs (`_is_wNaM_int`); it takes the other on Arm CPUs and XPUs.
 Sources: compressed-tensors 0.20 `compressors/pack_quantized/base.py` and `helpers.py`,
 `compressors/naive_quantized/base.py`, `quantization/quant_config.py`, `quantization/lifecycle/initialize.py` (which
 creates `input_scale` in the weight's dtype; vLLM copies it into float32). The config uses
@@ -26,7 +30,7 @@ from quantconvert.checkpoint import TensorRef
 from quantconvert.errors import UnsupportedError
 from quantconvert.layouts.base import Layout, ModuleReader, Selection, Stored, TensorSpec
 from quantconvert.patterns import check_foreign, compile_pattern, cover
-from quantconvert.schemes import NUM_BITS, Scheme, Strategy
+from quantconvert.schemes import NUM_BITS, Scheme, Strategy, activations_problem
 from quantconvert.text import quoted
 
 if TYPE_CHECKING:
@@ -52,7 +56,7 @@ class CompressedTensors(Layout):
     def rank_problems(self, scheme: Scheme, shape: tuple[int, int], module: str) -> list[str]:
         pack = scheme.number.per_word
         found = []
-        if not scheme.activations and shape[1] % pack:
+        if not _is_plain(scheme) and shape[1] % pack:
             found.append(f"{pack} codes share a word: expected in_features % {pack} == 0, got {shape[1]}")
         if not scheme.symmetric and scheme.strategy != "tensor" and shape[0] % pack:
             found.append(f"{pack} zero points share a word: expected out_features % {pack} == 0, got {shape[0]}")
@@ -62,7 +66,7 @@ class CompressedTensors(Layout):
         return None
 
     def row_multiple(self, scheme: Scheme) -> int:
-        return 1 if scheme.symmetric or scheme.activations else scheme.number.per_word
+        return 1 if scheme.symmetric or _is_plain(scheme) else scheme.number.per_word
 
     def outputs(self, shape: tuple[int, ...], weight_dtype: str, scheme: Scheme) -> tuple[TensorSpec, ...]:
         rows, columns = shape
@@ -70,11 +74,8 @@ class CompressedTensors(Layout):
         groups = scheme.num_groups(columns)
         whole = scheme.strategy == "tensor"
         per_group = ((1,), 0) if whole else ((rows, groups), 1)
-        if scheme.activations:
-            plain = (TensorSpec("weight", "I8", (rows, columns)), TensorSpec("weight_scale", weight_dtype, *per_group))
-            inputs = (TensorSpec("input_scale", weight_dtype, (1,), 0),) if scheme.static else ()
-            zeros = () if scheme.symmetric else (TensorSpec("weight_zero_point", "I8", *per_group),)
-            return (*plain, *zeros, *inputs)
+        if _is_plain(scheme):
+            return _plain_outputs(shape, weight_dtype, scheme)
         specs = [
             TensorSpec("weight_packed", "I32", (rows, -(-columns // pack))),
             TensorSpec("weight_scale", weight_dtype, *per_group),
@@ -85,6 +86,11 @@ class CompressedTensors(Layout):
         elif not scheme.symmetric:
             specs.append(TensorSpec("weight_zero_point", "I32", (-(-rows // pack), groups), pack))
         return tuple(specs)
+
+    def stored_outputs(self, stored: Stored) -> tuple[TensorSpec, ...]:
+        if "weight" in stored.refs:
+            return _plain_outputs(stored.shape, stored.scale.dtype, stored.scheme)
+        return super().stored_outputs(stored)
 
     def encode(self, quantized: Quantized, scheme: Scheme, shape: tuple[int, ...]) -> dict[str, Tensor]:
         import torch
@@ -97,7 +103,7 @@ class CompressedTensors(Layout):
         def signed(values: Tensor) -> Tensor:
             return (values.to(torch.int16) - scheme.number.midpoint).to(torch.int8)
 
-        if scheme.activations:
+        if _is_plain(scheme):
             plain = {"weight": signed(quantized.codes), "weight_scale": scale}
             offset = quantized.offset
             return plain if offset is None else plain | {"weight_zero_point": signed(offset).view(scale.shape)}
@@ -140,9 +146,11 @@ class CompressedTensors(Layout):
             packed = "weight_packed" in refs
             known = refs.get("input_scale")
             static = not packed and group.is_static and (known is None or known.shape == (1,))
-            scheme = replace(group.scheme, activations=not packed, static=static)
             if not static:  # a scale of what is not read here
                 refs = {suffix: ref for suffix, ref in refs.items() if suffix != "input_scale"}
+            why = group.only_dequantize(packed, refs)
+            acting = not packed or (group.activations is not None and why is None)
+            scheme = replace(group.scheme, activations=acting, static=static)
             if packed:
                 rows, words = refs["weight_packed"].shape
                 columns = words * scheme.number.per_word
@@ -150,7 +158,6 @@ class CompressedTensors(Layout):
                     rows, columns = struct.unpack("<2q", read(refs["weight_shape"]))
             else:
                 rows, columns = refs["weight"].shape
-            why = group.only_dequantize(packed, refs)
             return Stored(module, scheme, (rows, columns), refs, only_dequantize=why)
 
         return stored
@@ -190,7 +197,7 @@ class CompressedTensors(Layout):
                 "weights": _arguments(scheme.num_bits, scheme.symmetric, scheme.strategy, scheme.group_size),
                 "input_activations": _inputs(scheme) if scheme.activations else None,
                 "output_activations": None,
-                "format": INT if scheme.activations else PACKED,
+                "format": INT if _is_plain(scheme) else PACKED,
             }
         ignore = cover([n for n in selection.kept if n != "lm_head"], quantized, selection.fused_pairs)
         # engines build tied heads as linear layers, though the checkpoint holds no weight of theirs
@@ -216,6 +223,20 @@ class CompressedTensors(Layout):
             return not any(group.targets(module) or group.targets("Linear") for group in groups)
 
         return left
+
+
+def _is_plain(scheme: Scheme) -> bool:
+    """Whether codes are written as int8, one a byte: W8A8."""
+    return scheme.activations and scheme.num_bits == 8
+
+
+def _plain_outputs(shape: tuple[int, ...], weight_dtype: str, scheme: Scheme) -> tuple[TensorSpec, ...]:
+    rows, columns = shape
+    per_group = ((1,), 0) if scheme.strategy == "tensor" else ((rows, scheme.num_groups(columns)), 1)
+    plain = (TensorSpec("weight", "I8", (rows, columns)), TensorSpec("weight_scale", weight_dtype, *per_group))
+    inputs = (TensorSpec("input_scale", weight_dtype, (1,), 0),) if scheme.static else ()
+    zeros = () if scheme.symmetric else (TensorSpec("weight_zero_point", "I8", *per_group),)
+    return (*plain, *zeros, *inputs)
 
 
 # compressed-tensors `CompressionFormat`: those whose modules are read here, or as float8, or that hold plain weights.
@@ -273,16 +294,18 @@ class _Group:
     def only_dequantize(self, packed: bool, refs: Mapping[str, TensorRef]) -> str | None:
         """Why the activations' part would be lost or made up by another layout, if it would."""
         acts = self.activations
-        if packed:
-            return "quantizes activations too, which no layout of ours says of packed weights" if acts else None
         if acts is None:
-            return "stores int8 without quantizing activations"
+            return None if packed else "stores int8 without quantizing activations"
         scales = [refs[suffix].dtype for suffix in ("weight_scale", "input_scale") if suffix in refs]
         if len(set(scales)) > 1:
             return f"stores the scale of its weight as {scales[0]}, that of its input as {scales[1]}"
-        same = self._acts_like(_inputs(STATIC if "input_scale" in refs else DYNAMIC))
-        eight = self.scheme is not None and self.scheme.num_bits == 8 and self.scheme.symmetric
-        return None if same and eight else "quantizes activations in a way that no layout of ours says"
+        same, scheme = self._acts_like(_inputs(STATIC if "input_scale" in refs else DYNAMIC)), self.scheme
+        eight = scheme is not None and scheme.num_bits == 8 and scheme.symmetric and not packed
+        four = scheme is not None and scheme.num_bits == 4 and "input_scale" not in refs
+        four = four and scheme is not None and activations_problem(scheme) is None
+        if same and (eight or four):
+            return None
+        return "quantizes activations in a way that no layout of ours says"
 
 
 DYNAMIC = Scheme(8, True, "channel", activations=True)

@@ -61,9 +61,9 @@ def find_feedback(moments_II: Tensor) -> Feedback:
     diagonal.add_(DAMPING)
     _factorize(factor_II)
     _invert(factor_II)
-    if not bool(torch.isfinite(factor_II).all()):
-        raise BadInputs("a moment is NaN or Inf")
     for first in range(0, factor_II.shape[0], WIDTH):
+        if not bool(torch.isfinite(factor_II[first : first + WIDTH]).all()):
+            raise BadInputs("a moment is NaN or Inf")
         _round_digits(factor_II[first : first + WIDTH, first + WIDTH :], 0)
     return Feedback(factor_II, importance_I)
 

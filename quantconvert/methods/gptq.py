@@ -47,8 +47,11 @@ class Gptq:
         return find_feedback(inputs.moments)
 
     def held(self, scheme: Scheme, columns: int) -> int:
-        """The factor in float64, found in place, and panels of 512 columns."""
-        return 8 * columns * columns + 3 * 8 * 512 * columns
+        """The factor in float64, found in place, panels of 512 columns, and what 128 columns of a block take, whose
+        rows are as many as a cache holds where that is more than `block_rows`.
+        """
+        rows = max(self.block_rows, (1 << 18) // max(1, columns))
+        return 8 * columns * columns + 3 * 8 * 512 * columns + 40 * min(128, columns) * rows
 
     def quantize(
         self,
@@ -67,10 +70,8 @@ class Gptq:
         return quantize(w_OI, scheme, dtype, scale_dtype, span, noise)
 
     def scratch(self, scheme: Scheme) -> int:
-        """Weights on their way, codes twice, what a block of 128 columns takes (all of it, where there is one block),
-        and what it passes on.
-        """
-        return 64
+        """What `search` takes, or weights on their way, codes twice, and what a block passes on."""
+        return max(32, Search().scratch(scheme))
 
     def tolerance(self, scheme: Scheme, weight_dtype: str, scale_dtype: str) -> Tolerance:
         """`MAX_SHIFT` steps more than `search`."""

@@ -67,10 +67,8 @@ class Search:
         return nearest(w_OI, scheme, scale, zero_point, noise)
 
     def scratch(self, scheme: Scheme) -> int:
-        """What rounding takes; while ranges are searched, at most that of blocks as small as those that are searched
-        at a time.
-        """
-        return 9 + 32
+        """While ranges are searched: five numbers a value, and the parameters of all ratios for each group."""
+        return 28 + 400 // (scheme.group_size or 400)
 
     def tolerance(self, scheme: Scheme, weight_dtype: str, scale_dtype: str) -> Tolerance:
         """Half a step inside; outside as far as a narrower range leaves a value, too."""

@@ -3,6 +3,7 @@
 from quantconvert.options.option import Declared, Option, check_values, parse_size, read_group, size_text
 from quantconvert.options.table import (
     DEFAULT_DTYPE,
+    Activations,
     ConvertOptions,
     DequantizeWords,
     JobOptions,
@@ -13,6 +14,7 @@ from quantconvert.options.table import (
     PlainDType,
     PlanOptions,
     RankOptions,
+    RepackWords,
     SourceOptions,
     StreamOptions,
     TranscodeOptions,
@@ -21,6 +23,7 @@ from quantconvert.options.table import (
 
 __all__ = [
     "DEFAULT_DTYPE",
+    "Activations",
     "ConvertOptions",
     "Declared",
     "DequantizeWords",
@@ -33,6 +36,7 @@ __all__ = [
     "PlainDType",
     "PlanOptions",
     "RankOptions",
+    "RepackWords",
     "SourceOptions",
     "StreamOptions",
     "TranscodeOptions",

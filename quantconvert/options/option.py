@@ -7,6 +7,7 @@ values are; `read_group` turns such a class into `Declared` options, of which co
 from __future__ import annotations
 
 import difflib
+import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 
 from quantconvert.errors import UsageError
 
-Kind = Literal["text", "number", "fraction", "size", "flag", "list"]
+Kind = Literal["text", "number", "decimal", "size", "flag", "list"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,8 +28,9 @@ class Option:
     flags: how a command line spells it, `--its-name` where nothing is said. negative: the flag that says no, with its
     own help. shown: the default in words. choices: the words that are allowed, from a registry or, where nothing is
     said, from the type. suggest: words for shell completion where others are allowed too. item: makes one value of a
-    list from its text, of type `made`. least: the smallest number. changes: whether it can change bytes of the result
-    (then it is in a job's JSON and in the command of the model card). in_card: whether it changes the card alone.
+    list from its text, of type `made`. least: the smallest number. most: the largest of numbers from 0 on that need not
+    be whole; without it they are above 0. changes: whether it can change bytes of the result (then it is in a job's
+    JSON and in the command of the model card). in_card: whether it changes the card alone.
     hidden: whether help says nothing of it, because no value but the default is registered yet. in_recipe: whether a
     recipe may hold it. is_file: the value is the path of a file, of whose folder reports and cards say nothing.
     """
@@ -46,6 +48,7 @@ class Option:
     item: Callable[[str], Any] = str
     kind: type = str
     least: int | None = None
+    most: float | None = None
     changes: bool = False
     in_card: bool = False
     hidden: bool = False
@@ -98,17 +101,13 @@ class Declared:
 
     def from_text(self, text: str) -> Any:
         """What a command line's text says; raises `UsageError`."""
-        if self.kind == "fraction":
-            try:
-                return float(text)
-            except ValueError:
-                raise UsageError(f"{self.flag}: expected a number from 0 to 1, got `{text}`") from None
-        if self.kind != "number":
+        if self.kind not in ("number", "decimal"):
             return text
         try:
-            return int(text)
+            return int(text) if self.kind == "number" else float(text)
         except ValueError:
-            raise UsageError(f"{self.flag}: expected a whole number, got `{text}`") from None
+            kind = "a whole number" if self.kind == "number" else self._decimals
+            raise UsageError(f"{self.flag}: expected {kind}, got `{text}`") from None
 
     def checked(self, value: Any) -> Any:
         """The value in its own type (a size as bytes, a list as a tuple of items); raises `UsageError`."""
@@ -117,8 +116,8 @@ class Declared:
                 return self._of_type(value, bool, "true or false")
             case "number":
                 return self._number(value)
-            case "fraction":
-                return self._fraction(value)
+            case "decimal":
+                return self._decimal(value)
             case "size":
                 return parse_size(value, self.flag)
             case "list":
@@ -155,9 +154,15 @@ class Declared:
             raise UsageError(f"{self.flag}: expected a whole number{bound}, got {value!r}")
         return value
 
-    def _fraction(self, value: Any) -> float:
-        if type(value) not in (int, float) or not 0 <= value <= 1:
-            raise UsageError(f"{self.flag}: expected a number from 0 to 1, got {value!r}")
+    @property
+    def _decimals(self) -> str:
+        return "a number above 0" if self.option.most is None else f"a number from 0 to {self.option.most:g}"
+
+    def _decimal(self, value: Any) -> float:
+        known = type(value) in (int, float) and math.isfinite(value)
+        most = self.option.most
+        if not known or (value <= 0 if most is None else not 0 <= value <= most):
+            raise UsageError(f"{self.flag}: expected {self._decimals}, got {value!r}")
         return float(value)
 
     def _items(self, value: Any) -> tuple[Any, ...]:
@@ -186,12 +191,12 @@ def _is_union(kind: Any) -> bool:
 
 
 def _kind(kinds: Sequence[Any]) -> Kind:
+    if float in kinds:
+        return "decimal"
     if int in kinds:
         return "size" if str in kinds else "number"
     if bool in kinds:
         return "flag"
-    if float in kinds:
-        return "fraction"
     return "list" if get_origin(kinds[0]) is Sequence else "text"
 
 

@@ -21,6 +21,7 @@ SCHEME, RULES, LIMITS = "Scheme", "What stays in high precision", "Limits"
 OnIndivisible = Literal["error", "skip", "channel"]
 NanPolicy = Literal["error", "keep"]
 PlainDType = Literal["bfloat16", "float16", "float32"]
+Activations = Literal["int8"]
 DEFAULT_DTYPE: PlainDType = "bfloat16"
 
 
@@ -130,7 +131,8 @@ class JobOptions(StreamOptions, total=False):
     smooth: Annotated[
         float | None,
         Option("SmoothQuant instead of equalizing: columns by what their inputs reach, to the power of ALPHA. From "
-               "--statistics, else from a bag of tokens.", metavar="ALPHA", panel=SCHEME, changes=True, in_recipe=True),
+               "--statistics, else from a bag of tokens.", metavar="ALPHA", most=1, panel=SCHEME, changes=True,
+               in_recipe=True),
     ]  # fmt: skip
     steps: Annotated[
         Sequence[str],
@@ -163,6 +165,11 @@ class JobOptions(StreamOptions, total=False):
         str | None,
         Option("; ".join(f"{name}: {text}" for name, (text, _) in PRESETS.items()) + ".",
                metavar="|".join(PRESETS), panel=RULES, changes=True, in_recipe=True, suggest=lambda: PRESETS),
+    ]  # fmt: skip
+    target_bits: Annotated[
+        float | None,
+        Option("Raise layers from 4 bits to 8 until a quantized weight takes so many bits, scales included; reads the "
+               "weights before planning.", metavar="BITS", panel=RULES, changes=True, in_recipe=True),
     ]  # fmt: skip
     tensor_parallel: Annotated[
         int,
@@ -286,6 +293,10 @@ class RepackWords(QuietWords, total=False):
     """Of `repack` alone; `format` has no default."""
 
     format: Annotated[str, Option("Layout to write.", metavar="|".join(LAYOUTS), suggest=lambda: LAYOUTS)]
+    activations: Annotated[
+        Activations | None,
+        Option("Have engines quantize the inputs of quantized layers too, per token; codes and scales stay."),
+    ]
 
 
 class DequantizeWords(QuietWords, total=False):

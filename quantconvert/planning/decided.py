@@ -13,7 +13,7 @@ from quantconvert.families import Classifier
 from quantconvert.job import Job
 from quantconvert.layouts import Layout, Selection
 from quantconvert.planning.decision import Decision
-from quantconvert.planning.known import Knowledge
+from quantconvert.planning.knowledge import Knowledge
 from quantconvert.planning.lower import Lowering
 from quantconvert.schemes import Scheme
 from quantconvert.sources import Sources

@@ -11,7 +11,7 @@ from quantconvert.factors import FACTORS, Driver, Factors, Recipe, VectorFile, W
 from quantconvert.families import Classifier
 from quantconvert.job import Job
 from quantconvert.planning.decision import Decision
-from quantconvert.planning.known import Knowledge
+from quantconvert.planning.knowledge import Knowledge
 from quantconvert.sources.read import WHOLE
 from quantconvert.sources.sites import Site, find_sites, with_steps
 

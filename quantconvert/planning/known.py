@@ -2,42 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from types import MappingProxyType
+from collections.abc import Sequence
 
-from quantconvert.checkpoint import Checkpoint, TensorRef
-from quantconvert.errors import QuantConvertError, UsageError, some
-from quantconvert.factors import IMPORTANCES, STATISTICS, VectorFile, Walk, bag_file, find_walk, place_vectors
+from quantconvert.checkpoint import Checkpoint
+from quantconvert.errors import QuantConvertError, UnsupportedError, UsageError, some
+from quantconvert.factors import IMPORTANCES, STATISTICS, bag_file, find_walk, place_vectors
+from quantconvert.factors.room import bag_nbytes
 from quantconvert.families import Family
 from quantconvert.job import Job
 from quantconvert.methods import DEFAULT_METHOD, METHODS, Method
 from quantconvert.planning.decision import Decision
+from quantconvert.planning.knowledge import Knowledge
+from quantconvert.planning.memory import execution_for
 from quantconvert.planning.methods import check_needs
 from quantconvert.planning.tasks import UNKNOWN, Known
 from quantconvert.sources.steps.scale import Scale
 from quantconvert.statistics import Statistics
-
-
-@dataclass(frozen=True, slots=True)
-class Knowledge:
-    """What is known, by module; and the bag of tokens that finds it, where nothing else does, with its file."""
-
-    modules: Mapping[str, Known] = field(default_factory=lambda: MappingProxyType({}))
-    walk: Walk | None = None
-    file: VectorFile | None = None
-
-    def of(self, module: str) -> Known:
-        """What is known of one module's input."""
-        return self.modules.get(module, UNKNOWN)
-
-    def importances(self, modules: Iterable[str]) -> tuple[TensorRef, ...]:
-        """Of the inputs of several modules, each input once."""
-        return tuple(dict.fromkeys(ref for module in modules if (ref := self.of(module).importance)))
-
-    def maxima(self, modules: Iterable[str]) -> tuple[TensorRef, ...]:
-        """The same of max |x_j|."""
-        return tuple(dict.fromkeys(ref for module in modules if (ref := self.of(module).maxima)))
 
 
 def find_knowledge(
@@ -63,6 +43,10 @@ def find_knowledge(
         text = f"{asked} needs the importances of inputs, which no bag of tokens finds here: {walk}"
         errors.append(UsageError(text, hint="--statistics FILE, made by quantconvert observe"))
         return Knowledge()
+    needed, limit = bag_nbytes(walk, execution_for(job.limits)), job.memory_limit
+    if needed > limit:
+        text = f"a bag of tokens needs {needed} bytes: expected at most --memory-limit {limit}"
+        errors.append(UnsupportedError(text, hint=f"--memory-limit {-(-needed // 10**6)}MB, or --statistics FILE"))
     file = bag_file(walk)
     places = {place.name: place for place in place_vectors(file, IMPORTANCES)}
     inputs = [readers for layer in walk.layers for readers, _ in layer.inputs]

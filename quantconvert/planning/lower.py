@@ -10,7 +10,8 @@ from quantconvert.kernels import scratch
 from quantconvert.layouts import Layout, TensorSpec
 from quantconvert.methods import Method
 from quantconvert.planning.decision import Decision
-from quantconvert.planning.known import Knowledge, method_for
+from quantconvert.planning.knowledge import Knowledge
+from quantconvert.planning.known import method_for
 from quantconvert.planning.memory import cut
 from quantconvert.planning.place import Unit, unchanged
 from quantconvert.planning.plan import Execution

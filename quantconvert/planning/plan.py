@@ -15,7 +15,8 @@ from quantconvert.digest import digest
 from quantconvert.engines import Loadable
 from quantconvert.factors import Factors
 from quantconvert.job import Job
-from quantconvert.planning.known import Knowledge
+from quantconvert.planning.knowledge import Knowledge
+from quantconvert.planning.spent import Budget
 from quantconvert.planning.tasks import Operation, Task, role_of
 from quantconvert.schemes import Scheme
 from quantconvert.sources import Dropped, scratch_nbytes
@@ -63,6 +64,7 @@ class Plan:
     dropped: tuple[Dropped, ...] = ()
     loadable: Loadable = field(default_factory=Loadable)
     changes: Mapping[str, Any] = field(default_factory=dict)
+    budget: Budget | None = None
     factors: Factors | None = field(default=None, repr=False)
     knowledge: Knowledge | None = field(default=None, repr=False)
     statistics: Statistics | None = None
@@ -207,6 +209,7 @@ class Plan:
             "workers": self.execution.workers,
             "num_equalized": len(self.factors.wanted) if self.factors else 0,
             "notes": list(self.notes),
+            "budget": self.budget and self.budget.to_json(),
             "digest": self.digest,
             "quantization_config": self.quantization_config and dict(self.quantization_config),
             "files": {shard.file: shard.nbytes for shard in self.shards},

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -123,11 +123,16 @@ class Bench:
             self._stream(task, make)
             return noise.noise, noise.signal
         except NonFinite:
-            raise nonfinite_error(source, count_nonfinite(rows, source)) from None
+            raise nonfinite_error(source, self._nonfinite(source)) from None
         except ScaleOverflow:
             raise overflow_error(source, task.layout) from None
         except BadInputs as error:
             raise inputs_error(source, error) from None
+
+    def _nonfinite(self, source: Read) -> tuple[int, int, tuple[int, ...]]:
+        """What of a weight is not finite: as it is stored, before a step spread it, if it is not the step's own."""
+        stored = count_nonfinite(self._rows(replace(source, steps=())), source)
+        return stored if any(stored[:2]) else count_nonfinite(self._rows(source), source)
 
     def _heard(self, name: str, read: Iterator[tuple[int, Tensor]]) -> Iterator[Tensor]:
         """The tiles of a first pass, which tells of no progress but must stop when all workers do."""

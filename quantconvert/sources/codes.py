@@ -142,8 +142,7 @@ def _read_modules(layout: Layout, context: Context, modules: Mapping[str, Mappin
 
 def specs_of(stored: Stored) -> dict[str, TensorSpec]:
     """What its layout promises for a stored module, by suffix."""
-    outputs = LAYOUTS[stored.layout].outputs(stored.shape, stored.scale.dtype, stored.scheme)
-    return {spec.suffix: spec for spec in outputs}
+    return {spec.suffix: spec for spec in LAYOUTS[stored.layout].stored_outputs(stored)}
 
 
 def _checked(stored: Stored) -> Stored:

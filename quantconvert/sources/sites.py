@@ -10,6 +10,7 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 from quantconvert.checkpoint import Checkpoint, TensorRef
+from quantconvert.dtypes import DTYPES
 from quantconvert.errors import some
 from quantconvert.families import Family, Fold, stands_aside
 from quantconvert.patterns import WEIGHT_SUFFIX, layer_of, template_of
@@ -225,8 +226,8 @@ def _doubt(site: Site, layer: _Layer, count: Mapping[str, int], unfolded: tuple[
         return None
     for template, names in layer.by_template.items():
         module = template.removesuffix(WEIGHT_SUFFIX)
-        reads = [layer.by_name[name] for name in names]
-        wide = [read for read in reads if len(read.shape) > 1 and site.width in read.shape[1:]]
+        reads = [layer.by_name[name] for name in names if not name.endswith("bias")]  # older GPTs' masks, and biases
+        wide = [read for read in reads if site.width in read.shape[1:] and DTYPES[read.dtype].is_weight]
         if any(not count[read.name] for read in wide) and not _is_unfolded(module, unfolded):
             return f"may be read by `{module}`, of which the family's table does not say"
     return None

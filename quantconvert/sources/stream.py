@@ -56,12 +56,13 @@ def model_types(checkpoint: Checkpoint) -> tuple[str, ...]:
 def table_of(family: Family | None, checkpoint: Checkpoint) -> Stream:
     """The table of the stream for a checkpoint; raises `UnsupportedError` where there is none."""
     types = model_types(checkpoint)
+    own = types[1] or types[0]
     for stream in family.streams if family else ():
-        if set(stream.only) & set(types):
+        if own in stream.only:
             return stream
     known = sorted({name for row in FAMILIES for stream in row.streams for name in stream.only})
     raise UnsupportedError(
-        f"--rotate: no table says what reads and writes the residual stream of `{types[0] or 'no model_type'}`",
+        f"--rotate: no table says what reads and writes the residual stream of `{own or 'no model_type'}`",
         hint=f"models that can be rotated: {', '.join(known)}",
     )
 
@@ -70,7 +71,8 @@ def find_stream(
     reads: Sequence[Read], family: Family, stream: Stream, checkpoint: Checkpoint, errors: list[QuantConvertError]
 ) -> StreamReads | None:
     """Every tensor of the stream; None, with refusals, where some are missing or the source holds others."""
-    sites, problems = find_sites(reads, family, checkpoint)
+    everywhere, problems = find_sites(reads, family, checkpoint)
+    sites = [site for site in everywhere if _place(site.name, checkpoint)]
     problems = [text for text in problems if text.split("`")[1] in stream.norms]
     norms = [site for site in sites if site.fold.producer in stream.norms]
     places = {read.name: _place(read.name, checkpoint) for read in reads}

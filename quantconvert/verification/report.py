@@ -75,6 +75,7 @@ def report_of(
         "format": plan.format,
         "source_format": plan.source_format,
         "plan_sha256": plan.digest,
+        **({"budget": plan.budget.to_json()} if plan.budget else {}),
         "tensors": {task.source.name: _tensor(task, errors) for task in plan.quantized},
         **({"factors": factors.to_json()} if factors else {}),
         **({"changed": changed} if changed else {}),

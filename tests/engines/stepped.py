@@ -48,6 +48,9 @@ def save_float32(case: Case, folder: Path, seed: int = 0) -> Path:
                 parameter.add_(torch.empty_like(parameter).uniform_(-0.5, 0.5))
             elif parameter.dim() > 1 or name.endswith("bias"):
                 parameter.normal_(std=0.15)
+        table = model.get_input_embeddings()
+        if table.padding_idx is not None:
+            table.weight[table.padding_idx] = 0  # as some models make it whenever they are loaded
     model.float().save_pretrained(folder)
     return folder
 

@@ -35,7 +35,7 @@ CASES: dict[str, Case] = {
     **{name: DENSE[name] for name in PICKED},
     **{name: MOE[name] for name in ("mixtral", "qwen2_moe", "qwen3_moe", "olmoe")},
     **{name: FUSED[name].case for name in ("granitemoe", "granitemoeshared")},
-    **{name: MULTIMODAL[name] for name in ("llava", "gemma3", "qwen2_vl", "qwen2_5_vl", "qwen3_vl")},
+    **{f"{name} with a tower": MULTIMODAL[name] for name in ("llava", "gemma3", "qwen2_vl", "qwen2_5_vl", "qwen3_vl")},
     "ministral": Case("MinistralForCausalLM", GROUPED | {"head_dim": 16}, (), {}),
     "stablelm parallel": Case("StableLmForCausalLM", GROUPED | {"use_parallel_residual": True}, (), {}),
     "granite multiplied": Case(

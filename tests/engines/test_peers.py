@@ -40,7 +40,11 @@ COMPRESSED: dict[str, dict[str, Any]] = {
     "W8A8": {"weights": {"num_bits": 8, "strategy": "channel"}, "activations": TOKEN},
     "W8A8 tensor": {"weights": {"num_bits": 8, "strategy": "tensor"}, "activations": TOKEN},
     "W8A8 g32": {"weights": {"num_bits": 8, **GROUP}, "activations": TOKEN},
-}
+    "W4A8 g32": {"weights": {"num_bits": 4, **GROUP}, "activations": TOKEN},
+    "W4A8 g32 packed": {
+        "weights": {"num_bits": 4, **GROUP}, "activations": TOKEN, "forced_format": "pack-quantized",
+    },
+}  # fmt: skip
 BY_GPTQMODEL: dict[str, dict[str, Any]] = {
     "rtn": {"kind": "rtn", "bits": 4},
     "rtn int8 channel": {"kind": "rtn", "bits": 8, "group_size": -1},
@@ -177,7 +181,6 @@ def test_two_config_groups(tmp_path):
 
 
 RARE: dict[str, dict[str, Any]] = {
-    "W4A8": {"weights": {"num_bits": 4, **GROUP}, "activations": TOKEN},
     "W8A8 asymmetric": {"weights": {"num_bits": 8, "strategy": "channel", "symmetric": False}, "activations": TOKEN},
     "W8A8 static": {"weights": {"num_bits": 8, "strategy": "channel"}, "activations": STATIC},
 }

@@ -88,11 +88,6 @@ def test_refuses(mixture: Path, tmp_path: Path, edit: Callable[[Any, Any], None]
         load(edited(mixture, tmp_path / "out", edit))
 
 
-def test_refuses_to_quantize_while_loading():
-    with pytest.raises(UnsupportedError, match="convert first"):
-        load(TINY_LLAMA, quantization_config=integration.RtnConfig(4, 128, True))
-
-
 def test_refuses_other_files_than_safetensors(mixture: Path, tmp_path: Path):
     (tmp_path / "config.json").write_text((mixture / "config.json").read_text())
     torch.save(read_tensors(mixture), tmp_path / "pytorch_model.bin")
