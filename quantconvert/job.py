@@ -134,8 +134,6 @@ class Job:
         job = cls(base=base, operation=operation, dtype=dtype, activations=activations, **filled)
         for rule in job.rules:
             job.request(rule.scheme)
-        if job.smooth is not None and job.smooth > 1:
-            raise UsageError(f"--smooth: expected a number of at most 1, got {job.smooth}")
         if job.smooth is not None and (job.equalize or job.rotate):
             other = "--equalize" if job.equalize else "--rotate"
             raise UsageError(f"--smooth contradicts {other}: both say what to do with columns", hint="give one of them")

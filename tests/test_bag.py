@@ -160,7 +160,7 @@ def test_memory_is_what_the_plan_says(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(bag_module, "Workspace", Recorded)
     monkeypatch.setattr(tiles_module, "Workspace", Recorded)
     monkeypatch.setattr(room_module, "TILE_ELEMENTS", 1 << 14)
-    monkeypatch.setattr(bag_module, "PRODUCT_NBYTES", 0)
+    monkeypatch.setattr(room_module, "PRODUCT_NBYTES", 0)
     walk = walk_of(folder)
     assert isinstance(walk, Walk)
     for execution in (Limits(), Limits(3)):

@@ -175,7 +175,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "gptq alone": ({"method": "gptq"}, "expected a source of the second moments"),
     "search and rotate": ({"method": "search", "rotate": "r1"}, "knows the inputs as they are, not as --rotate"),
     "smooth and equalize": ({"smooth": 0.5, "equalize": True}, "--smooth contradicts --equalize"),
-    "smooth of two": ({"smooth": 2}, "at most 1"),
+    "smooth of two": ({"smooth": 2}, "from 0 to 1"),
     "little memory": ({"method": "search", "memory_limit": "9MB"}, "a bag of tokens needs"),
 }
 

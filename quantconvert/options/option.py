@@ -28,8 +28,9 @@ class Option:
     flags: how a command line spells it, `--its-name` where nothing is said. negative: the flag that says no, with its
     own help. shown: the default in words. choices: the words that are allowed, from a registry or, where nothing is
     said, from the type. suggest: words for shell completion where others are allowed too. item: makes one value of a
-    list from its text, of type `made`. least: the smallest number. changes: whether it can change bytes of the result
-    (then it is in a job's JSON and in the command of the model card). in_card: whether it changes the card alone.
+    list from its text, of type `made`. least: the smallest number. most: the largest of numbers from 0 on that need not
+    be whole; without it they are above 0. changes: whether it can change bytes of the result (then it is in a job's
+    JSON and in the command of the model card). in_card: whether it changes the card alone.
     hidden: whether help says nothing of it, because no value but the default is registered yet. in_recipe: whether a
     recipe may hold it. is_file: the value is the path of a file, of whose folder reports and cards say nothing.
     """
@@ -47,6 +48,7 @@ class Option:
     item: Callable[[str], Any] = str
     kind: type = str
     least: int | None = None
+    most: float | None = None
     changes: bool = False
     in_card: bool = False
     hidden: bool = False
@@ -104,7 +106,7 @@ class Declared:
         try:
             return int(text) if self.kind == "number" else float(text)
         except ValueError:
-            kind = "a whole number" if self.kind == "number" else "a number"
+            kind = "a whole number" if self.kind == "number" else self._decimals
             raise UsageError(f"{self.flag}: expected {kind}, got `{text}`") from None
 
     def checked(self, value: Any) -> Any:
@@ -152,9 +154,15 @@ class Declared:
             raise UsageError(f"{self.flag}: expected a whole number{bound}, got {value!r}")
         return value
 
+    @property
+    def _decimals(self) -> str:
+        return "a number above 0" if self.option.most is None else f"a number from 0 to {self.option.most:g}"
+
     def _decimal(self, value: Any) -> float:
-        if type(value) not in (int, float) or not math.isfinite(value) or value <= 0:
-            raise UsageError(f"{self.flag}: expected a number above 0, got {value!r}")
+        known = type(value) in (int, float) and math.isfinite(value)
+        most = self.option.most
+        if not known or (value <= 0 if most is None else not 0 <= value <= most):
+            raise UsageError(f"{self.flag}: expected {self._decimals}, got {value!r}")
         return float(value)
 
     def _items(self, value: Any) -> tuple[Any, ...]:

@@ -131,7 +131,8 @@ class JobOptions(StreamOptions, total=False):
     smooth: Annotated[
         float | None,
         Option("SmoothQuant instead of equalizing: columns by what their inputs reach, to the power of ALPHA. From "
-               "--statistics, else from a bag of tokens.", metavar="ALPHA", panel=SCHEME, changes=True, in_recipe=True),
+               "--statistics, else from a bag of tokens.", metavar="ALPHA", most=1, panel=SCHEME, changes=True,
+               in_recipe=True),
     ]  # fmt: skip
     steps: Annotated[
         Sequence[str],

@@ -107,7 +107,9 @@ def _part_of_inputs(inputs: Inputs | None, columns: tuple[int, int] | None) -> I
 def _quantized(
     files: Files, plan: Plan, name: str, parts: Sequence[Quantize], rank: int, size: int
 ) -> dict[str, Tensor]:
-    """The tensors of one module of the result, whose weight is that of `parts` one above the other."""
+    """The tensors of one module of the result, whose weight is that of `parts` one above the other: all read one input,
+    of which the first knows what any does.
+    """
     task = parts[0]
     source, scheme = task.source, task.scheme
     method, layout = METHODS[task.method], LAYOUTS[task.layout]
@@ -118,7 +120,7 @@ def _quantized(
     tile_rows = min(found.tile_rows for found in cuts)
     dtype, scale_dtype = torch_dtype(source.dtype), torch_dtype(layout.scale_dtype(source.dtype))
     constants = layout.constants(scheme, source.dtype, input_max_of(task, files))
-    inputs = _part_of_inputs(inputs_of(task, files), shares.parts[0].columns)
+    inputs = _part_of_inputs(inputs_of(task, files), shares.columns)
     blocks: dict[str, list[Tensor]] = {spec.suffix: [] for spec in specs}
     try:
         span = method.span(shares.tiles(tile_rows), scheme, inputs)
@@ -152,6 +154,8 @@ class _Shares:
         self.parts = [part for part in found if part is not None]
         assert len(self.parts) == len(found), "the plan has checked that every layer divides by the ranks"
         self.shape = (sum(part.shape[0] for part in self.parts), self.parts[0].shape[1])
+        whole = self.parts[0].columns == (0, self.sources[0].shape[1])
+        self.columns = None if whole else self.parts[0].columns
         self.rows = [open_rows(s, files, Workspace(), plan.execution.slab_nbytes) for s in self.sources]
 
     def tiles(self, tile_rows: int) -> Iterator[Tensor]:
@@ -162,12 +166,11 @@ class _Shares:
 
     def _pieces(self, first: int, last: int) -> Iterator[Tensor]:
         top = 0
-        for source, part, rows in zip(self.sources, self.parts, self.rows, strict=True):
+        for part, rows in zip(self.parts, self.rows, strict=True):
             begin, end = max(first, top), min(last, top + part.shape[0])
             if begin < end:
                 shift = part.rows[0] - top
-                columns = None if part.columns == (0, source.shape[1]) else part.columns
-                yield rows.rows(begin + shift, end + shift, columns)
+                yield rows.rows(begin + shift, end + shift, self.columns)
             top += part.shape[0]
 
     def nonfinite(self) -> CheckpointError:
