@@ -2,8 +2,8 @@
 
     python benchmarks/convert.py [--dir FOLDER] [--format compressed-tensors] [--runs 3] [-- OPTIONS OF quantconvert]
 
-`plain` is the same with `--no-equalize`. The floor is what nobody can avoid: reading the input's bytes and writing the output's, measured in the same run. CPU
-seconds and peak memory are the kernel's own account of each finished process.
+`plain` is the same with `--no-equalize`. The floor is what nobody can avoid: reading the input's bytes and writing the
+output's, measured in the same run. CPU seconds and peak memory are the kernel's own account of each finished process.
 """
 
 from __future__ import annotations
