@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 import quantconvert
-from quantconvert.errors import QuantConvertError, VerificationError
+from quantconvert.errors import CheckpointError, QuantConvertError, VerificationError
 from quantconvert.events import Event, Progress
 from quantconvert.factors import FACTORS, read_places
 from quantconvert.factors.recipe import FLOAT16_ROOM, calm_norm, calm_rows, clamped, equalize, power_of_two, settled
@@ -380,6 +380,40 @@ def test_repacked_codes_are_judged_by_the_same_factors(source: Path, tmp_path: P
     quantconvert.convert(source, out, equalize=True, symmetric=True, format="compressed-tensors", group_size=32)
     quantconvert.repack(out, tmp_path / "gptq", "gptq")
     assert quantconvert.verify(tmp_path / "gptq", source).is_ok
+
+
+def test_what_comes_from_a_result_has_its_factors_already(source: Path, tmp_path: Path):
+    """A result that is repacked or dequantized keeps its factors; its source's tensors have them, too."""
+    out = tmp_path / "out"
+    quantconvert.convert(source, out, equalize=True, symmetric=True, format="compressed-tensors", group_size=32)
+    quantconvert.repack(out, tmp_path / "gptq", "gptq", verify=True)
+    quantconvert.dequantize(out, tmp_path / "floats", verify=True)
+    for name in ("gptq", "floats"):
+        assert factors_of(tmp_path / name).keys() == factors_of(out).keys()
+        assert quantconvert.verify(tmp_path / name, out).is_ok
+    quantconvert.convert(tmp_path / "floats", tmp_path / "again", verify=True, **OPTIONS)
+    assert quantconvert.verify(tmp_path / "again", tmp_path / "floats").is_ok
+    assert not quantconvert.verify(tmp_path / "again", source).is_ok
+
+
+@pytest.mark.parametrize("metadata", [None, {}], ids=["null", "empty"])
+def test_factors_without_a_checksum_are_damaged(metadata: object, tmp_path: Path):
+    header = json.dumps({"__metadata__": metadata}).encode()
+    (tmp_path / FACTORS).write_bytes(struct.pack("<Q", len(header)) + header)
+    with pytest.raises(CheckpointError, match="was changed: expected sha256 None"):
+        read_places(tmp_path)
+
+
+def test_vectors_without_a_place_are_one_finding(source: Path, result: Path, tmp_path: Path):
+    out = copied(result, tmp_path / "out")
+    entries = {f"../a{i}": {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]} for i in range(1000)}
+    header = json.dumps({"__metadata__": {"sha256": hashlib.sha256(b"").hexdigest()}} | entries).encode()
+    (out / FACTORS).write_bytes(struct.pack("<Q", len(header)) + header)
+    found = [finding for finding in quantconvert.verify(out, source).findings if finding.where == FACTORS]
+    assert [finding.message.partition(":")[0] for finding in found] == [
+        "was changed after the conversion",
+        "has 1000 vectors without a place in the source",
+    ]
 
 
 def test_the_last_check_hears_of_a_wrong_step(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -41,7 +41,7 @@ def equalized(
     chosen: list[tuple[Site, tuple[Driver, ...], bool]] = []
     for site in sites:
         drivers = tuple(_drivers(site, by_name, bool(job.equalize) or job.smooth is not None))
-        problem = _problem(site, by_name) if drivers else None
+        problem = (_problem(site, by_name) or _unknown(drivers, job, knowledge)) if drivers else None
         if problem:
             notes.append(f"`{site.name}` {problem}")
         elif drivers:
@@ -87,6 +87,14 @@ def _problem(site: Site, by_name: dict[str, Decision]) -> str | None:
     if any(d.request is None and (d.ref.view != WHOLE or d.ref.parts > 1) for d in members):
         return "has weights that are kept as parts of a tensor"
     return None
+
+
+def _unknown(drivers: Sequence[Driver], job: Job, knowledge: Knowledge) -> str | None:
+    """Why SmoothQuant has nothing to go by."""
+    modules = [driver.read.module for driver in drivers]
+    if job.smooth is None or knowledge.maxima(modules) or knowledge.importances(modules):
+        return None
+    return "is a vector of which --statistics say nothing" if job.statistics else "is not on the way of a bag of tokens"
 
 
 def _nothing(
