@@ -338,7 +338,9 @@ def test_a_matrix_that_may_read_the_same_stops_its_layer(tmp_path: Path):
     assert plan.factors is not None
     norms = {wanted.site.name for wanted in plan.factors.wanted if wanted.site.fold.kind == "norm"}
     assert norms == {"model.layers.0.input_layernorm", "model.layers.0.post_attention_layernorm"}
-    assert any("extra_proj" in note for note in plan.notes)
+    (note,) = [note for note in plan.notes if note.startswith("not equalized")]
+    assert "`input_layernorm` may be read by `self_attn.extra_proj`" in note
+    assert "``" not in note
 
 
 @pytest.mark.usefixtures("auto_equalize")

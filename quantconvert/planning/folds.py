@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from quantconvert.checkpoint import Checkpoint, TensorRef
-from quantconvert.errors import QuantConvertError, UnsupportedError, some
+from quantconvert.errors import QuantConvertError, UnsupportedError
 from quantconvert.factors import FACTORS, Driver, Factors, Recipe, VectorFile, Wanted, place_vectors
 from quantconvert.families import Classifier
 from quantconvert.job import Job
@@ -63,7 +63,7 @@ def equalized(
     )
     scaled = with_steps(reads, [(item.site, item.place) for item in wanted])
     changed = [replace(d, ref=read) if read is not d.ref else d for d, read in zip(decisions, scaled, strict=True)]
-    return changed, Factors(wanted, file), [f"not equalized: {some(notes)}"] if notes else []
+    return changed, Factors(wanted, file), [f"not equalized: {_listed(notes)}"] if notes else []
 
 
 def _wanted(
@@ -132,7 +132,7 @@ def _nothing(
         and not any(d.request and d.request.num_bits == AUTO_BITS for d in decisions)
     ):
         return []
-    why = some(notes) if notes else (
+    why = _listed(notes) if notes else (
         f"the table of {family.name} does not say who reads what in a layer of {classifier.model_type}"
         if family else "the family is not known"
     )  # fmt: skip
@@ -140,3 +140,8 @@ def _nothing(
         errors.append(UnsupportedError(f"{asked}: nothing can be: {why}", hint=f"drop {asked}"))
         return []
     return [f"nothing is equalized: {why}"]
+
+
+def _listed(notes: Sequence[str]) -> str:
+    """Clauses, the first few of them."""
+    return "; ".join(notes[:3]) + (f"; and {len(notes) - 3} more" if len(notes) > 3 else "")
