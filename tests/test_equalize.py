@@ -338,7 +338,24 @@ def test_a_matrix_that_may_read_the_same_stops_its_layer(tmp_path: Path):
     assert plan.factors is not None
     norms = {wanted.site.name for wanted in plan.factors.wanted if wanted.site.fold.kind == "norm"}
     assert norms == {"model.layers.0.input_layernorm", "model.layers.0.post_attention_layernorm"}
-    assert any("extra_proj" in note for note in plan.notes)
+    (note,) = [note for note in plan.notes if note.startswith("not equalized")]
+    assert "`input_layernorm` may be read by `self_attn.extra_proj`" in note
+    assert "``" not in note
+
+
+@pytest.mark.usefixtures("auto_equalize")
+def test_a_source_that_lacks_a_reader(tmp_path: Path):
+    """What is somewhere else would be read as it is, after a norm that has changed."""
+    tensors = llama_tensors(layers=3)
+    lost = "model.layers.1.self_attn.k_proj.weight"
+    del tensors[lost], tensors["model.layers.0.mlp.down_proj.weight"]
+    config = LLAMA_CONFIG | {"intermediate_size": 256, "num_hidden_layers": 3}
+    plan = quantconvert.plan(write_checkpoint(tmp_path / "in", tensors, config), allow_incomplete=True)
+    assert plan.factors is not None
+    assert len(plan.factors.wanted) == 3 + 3 + 4
+    names = {wanted.site.name for wanted in plan.factors.wanted}
+    assert names.isdisjoint({"model.layers.0.mlp.up_proj", "model.layers.1.input_layernorm"})
+    assert any(f"1.input_layernorm` should be read by `{lost}`, which the source lacks" in n for n in plan.notes)
 
 
 def test_a_matrix_that_stays_takes_powers_of_two(source: Path, tmp_path: Path):

@@ -13,7 +13,7 @@ from torch import Tensor
 import quantconvert
 from quantconvert.checkpoint import LocalFolder
 from quantconvert.checkpoint.ranges import Files
-from quantconvert.errors import QuantConvertError, Refusal
+from quantconvert.errors import CheckpointError, QuantConvertError, Refusal
 from quantconvert.events import Event, Progress, Started
 from quantconvert.factors import FACTORS, IMPORTANCES, beside, read_places
 from quantconvert.factors.recipe import combined, equalize, smooth
@@ -224,3 +224,17 @@ def test_progress_of_the_first_pass_ends_where_it_was_said_to(source: Path, tmp_
     assert isinstance(started, Started)
     done = sum(event.nbytes for event in rest[:end] if isinstance(event, Progress))
     assert done == pytest.approx(started.source_nbytes, rel=0.02)
+
+
+def test_statistics_that_change_meanwhile_are_refused(source: Path, tmp_path: Path):
+    """Some weights would be smoothed by one file, and some judged by another."""
+    path = llama_statistics(tmp_path / "stats.safetensors")
+
+    def report(event: Event) -> None:
+        if isinstance(event, Started) and event.word == "converting":
+            path.write_bytes(path.read_bytes())
+
+    with pytest.raises(CheckpointError, match="changed after they were opened"):
+        quantconvert.convert(
+            source, tmp_path / "out", report=report, scheme="W8A8_STATIC", equalize=False, statistics=str(path)
+        )

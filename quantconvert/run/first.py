@@ -74,7 +74,8 @@ def _find_importances(plan: Plan, files: Files, folder: Path, is_begun: bool, re
     walk, file = knowledge.walk, knowledge.file
     if _is_there(IMPORTANCES, place_vectors(file, IMPORTANCES), folder, is_begun):
         return
-    report(Started(len(file.vectors), walk.read_nbytes, "observing a bag of tokens in"))
+    count = sum(1 for layer in walk.layers for _ in layer.linears)
+    report(Started(count, walk.read_nbytes, "observing a bag of tokens in"))
     found = bag(walk, files, plan.execution, lambda name, nbytes: report(Progress(name, nbytes)))
     _write(folder, IMPORTANCES, file, (bytes_of(found[name]) for name, _ in file.vectors))
 
@@ -83,7 +84,8 @@ def _find_factors(plan: Plan, files: Files, folder: Path, is_begun: bool, report
     factors = plan.factors
     if factors is None or _is_there(FACTORS, [wanted.place for wanted in factors.wanted], folder, is_begun):
         return
-    report(Started(len(factors.wanted), factors.read_nbytes, "equalizing"))
+    count = sum(len(wanted.drivers) for wanted in factors.wanted)
+    report(Started(count, factors.read_nbytes, "equalizing"))
     with _Pass(files, plan.execution, report).run(factors.wanted) as found:
         _write(folder, FACTORS, factors.file, (bytes_of(mu) for mu in found))
 
