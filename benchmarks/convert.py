@@ -2,8 +2,8 @@
 
     python benchmarks/convert.py [--dir FOLDER] [--format compressed-tensors] [--runs 3] [-- OPTIONS OF quantconvert]
 
-The floor is what nobody can avoid: reading the input's bytes and writing the output's, measured in the same run. CPU
-seconds and peak memory are the kernel's own account of each finished process.
+`plain` is the same with `--no-equalize`. The floor is what nobody can avoid: reading the input's bytes and writing the
+output's, measured in the same run. CPU seconds and peak memory are the kernel's own account of each finished process.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import tempfile
 import time
 from pathlib import Path
 
-HIDDEN, INTERMEDIATE, LAYERS, VOCAB, KV = 2048, 8192, 16, 128256, 512
+HIDDEN, INTERMEDIATE, LAYERS, VOCAB, KV, HEADS = 2048, 8192, 16, 128256, 512, 32
 CHUNK = 8 << 20
 
 
@@ -58,6 +58,7 @@ def make_checkpoint(folder: Path) -> None:
         weight_map |= dict.fromkeys(part, file)
     (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
     config = {"model_type": "llama", "num_hidden_layers": LAYERS, "hidden_size": HIDDEN, "tie_word_embeddings": False}
+    config |= {"num_attention_heads": HEADS, "num_key_value_heads": HEADS * KV // HIDDEN}
     (folder / "config.json").write_text(json.dumps(config))
 
 
@@ -120,9 +121,10 @@ def main() -> None:
         subprocess.run([sys.executable, __file__, "--make", str(source)], check=True)
     options = [option for option in options if option != "--"]
     command = [sys.executable, "-m", "quantconvert", str(source), str(out), "--format", args.format, "--overwrite"]
-    rows = {"convert": [], "floor": []}
+    rows: dict[str, list[tuple[float, float, int]]] = {"convert": [], "plain": [], "floor": []}
     measured([*command, *options])  # warm: page cache, byte code
     for _ in range(args.runs):
+        rows["plain"].append(measured([*command, *options, "--no-equalize"]))
         rows["convert"].append(measured([*command, *options]))
         floor_command = [sys.executable, __file__, "--floor", str(source), str(out), str(args.dir / "scratch")]
         rows["floor"].append(measured(floor_command))
@@ -135,8 +137,9 @@ def main() -> None:
         print(
             f"{name:8} wall {wall:6.2f} s   CPU {cpu:6.2f} s   peak RSS {rss / 1e6:6.0f} MB   (median of {args.runs})"
         )
-    ratios = [c[1] / f[1] for c, f in zip(rows["convert"], rows["floor"], strict=True)]
-    print(f"ratio of CPU seconds to the floor: {statistics.median(ratios):.2f}")
+    for name in ("convert", "plain"):
+        ratios = [c[1] / f[1] for c, f in zip(rows[name], rows["floor"], strict=True)]
+        print(f"{name}: CPU seconds over the floor's {statistics.median(ratios):.2f}")
 
 
 if __name__ == "__main__":

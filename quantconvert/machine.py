@@ -10,6 +10,7 @@ import errno
 import os
 import sys
 import tempfile
+from contextlib import suppress
 from enum import Enum
 from pathlib import Path
 
@@ -41,6 +42,14 @@ def peak_rss_nbytes() -> int:
         return 0
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def give_back_memory() -> None:
+    """Return freed memory to the system where the allocator keeps it (glibc's does, of blocks below 32 MiB)."""
+    import ctypes
+
+    with suppress(OSError, AttributeError, TypeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def read_at(fd: int, buffer: memoryview, offset: int) -> int:

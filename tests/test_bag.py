@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -266,3 +269,32 @@ def test_smoothing_moves_outliers_of_inputs_into_weights():
 
 def test_several_vectors_count_alike():
     torch.testing.assert_close(joint([torch.tensor([1.0, 2.0]), torch.tensor([3.0, 2.0])]), torch.tensor([2.0, 2.0]))
+
+
+class Interrupted:
+    """A pool whose user is interrupted while he waits for it; its threads go on until there is nothing left."""
+
+    def __init__(self, *how: object, **more: object) -> None:
+        self.left: list[Callable[[], None]] = []
+
+    def __enter__(self) -> Interrupted:
+        return self
+
+    def map(self, work: Callable[[Any], None], shares: Iterable[Any]) -> Iterator[None]:
+        self.left = [partial(work, share) for share in shares]
+        raise KeyboardInterrupt
+
+    def __exit__(self, *error: object) -> None:
+        for work in self.left:
+            with suppress(InterruptedError):
+                work()
+
+
+@pytest.mark.usefixtures("small_tiles")
+def test_workers_stop_when_the_user_does(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    """A share of a large weight takes minutes: Ctrl-C must not wait for that."""
+    monkeypatch.setattr(bag_module, "ThreadPoolExecutor", Interrupted)
+    names: list[str] = []
+    with pytest.raises(KeyboardInterrupt):
+        importances(folder, advance=lambda name, nbytes: names.append(name))
+    assert set(names) == {"model.embed_tokens.weight"}

@@ -32,14 +32,14 @@ def test_the_main_command_is_the_one_shown_and_prints_what_is_shown(tmp_path: Pa
     words = [str(tmp_path / "out") if word == "out" else word for word in last[1:]]
     command = [sys.executable, "-m", "quantconvert", *words]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True)
-    shown = README.split("```\nconverting", 1)[1].split("```", 1)[0]
+    shown = README.split("```\nequalizing", 1)[1].split("```", 1)[0]
     volatile = ("time", "peak memory", "load it", "  ", "done")
 
     def stable(text: str) -> list[str]:
         lines = [re.sub(r"\s+", " ", line.strip()) for line in text.splitlines() if not line.startswith(volatile)]
         return [line for line in lines if line and "from_pretrained" not in line and "converting" not in line]
 
-    assert stable(done.stderr) == stable("converting" + shown)
+    assert stable(done.stderr) == stable("equalizing" + shown)
 
 
 def test_verify_prints_what_is_shown(tmp_path: Path):

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 import quantconvert
-from quantconvert.errors import QuantConvertError, VerificationError
+from quantconvert.errors import CheckpointError, QuantConvertError, VerificationError
 from quantconvert.events import Event, Progress
 from quantconvert.factors import FACTORS, read_places
 from quantconvert.factors.recipe import FLOAT16_ROOM, calm_norm, calm_rows, clamped, equalize, power_of_two, settled
@@ -338,7 +338,24 @@ def test_a_matrix_that_may_read_the_same_stops_its_layer(tmp_path: Path):
     assert plan.factors is not None
     norms = {wanted.site.name for wanted in plan.factors.wanted if wanted.site.fold.kind == "norm"}
     assert norms == {"model.layers.0.input_layernorm", "model.layers.0.post_attention_layernorm"}
-    assert any("extra_proj" in note for note in plan.notes)
+    (note,) = [note for note in plan.notes if note.startswith("not equalized")]
+    assert "`input_layernorm` may be read by `self_attn.extra_proj`" in note
+    assert "``" not in note
+
+
+@pytest.mark.usefixtures("auto_equalize")
+def test_a_source_that_lacks_a_reader(tmp_path: Path):
+    """What is somewhere else would be read as it is, after a norm that has changed."""
+    tensors = llama_tensors(layers=3)
+    lost = "model.layers.1.self_attn.k_proj.weight"
+    del tensors[lost], tensors["model.layers.0.mlp.down_proj.weight"]
+    config = LLAMA_CONFIG | {"intermediate_size": 256, "num_hidden_layers": 3}
+    plan = quantconvert.plan(write_checkpoint(tmp_path / "in", tensors, config), allow_incomplete=True)
+    assert plan.factors is not None
+    assert len(plan.factors.wanted) == 3 + 3 + 4
+    names = {wanted.site.name for wanted in plan.factors.wanted}
+    assert names.isdisjoint({"model.layers.0.mlp.up_proj", "model.layers.1.input_layernorm"})
+    assert any(f"1.input_layernorm` should be read by `{lost}`, which the source lacks" in n for n in plan.notes)
 
 
 def test_a_matrix_that_stays_takes_powers_of_two(source: Path, tmp_path: Path):
@@ -380,6 +397,40 @@ def test_repacked_codes_are_judged_by_the_same_factors(source: Path, tmp_path: P
     quantconvert.convert(source, out, equalize=True, symmetric=True, format="compressed-tensors", group_size=32)
     quantconvert.repack(out, tmp_path / "gptq", "gptq")
     assert quantconvert.verify(tmp_path / "gptq", source).is_ok
+
+
+def test_what_comes_from_a_result_has_its_factors_already(source: Path, tmp_path: Path):
+    """A result that is repacked or dequantized keeps its factors; its source's tensors have them, too."""
+    out = tmp_path / "out"
+    quantconvert.convert(source, out, equalize=True, symmetric=True, format="compressed-tensors", group_size=32)
+    quantconvert.repack(out, tmp_path / "gptq", "gptq", verify=True)
+    quantconvert.dequantize(out, tmp_path / "floats", verify=True)
+    for name in ("gptq", "floats"):
+        assert factors_of(tmp_path / name).keys() == factors_of(out).keys()
+        assert quantconvert.verify(tmp_path / name, out).is_ok
+    quantconvert.convert(tmp_path / "floats", tmp_path / "again", verify=True, **OPTIONS)
+    assert quantconvert.verify(tmp_path / "again", tmp_path / "floats").is_ok
+    assert not quantconvert.verify(tmp_path / "again", source).is_ok
+
+
+@pytest.mark.parametrize("metadata", [None, {}], ids=["null", "empty"])
+def test_factors_without_a_checksum_are_damaged(metadata: object, tmp_path: Path):
+    header = json.dumps({"__metadata__": metadata}).encode()
+    (tmp_path / FACTORS).write_bytes(struct.pack("<Q", len(header)) + header)
+    with pytest.raises(CheckpointError, match="was changed: expected sha256 None"):
+        read_places(tmp_path)
+
+
+def test_vectors_without_a_place_are_one_finding(source: Path, result: Path, tmp_path: Path):
+    out = copied(result, tmp_path / "out")
+    entries = {f"../a{i}": {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]} for i in range(1000)}
+    header = json.dumps({"__metadata__": {"sha256": hashlib.sha256(b"").hexdigest()}} | entries).encode()
+    (out / FACTORS).write_bytes(struct.pack("<Q", len(header)) + header)
+    found = [finding for finding in quantconvert.verify(out, source).findings if finding.where == FACTORS]
+    assert [finding.message.partition(":")[0] for finding in found] == [
+        "was changed after the conversion",
+        "has 1000 vectors without a place in the source",
+    ]
 
 
 def test_the_last_check_hears_of_a_wrong_step(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -13,8 +13,8 @@ from torch import Tensor
 import quantconvert
 from quantconvert.checkpoint import LocalFolder
 from quantconvert.checkpoint.ranges import Files
-from quantconvert.errors import QuantConvertError, Refusal
-from quantconvert.events import Event, Progress
+from quantconvert.errors import CheckpointError, QuantConvertError, Refusal
+from quantconvert.events import Event, Progress, Started
 from quantconvert.factors import FACTORS, IMPORTANCES, beside, read_places
 from quantconvert.factors.recipe import combined, equalize, smooth
 from quantconvert.planning import Quantize
@@ -199,3 +199,42 @@ def test_moments_that_the_file_lacks(source: Path, tmp_path: Path):
     with pytest.raises(QuantConvertError, match="holds no moments") as caught:
         quantconvert.plan(source, method="gptq", statistics=str(path))
     assert "--moments" in str(caught.value.hint)
+
+
+def test_smooth_leaves_alone_what_nothing_is_known_of(source: Path, tmp_path: Path):
+    """Statistics of the first layer alone: the second is converted as it is, and a note says so."""
+    few = llama_statistics(tmp_path / "few.safetensors", layers=1)
+    options: dict[str, Any] = {"scheme": "W8A8", "smooth": 0.5, "statistics": str(few)}
+    plan = quantconvert.plan(source, **options)
+    assert plan.factors is not None
+    assert all(wanted.site.name.startswith("model.layers.0.") for wanted in plan.factors.wanted)
+    assert any("model.layers.1.input_layernorm` is a vector of which --statistics say nothing" in n for n in plan.notes)
+    quantconvert.convert(source, tmp_path / "out", verify=True, **options)
+    assert read_places(tmp_path / "out").keys() == {wanted.site.name for wanted in plan.factors.wanted}
+
+
+@pytest.mark.parametrize("options", [{"smooth": 0.5, "scheme": "W8A8"}, {"equalize": True}], ids=["smooth", "equalize"])
+def test_progress_of_the_first_pass_ends_where_it_was_said_to(source: Path, tmp_path: Path, options: dict[str, Any]):
+    statistics = llama_statistics(tmp_path / "stats.safetensors")
+    events: list[Event] = []
+    quantconvert.convert(source, tmp_path / "out", report=events.append, statistics=str(statistics), **options)
+    (begin,) = [i for i, event in enumerate(events) if isinstance(event, Started) and event.word == "equalizing"]
+    started, rest = events[begin], events[begin + 1 :]
+    end = next(i for i, event in enumerate(rest) if isinstance(event, Started))
+    assert isinstance(started, Started)
+    done = sum(event.nbytes for event in rest[:end] if isinstance(event, Progress))
+    assert done == pytest.approx(started.source_nbytes, rel=0.02)
+
+
+def test_statistics_that_change_meanwhile_are_refused(source: Path, tmp_path: Path):
+    """Some weights would be smoothed by one file, and some judged by another."""
+    path = llama_statistics(tmp_path / "stats.safetensors")
+
+    def report(event: Event) -> None:
+        if isinstance(event, Started) and event.word == "converting":
+            path.write_bytes(path.read_bytes())
+
+    with pytest.raises(CheckpointError, match="changed after they were opened"):
+        quantconvert.convert(
+            source, tmp_path / "out", report=report, scheme="W8A8_STATIC", equalize=False, statistics=str(path)
+        )

@@ -34,6 +34,7 @@ def peak():
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
 before = peak()
 result = quantconvert.convert(sys.argv[1], sys.argv[2], memory_limit=int(sys.argv[3]), **json.loads(sys.argv[4]))
+assert bool(result.factors) == json.loads(sys.argv[4]).get("equalize", False)
 print(json.dumps({"before": before, "after": peak(), "promised": result.plan.peak_nbytes}))
 '''
 
@@ -56,25 +57,34 @@ def assert_within(measured: dict[str, int], budget: int) -> None:
 
 @pytest.fixture(scope="module")
 def giant(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkpoint that is one 1.07 GB weight, written without holding it."""
+    """A checkpoint that is one 1.07 GB weight and the norm that it reads, written without holding it."""
     folder = tmp_path_factory.mktemp("giant")
-    name, nbytes = "model.layers.0.mlp.up_proj.weight", ROWS * COLUMNS * 2
-    header = json.dumps({name: {"dtype": "BF16", "shape": [ROWS, COLUMNS], "data_offsets": [0, nbytes]}}).encode()
+    nbytes, norm = ROWS * COLUMNS * 2, COLUMNS * 2
+    entries = {
+        "model.layers.0.mlp.up_proj.weight": {"dtype": "BF16", "shape": [ROWS, COLUMNS], "data_offsets": [0, nbytes]},
+        "model.layers.0.post_attention_layernorm.weight": {
+            "dtype": "BF16", "shape": [COLUMNS], "data_offsets": [nbytes, nbytes + norm],
+        },
+    }  # fmt: skip
+    header = json.dumps(entries).encode()
     block = bytearray(os.urandom(1 << 22))
     block[1::2] = bytes(0x3C + (b & 1) for b in block[1::2])  # exponents of ordinary weights: no NaN, no Inf
     with open(folder / "model.safetensors", "wb") as file:
         file.write(struct.pack("<Q", len(header)) + header)
         for _ in range(nbytes // len(block)):
             file.write(block)
+        file.write(block[:norm])
     (folder / "config.json").write_text('{"model_type": "llama"}')
     return folder
 
 
 @pytest.mark.parametrize(
-    ("fmt", "group_size"), [("awq", 128), ("compressed-tensors", 128), ("compressed-tensors", 0)], ids=str
+    ("fmt", "group_size", "equalize"),
+    [("awq", 128, True), ("compressed-tensors", 128, True), ("awq", 128, False), ("compressed-tensors", 0, False)],
+    ids=str,
 )
-def test_a_tensor_of_one_gigabyte_under_300_mb(giant: Path, tmp_path: Path, fmt: str, group_size: int):
-    options = {"format": fmt, "group_size": group_size, "allow_incomplete": True}
+def test_a_tensor_of_one_gigabyte_under_300_mb(giant: Path, tmp_path: Path, fmt: str, group_size: int, equalize: bool):
+    options = {"format": fmt, "group_size": group_size, "equalize": equalize, "allow_incomplete": True}
     assert_within(measure(giant, tmp_path / "out", BUDGET, **options), BUDGET)
 
 

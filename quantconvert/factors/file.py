@@ -10,12 +10,12 @@ import hashlib
 import json
 import os
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from quantconvert.checkpoint import TensorRef
-from quantconvert.checkpoint.header import header_text, parse_header
+from quantconvert.checkpoint.header import header_text, metadata_of, parse_header
 from quantconvert.checkpoint.ranges import open_regular
 from quantconvert.errors import CheckpointError
 
@@ -45,12 +45,6 @@ class VectorFile:
     def nbytes(self) -> int:
         """Size of the whole file."""
         return len(self.header()) + 4 * sum(count for _, count in self.vectors)
-
-    def content(self, vectors: Sequence[bytes]) -> bytes:
-        """The whole file, of each vector's little-endian bytes."""
-        body = b"".join(vectors)
-        assert len(body) == 4 * sum(count for _, count in self.vectors)
-        return self.header(hashlib.sha256(body).hexdigest()) + body
 
 
 def place_vectors(file: VectorFile, name: str) -> tuple[TensorRef, ...]:
@@ -86,7 +80,7 @@ def read_places(folder: Path, name: str = FACTORS, least: float = 0.0) -> Mappin
 
             raw = header_text(read, name, size)
             refs = parse_header(raw, name, size)
-            expected = json.loads(raw).get("__metadata__", {}).get("sha256")
+            expected = metadata_of(raw, name).get("sha256")
             digest = hashlib.sha256()
             for begin in range(8 + len(raw), size, 1 << 20):
                 part = read(begin, min(1 << 20, size - begin))

@@ -130,7 +130,8 @@ def settled(mu: Tensor, vectors: Sequence[tuple[Tensor, int]]) -> Tensor:
     """
     if not vectors:
         return mu
-    near = mu.double() * (1 + torch.arange(-16, 17, dtype=torch.float64)[:, None] / 256 * (len(vectors) > 1))
+    nearby = torch.arange(-16, 17, dtype=torch.float64) / 256 if len(vectors) > 1 else torch.zeros(1)
+    near = mu.double() * (1 + nearby[:, None])
     (first, plus), *others = vectors
     base = first.double() + plus
     stored = (base * near - plus).to(first.dtype).double() + plus

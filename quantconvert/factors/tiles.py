@@ -34,7 +34,7 @@ class Tiles:
         self, pool: ThreadPoolExecutor, workers: int, files: Files, slab_nbytes: int, advance: Advance
     ) -> None:
         self.pool, self.workers, self.files, self.slab_nbytes, self.advance = pool, workers, files, slab_nbytes, advance
-        self._own = threading.local()
+        self._own, self._stop = threading.local(), threading.Event()
 
     def each(self, linears: Sequence[Linear], x_NI: Tensor, use: Use) -> None:
         """Call `use` for each tile of the weights, which have as many rows and read the same x: from several threads.
@@ -44,8 +44,12 @@ class Tiles:
         parts = list(spans(0, linears[0].rows, tile_rows(linears[0])))
         count = min(self.workers, len(parts))
         shares = [parts[len(parts) * i // count : len(parts) * (i + 1) // count] for i in range(count)]
-        for _ in self.pool.map(lambda share: self._share(linears, x_NI, use, share), shares):
-            pass
+        try:
+            for _ in self.pool.map(lambda share: self._share(linears, x_NI, use, share), shares):
+                pass
+        except BaseException:
+            self._stop.set()  # the pool waits for its threads: they end with their tile
+            raise
 
     def _share(self, linears: Sequence[Linear], x_NI: Tensor, use: Use, parts: Sequence[tuple[int, int]]) -> None:
         opened = [
@@ -53,6 +57,8 @@ class Tiles:
         ]
         for first, last in parts:
             products = []
+            if self._stop.is_set():
+                raise InterruptedError
             for weight in opened:
                 products.append(weight.of(x_NI, first, last))
                 linear = weight.linear

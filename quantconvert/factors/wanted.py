@@ -49,8 +49,9 @@ class Factors:
 
     @property
     def read_nbytes(self) -> int:
-        """Bytes that finding them reads, about: a sample of rows of each weight, twice."""
-        return sum(driver.read.nbytes * sampled_rows(wanted, driver) // max(1, driver.read.matrix[0]) * PASSES
+        """Bytes that finding them reads, about: a sample of rows of each weight, twice; for maxima all, once."""
+        return sum(driver.read.nbytes * sampled_rows(wanted, driver) // max(1, driver.read.matrix[0])
+                   * (1 if wanted.recipe == "smooth" else PASSES)
                    for wanted in self.wanted for driver in wanted.drivers)  # fmt: skip
 
 

@@ -43,6 +43,7 @@ def plan_of(files: Sequence[str] | None, config: RtnConfig) -> Plan:
     return api.plan(
         folders.pop(),
         format=Simple.name,
+        method=Rtn.name,
         equalize=False,
         ignore=[f"re:{pattern}" for pattern in config.modules_to_not_convert],
         # the first override that matches counts, the last rule

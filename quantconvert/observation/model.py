@@ -21,6 +21,7 @@ from quantconvert.buffers import bytes_of, torch_dtype
 from quantconvert.checkpoint import TensorRef
 from quantconvert.checkpoint.ranges import Files
 from quantconvert.errors import CheckpointError, UnsupportedError
+from quantconvert.machine import give_back_memory
 from quantconvert.sources import Read
 
 Advance = Callable[[str, int], None]
@@ -142,6 +143,7 @@ def drop(module: nn.Module) -> None:
     for part in module.modules():
         for name, param in part._parameters.items():
             part._parameters[name] = None if param is None else _empty(param)
+    give_back_memory()
 
 
 def empty_parameters(module: nn.Module) -> list[str]:

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from quantconvert.checkpoint import Checkpoint, TensorRef
-from quantconvert.errors import QuantConvertError, UnsupportedError, some
+from quantconvert.errors import QuantConvertError, UnsupportedError
 from quantconvert.factors import FACTORS, Driver, Factors, Recipe, VectorFile, Wanted, place_vectors
 from quantconvert.families import Classifier
 from quantconvert.job import Job
+from quantconvert.patterns import WEIGHT_SUFFIX, layer_of, template_of
 from quantconvert.planning.decision import Decision
 from quantconvert.planning.knowledge import Knowledge
+from quantconvert.planning.presence import lacking
 from quantconvert.sources.read import WHOLE
 from quantconvert.sources.sites import Site, find_sites, with_steps
 
 # Where nothing is asked for, equalized are vectors that a weight of so many bits reads.
 AUTO_BITS = 4
+
+# Tensors that a source lacks: by layer, and by what modules of their kind are called inside it.
+Lacks = Mapping[tuple[str, str], str]
 
 
 def without_factors(checkpoint: Checkpoint) -> Checkpoint:
@@ -36,12 +41,14 @@ def equalized(
     """The decisions with steps, the factors that these need, and what the user should know of it."""
     if (job.equalize is False and job.smooth is None) or job.rotate:
         return list(decisions), None, []
-    sites, notes = find_sites([d.ref for d in decisions], classifier.family, checkpoint)
+    reads = [d.ref for d in decisions]
+    sites, notes = find_sites(reads, classifier.family, checkpoint)
+    lacks = _lacks(lacking(reads, classifier, checkpoint.text_config) if sites and job.allow_incomplete else ())
     by_name = {d.ref.name: d for d in decisions}
     chosen: list[tuple[Site, tuple[Driver, ...], bool]] = []
     for site in sites:
         drivers = tuple(_drivers(site, by_name, bool(job.equalize) or job.smooth is not None))
-        problem = _problem(site, by_name) if drivers else None
+        problem = (_problem(site, by_name, lacks) or _unknown(drivers, job, knowledge)) if drivers else None
         if problem:
             notes.append(f"`{site.name}` {problem}")
         elif drivers:
@@ -54,9 +61,9 @@ def equalized(
         _wanted(site, drivers, place, exact, job, knowledge)
         for (site, drivers, exact), place in zip(chosen, place_vectors(file, FACTORS), strict=True)
     )
-    reads = with_steps([d.ref for d in decisions], [(item.site, item.place) for item in wanted])
-    changed = [replace(d, ref=read) if read is not d.ref else d for d, read in zip(decisions, reads, strict=True)]
-    return changed, Factors(wanted, file), [f"not equalized: {some(notes)}"] if notes else []
+    scaled = with_steps(reads, [(item.site, item.place) for item in wanted])
+    changed = [replace(d, ref=read) if read is not d.ref else d for d, read in zip(decisions, scaled, strict=True)]
+    return changed, Factors(wanted, file), [f"not equalized: {_listed(notes)}"] if notes else []
 
 
 def _wanted(
@@ -79,14 +86,35 @@ def _drivers(site: Site, by_name: dict[str, Decision], asked: bool) -> Iterator[
         yield from (Driver(read, request.group_size) for read, request in quantized)
 
 
-def _problem(site: Site, by_name: dict[str, Decision]) -> str | None:
-    """Why a site's tensors cannot take factors as they will be stored."""
+def _problem(site: Site, by_name: dict[str, Decision], lacks: Lacks) -> str | None:
+    """Why a site's tensors cannot take factors as they will be stored, all of those that should."""
+    keys = ((layer_of(site.name) or "", template_of(reader)) for reader in site.fold.readers)
+    missing = next((lacks[key] for key in keys if key in lacks), None)
+    if missing:
+        return f"should be read by `{missing}`, which the source lacks"
     members = [by_name[read.name] for read in (*site.givers, *site.readers)]
     if any(d.request is not None and d.request.strategy == "tensor" for d in members):
         return "has weights with one scale each"
     if any(d.request is None and (d.ref.view != WHOLE or d.ref.parts > 1) for d in members):
         return "has weights that are kept as parts of a tensor"
     return None
+
+
+def _lacks(names: Iterable[str]) -> Lacks:
+    found: dict[tuple[str, str], str] = {}
+    for name in sorted(names):
+        layer = layer_of(name)
+        if layer is not None and name.endswith(WEIGHT_SUFFIX):
+            found.setdefault((layer, template_of(name.removesuffix(WEIGHT_SUFFIX)[len(layer) :])), name)
+    return found
+
+
+def _unknown(drivers: Sequence[Driver], job: Job, knowledge: Knowledge) -> str | None:
+    """Why SmoothQuant has nothing to go by."""
+    modules = [driver.read.module for driver in drivers]
+    if job.smooth is None or knowledge.maxima(modules) or knowledge.importances(modules):
+        return None
+    return "is a vector of which --statistics say nothing" if job.statistics else "is not on the way of a bag of tokens"
 
 
 def _nothing(
@@ -104,7 +132,7 @@ def _nothing(
         and not any(d.request and d.request.num_bits == AUTO_BITS for d in decisions)
     ):
         return []
-    why = some(notes) if notes else (
+    why = _listed(notes) if notes else (
         f"the table of {family.name} does not say who reads what in a layer of {classifier.model_type}"
         if family else "the family is not known"
     )  # fmt: skip
@@ -112,3 +140,8 @@ def _nothing(
         errors.append(UnsupportedError(f"{asked}: nothing can be: {why}", hint=f"drop {asked}"))
         return []
     return [f"nothing is equalized: {why}"]
+
+
+def _listed(notes: Sequence[str]) -> str:
+    """Clauses, the first few of them."""
+    return "; ".join(notes[:3]) + (f"; and {len(notes) - 3} more" if len(notes) > 3 else "")

@@ -144,24 +144,36 @@ def count_key(stack: str, config: Mapping[str, Any]) -> str | None:
 
 def _missing_in_layers(stack: str, layers: Layers, config: Mapping[str, Any], family: Family | None) -> Iterator[str]:
     """What single layers lack that others of their kind have, and experts by the config's count."""
+    yield from _folded(stack, _lacking(layers, config, family))
+
+
+def lacking(tensors: Sequence[Read], classifier: Classifier, config: Mapping[str, Any]) -> set[str]:
+    """Names of the tensors that single layers of the language model lack."""
+    stacks, _ = find_stacks(tensors, classifier)
+    found = {stack: _lacking(layers, config, classifier.family) for stack, layers in stacks.items()}
+    return {f"{stack}.{number}.{name}" for stack, lacks in found.items() for number, name in lacks}
+
+
+def _lacking(layers: Layers, config: Mapping[str, Any], family: Family | None) -> set[tuple[int, str]]:
+    """Number of the layer, and the name inside it, of each tensor that others of its kind have."""
     if any(config.get(key) for key in _IRREGULAR) or any(map(_STAGE.match, set().union(*layers.values()))):
-        return
+        return set()
     uneven = family.uneven if family else ()
     kind = _kinds(config, max(layers) + 1)
     by_kind: dict[tuple[object, ...], dict[frozenset[str], list[int]]] = {}
     for number, names in sorted(layers.items()):
         whole = frozenset(n for n in names if not any(re.search(pattern, n) for pattern in uneven))
         by_kind.setdefault(kind(number), {}).setdefault(whole, []).append(number)
-    lacking: set[tuple[int, str]] = set()
+    found: set[tuple[int, str]] = set()
     for signatures in by_kind.values():
         for have, numbers in signatures.items():
             larger = [other for other in signatures if have < other]
             # without a table (and in towers), what as many lack as have may be on purpose
             if larger and (family or len(numbers) < sum(len(signatures[other]) for other in larger)):
-                lacking |= {(number, name) for number in numbers for name in min(larger, key=len) - have}
+                found |= {(number, name) for number in numbers for name in min(larger, key=len) - have}
     if family and family.experts:
-        lacking |= {(number, name) for number, names in layers.items() for name in _missing_experts(names, config)}
-    yield from _folded(stack, lacking)
+        found |= {(number, name) for number, names in layers.items() for name in _missing_experts(names, config)}
+    return found
 
 
 def _kinds(config: Mapping[str, Any], count: int) -> Callable[[int], tuple[object, ...]]:

@@ -25,6 +25,7 @@ def execute(plan: Plan, source: Repo, folder: Path, journal: Journal, report: Re
     before = [_version(source, file) for file in plan.checkpoint.weight_files]
     for file, version in zip(plan.checkpoint.weight_files, before, strict=True):
         _check(file.path, file.version or Version(file.nbytes), version)
+    _check_statistics(plan)
     ledger = Ledger(plan, folder, journal, report)
     files = Files(source)
     try:
@@ -41,6 +42,13 @@ def execute(plan: Plan, source: Repo, folder: Path, journal: Journal, report: Re
         ledger.close()
     for file, version in zip(plan.checkpoint.weight_files, before, strict=True):
         _check(file.path, version, _version(source, file))
+    _check_statistics(plan)
+
+
+def _check_statistics(plan: Plan) -> None:
+    """Raise `CheckpointError` where the file of `--statistics` is not the one that was planned with."""
+    if plan.statistics is not None:
+        plan.statistics.open().close()
 
 
 def _version(source: Repo, file: RepoFile) -> Version:

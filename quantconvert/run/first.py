@@ -6,9 +6,12 @@ another uses the factors of that one. Imports torch.
 
 from __future__ import annotations
 
+import hashlib
+import os
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -19,7 +22,7 @@ from quantconvert.checkpoint import Repo, TensorRef
 from quantconvert.checkpoint.ranges import Files
 from quantconvert.errors import CheckpointError, OutputError
 from quantconvert.events import Progress, Reporter, Started
-from quantconvert.factors import FACTORS, IMPORTANCES, Driver, Wanted, beside, place_vectors, read_places
+from quantconvert.factors import FACTORS, IMPORTANCES, Driver, VectorFile, Wanted, beside, place_vectors, read_places
 from quantconvert.factors.bag import bag
 from quantconvert.factors.recipe import (
     calm_norm,
@@ -34,8 +37,9 @@ from quantconvert.factors.recipe import (
     smooth,
 )
 from quantconvert.factors.wanted import sampled_rows
+from quantconvert.machine import sync
 from quantconvert.planning import Execution, Plan
-from quantconvert.run.disk import fsync_folder, write_file
+from quantconvert.run.disk import fsync_folder, write_all
 from quantconvert.run.knowing import read_floats
 from quantconvert.run.ledger import one_at_a_time
 from quantconvert.sources import Read, cost_of, open_rows
@@ -70,27 +74,47 @@ def _find_importances(plan: Plan, files: Files, folder: Path, is_begun: bool, re
     walk, file = knowledge.walk, knowledge.file
     if _is_there(IMPORTANCES, place_vectors(file, IMPORTANCES), folder, is_begun):
         return
-    report(Started(len(file.vectors), walk.read_nbytes, "observing a bag of tokens in"))
+    count = sum(1 for layer in walk.layers for _ in layer.linears)
+    report(Started(count, walk.read_nbytes, "observing a bag of tokens in"))
     found = bag(walk, files, plan.execution, lambda name, nbytes: report(Progress(name, nbytes)))
-    _write(folder, IMPORTANCES, file.content([bytes(bytes_of(found[name])) for name, _ in file.vectors]))
+    _write(folder, IMPORTANCES, file, (bytes_of(found[name]) for name, _ in file.vectors))
 
 
 def _find_factors(plan: Plan, files: Files, folder: Path, is_begun: bool, report: Reporter) -> None:
     factors = plan.factors
     if factors is None or _is_there(FACTORS, [wanted.place for wanted in factors.wanted], folder, is_begun):
         return
-    report(Started(len(factors.wanted), factors.read_nbytes, "equalizing"))
-    found = _Pass(files, plan.execution, report).run(factors.wanted)
-    _write(folder, FACTORS, factors.file.content(found))
+    count = sum(len(wanted.drivers) for wanted in factors.wanted)
+    report(Started(count, factors.read_nbytes, "equalizing"))
+    with _Pass(files, plan.execution, report).run(factors.wanted) as found:
+        _write(folder, FACTORS, factors.file, (bytes_of(mu) for mu in found))
 
 
-def _write(folder: Path, name: str, content: bytes) -> None:
-    """Complete and on disk, or not there."""
-    partial = folder / f"{name}.partial"
+def _write(folder: Path, name: str, file: VectorFile, vectors: Iterable[memoryview]) -> None:
+    """Complete and on disk, or not there; one vector at a time, as those of many experts are large together."""
+    partial, digest = folder / f"{name}.partial", hashlib.sha256()
+    with _writing(name):
+        fd = os.open(partial, os.O_CREAT | os.O_TRUNC | os.O_WRONLY | os.O_CLOEXEC, 0o644)
     try:
-        write_file(partial, content)
+        for place, vector in zip(place_vectors(file, name), vectors, strict=True):
+            assert len(vector) == place.nbytes, place.name
+            digest.update(vector)
+            with _writing(name):
+                write_all(fd, vector, place.offset)
+        with _writing(name):
+            write_all(fd, memoryview(file.header(digest.hexdigest())), 0)
+            sync(fd)
+    finally:
+        os.close(fd)
+    with _writing(name):
         partial.replace(folder / name)
         fsync_folder(folder)
+
+
+@contextmanager
+def _writing(name: str) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         raise OutputError(f"cannot write `{name}`: {error.strerror}") from error
 
@@ -120,23 +144,24 @@ class _Pass:
             1, min(self.execution.workers, self.execution.memory_limit // (most + vectors + 20 * BLOCK_ELEMENTS))
         )
 
-    def run(self, wanted: Sequence[Wanted]) -> list[bytes]:
-        """The bytes of each site's factors, in order."""
+    @contextmanager
+    def run(self, wanted: Sequence[Wanted]) -> Iterator[Iterator[Tensor]]:
+        """Each site's factors, in order, as they are found."""
         threads = torch.get_num_threads()
         torch.set_num_threads(1)
         try:
             with ThreadPoolExecutor(self._count(wanted), initializer=torch.set_num_threads, initargs=(1,)) as pool:
                 try:
-                    return list(pool.map(self._found, wanted))
+                    yield pool.map(self._found, wanted)
                 except BaseException:
                     self._stop.set()
                     raise
         finally:
             torch.set_num_threads(threads)
 
-    def _found(self, wanted: Wanted) -> bytes:
+    def _found(self, wanted: Wanted) -> Tensor:
         if self._stop.is_set():
-            return b""
+            raise InterruptedError
         work: Workspace = self._own.__dict__.setdefault("work", Workspace())
         site = wanted.site
         mu = self._factors(wanted, work)
@@ -146,8 +171,7 @@ class _Pass:
             mu = calm_rows(mu)
         elif vectors:
             mu = calm_norm(mu, vectors[0][0].float() + vectors[0][1])
-        mu = settled(power_of_two(mu) if wanted.exact else mu, vectors)
-        return bytes(bytes_of(mu))
+        return settled(power_of_two(mu) if wanted.exact else mu, vectors).contiguous()
 
     def _factors(self, wanted: Wanted, work: Workspace) -> Tensor:
         """mu [C] by the site's recipe, before what gives the vector has a say."""

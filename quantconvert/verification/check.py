@@ -6,7 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from quantconvert.checkpoint import LocalFolder, Repo, load_checkpoint, reader_of
+from quantconvert.checkpoint import Checkpoint, LocalFolder, Repo, load_checkpoint, reader_of
+from quantconvert.checkpoint.ranges import Files, open_regular
 from quantconvert.errors import CheckpointError, QuantConvertError, VerificationError, raise_all, some
 from quantconvert.events import Reporter, silent
 from quantconvert.factors import FACTORS, read_places
@@ -17,6 +18,8 @@ from quantconvert.methods import DEFAULT_METHOD, METHODS
 from quantconvert.planning import Plan
 from quantconvert.sources import Sources, find_sources
 from quantconvert.sources.sites import scaled
+from quantconvert.spans import spans
+from quantconvert.text import counted
 from quantconvert.verification.findings import Finding, Verification
 from quantconvert.verification.report import REPORT_NAME, read_report
 from quantconvert.verification.structure import check_structure, check_sums
@@ -99,13 +102,34 @@ def _sources(repo: Repo, steps: tuple[str, ...], folder: Path, findings: list[Fi
     sources = find_sources(checkpoint, family, reader_of(repo), refusals, steps)
     raise_all(refusals)
     try:
-        places = read_places(folder)
+        places = {} if _has_factors(repo, checkpoint, folder) else read_places(folder)
     except CheckpointError as error:
         findings.append(Finding("checksums", FACTORS, error.message))
         return sources
     reads, unknown = scaled(sources.reads, family, checkpoint, places)
-    findings += [Finding("values", name, f"has factors in {FACTORS}, but no place in the source") for name in unknown]
+    if unknown:
+        message = f"has {counted(len(unknown), 'vector')} without a place in the source: {some(unknown)}"
+        findings.append(Finding("values", FACTORS, message))
     return replace(sources, reads=tuple(reads))
+
+
+def _has_factors(repo: Repo, checkpoint: Checkpoint, folder: Path) -> bool:
+    """Whether the source's tensors have the result's factors already: it was repacked or dequantized from them."""
+    path = folder / FACTORS
+    theirs = next((file for file in checkpoint.side_files if file.path == FACTORS), None)
+    if theirs is None or not path.is_file() or path.stat().st_size != theirs.nbytes:
+        return False
+    source = Files(repo)
+    try:
+        with open(path, "rb", opener=open_regular) as file:
+            for begin, end in spans(0, theirs.nbytes, 1 << 20):
+                part = bytearray(end - begin)
+                source.read_into(FACTORS, memoryview(part), begin)
+                if file.read(end - begin) != part:
+                    return False
+    finally:
+        source.close()
+    return True
 
 
 def check_complete(verification: Verification, plan: Plan) -> None:

@@ -9,6 +9,9 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -331,3 +334,31 @@ def test_no_code_of_the_source_runs(tmp_path: Path):
     with pytest.raises(UnsupportedError, match="transformers does not know this model"):
         quantconvert.observe(source, tmp_path / "s", text=str(TEXT), tokens=64)
     assert not (tmp_path / "ran").exists()
+
+
+def test_the_command_line(tmp_path: Path):
+    """The table for people, an object for programs; a signal ends it without a file."""
+    program = [sys.executable, "-m", "quantconvert", "observe", str(TINY_LLAMA)]
+    command = [*program, str(tmp_path / "s.safetensors"), "--text", str(TEXT), "--tokens", "64", "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    found = json.loads(done.stdout)
+    assert (found["num_layers"], found["num_tokens"], found["by_layers"]) == (4, 64, True)
+    assert found["largest"]["module"] in open_statistics(tmp_path / "s.safetensors").inputs
+    lines = [line.split(maxsplit=1) for line in done.stderr.splitlines()]
+    assert ["layers", "4, one at a time"] in lines
+    assert ["inputs", "16 of 28 linear layers"] in lines
+    again = subprocess.run(command, capture_output=True, text=True)
+    assert again.returncode == 5
+    assert "exists" in again.stderr
+    long = [*program, str(tmp_path / "long"), "--text", str(TEXT), "--tokens", "500000", "--verbose"]
+    with subprocess.Popen(long, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr
+        for line in process.stderr:
+            if "model.layers.0" in line:  # loaded, and about to run
+                process.send_signal(signal.SIGTERM)
+                break
+        said = process.stderr.read()
+        process.wait()
+    assert process.returncode == 143
+    assert "interrupted: nothing was written" in said
+    assert [path.name for path in tmp_path.iterdir()] == ["s.safetensors"]
