@@ -1,4 +1,4 @@
-"""The build hook: compiles the C kernel where there is a compiler, asks for one where there is none, and else goes without.
+"""The build hook: compiles the C kernel where there is a compiler, asks for one where there is none, else goes without.
 
 QUANTCONVERT_KERNEL=torch builds without the kernel. `quantconvert --version` says what an installation has.
 """
@@ -58,7 +58,8 @@ class KernelHook(BuildHookInterface):  # type: ignore[type-arg]
     def _script(self) -> ModuleType:
         path = Path(self.root, "scripts", "build_kernel.py")
         spec = importlib.util.spec_from_file_location("build_kernel", path)
-        assert spec is not None and spec.loader is not None
+        assert spec is not None
+        assert spec.loader is not None
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
         return module

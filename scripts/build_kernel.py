@@ -76,7 +76,7 @@ def build(compiler: list[str], target: str | None = None, out: Path | None = Non
         subprocess.run([*command, "-shared", *map(str, objects), "-o", str(new)], check=True)
         # beside the old one, then in its place: a process that has loaded it keeps what it has
         shutil.copyfile(new, out.with_suffix(".new"))
-        os.replace(out.with_suffix(".new"), out)
+        out.with_suffix(".new").replace(out)
     return out
 
 

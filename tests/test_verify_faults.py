@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 import quantconvert
+from quantconvert.kernels import VARIABLE
 from quantconvert.layouts import LAYOUTS as REGISTERED
 from quantconvert.methods import rounding as rtn
 from quantconvert.verification import Verification
@@ -323,6 +324,7 @@ def test_wrong_bytes_never_appear(kind: str, source: Path, tmp_path: Path, monke
         return encode(self, quantized, scheme, shape)
 
     monkeypatch.setattr(layout, "encode", wrong)
+    monkeypatch.setenv(VARIABLE, "torch")
     with pytest.raises(quantconvert.VerificationError) as caught:
         quantconvert.convert(source, tmp_path / "out", verify=True, **LAYOUTS[kind])
     assert caught.value.exit_code == 6
@@ -339,6 +341,7 @@ def test_wrong_scales_do_not_replace_a_checkpoint(source: Path, tmp_path: Path, 
     before = digests(out)
     qparams = rtn.qparams
     monkeypatch.setattr(rtn, "qparams", lambda *args: (qparams(*args)[0] * 0.8, qparams(*args)[1]))
+    monkeypatch.setenv(VARIABLE, "torch")
     with pytest.raises(quantconvert.VerificationError, match="failed at values, 7 findings"):
         quantconvert.convert(source, out, verify=True, overwrite=True)
     assert digests(out) == before

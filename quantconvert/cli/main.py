@@ -125,7 +125,9 @@ def _version(value: bool) -> None:
 
 @app.callback(epilog=EPILOG)
 def program(
-    version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Print the version, and the kernel that quantizes here."),
+    version: bool = typer.Option(
+        False, "--version", callback=_version, is_eager=True, help="Print version and kernel."
+    ),
 ) -> None:
     """Convert a Hugging Face checkpoint to int4 or int8 that inference engines load as it is.
 

@@ -36,9 +36,7 @@ def find_kernel(source: Read, method: Method, scheme: Scheme, layout: Layout, fi
 
 
 def kernel_label() -> str:
-    """What quantizes here where it can: `native (x86-64-v3)`, or `torch`. Raises `UsageError` for a choice that is not to
-    be had.
-    """
+    """What quantizes where it can: `native (x86-64-v3)`, or `torch`; raises `UsageError` for a choice of neither."""
     return next((label for label in (kernel.label for kernel in KERNELS.values()) if label), "torch")
 
 

@@ -36,8 +36,8 @@ class Native:
         return f"{self.name} ({found[0].levels[found[1]]})" if found else None
 
     def scratch(self, scheme: Scheme) -> int:
-        """A row as float32 and, for at most eight rows, codes twice."""
-        return 7
+        """Nothing beside what a tile counts anyway: one row as float32, and codes of eight rows at most."""
+        return 0
 
     def find(self, source: Read, method: str, scheme: Scheme, layout: Layout, files: Files) -> Fast | None:
         packing = layout.packing(scheme)
@@ -54,6 +54,6 @@ class Native:
 
 
 def takes_stored(source: Read) -> bool:
-    """Whether the stored rows are what the library takes: a plain weight, and no step but factors of columns and rows."""
+    """Whether the library takes the rows as stored: of a plain weight, with no step but factors of columns and rows."""
     factors = (isinstance(step, Scale) and step.way in ("columns", "rows") for step in source.steps)
     return source.encoding == PLAIN and all(factors)
