@@ -195,6 +195,23 @@ def test_the_c_kernel_takes_every_layout_and_dtype():
 
 
 @native
+@pytest.mark.parametrize("scale_tag", ["BF16", "F16"])
+def test_scales_halfway_between_two_numbers(scale_tag: str):
+    """Of nearly every exponent, and halfway to what is too large."""
+    steps = torch.arange(1, 0x7BFF if scale_tag == "F16" else 0x7D00, 7, dtype=torch.int16)
+    numbers, following = (bits.view(torch_dtype(scale_tag)).double() for bits in (steps, steps + 1))
+    halfway = ((numbers + following) / 2 * 7.5).float()
+    w = torch.stack((halfway, -halfway / 3, halfway / 5, halfway * 0), 1)
+    w = w[: len(w) // 8 * 8].repeat(1, 2).contiguous()
+    layout, scheme = LAYOUTS["gptq" if scale_tag == "F16" else "rtn"], Scheme(4, True, "channel")
+    assert check(Native(LIBRARY), w, "F32" if scale_tag == "F16" else "BF16", scheme, layout)
+    if scale_tag == "F16":
+        largest = torch.tensor([65504.0, 65519.0, 65520.0]) * 7.5
+        for row in largest.view(3, 1, 1).expand(3, 8, 8):
+            assert check(Native(LIBRARY), row.contiguous(), "F32", scheme, layout)
+
+
+@native
 @pytest.mark.parametrize("tag", TAGS)
 def test_rows_of_other_encodings_come_as_float32(tag: str):
     """Their scales are rounded to the weight's own dtype, which does not hold all of them."""
