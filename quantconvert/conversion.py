@@ -175,7 +175,7 @@ def make_plan(repo: Repo, out: Path | None, overwrite: bool, build: Builder) -> 
         errors.append(error)
     if plan is not None and out is not None and usable and not (finished and _is_result(out, plan)):
         errors += [exists_error(out)] if finished and not overwrite else []
-        needed = plan.output_nbytes + plan.scratch_nbytes + _small_nbytes(plan) + _first_nbytes(plan)
+        needed = plan.output_nbytes + plan.scratch_nbytes + _small_nbytes(plan) + _importances_nbytes(plan)
         errors += check_disk(out, needed, repo.download(_needed(plan)))
     raise_all(errors)
     assert plan is not None
@@ -187,10 +187,9 @@ def _small_nbytes(plan: Plan) -> int:
     return SMALL_FILES_NBYTES + 100 * len(plan.tasks)
 
 
-def _first_nbytes(plan: Plan) -> int:
-    """What the first pass writes."""
-    files = (plan.factors and plan.factors.file, plan.knowledge and plan.knowledge.file)
-    return sum(file.nbytes for file in files if file)
+def _importances_nbytes(plan: Plan) -> int:
+    """What a bag of tokens leaves on the disk until the end."""
+    return plan.knowledge.file.nbytes if plan.knowledge and plan.knowledge.file else 0
 
 
 def _needed(plan: Plan) -> tuple[str, ...]:
