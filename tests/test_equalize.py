@@ -433,6 +433,17 @@ def test_vectors_without_a_place_are_one_finding(source: Path, result: Path, tmp
     ]
 
 
+@pytest.mark.parametrize("job", [{"rotate": "r3"}, {"steps": ["r3"]}], ids=str)
+def test_a_report_of_steps_that_are_not_known(source: Path, result: Path, tmp_path: Path, job: dict[str, object]):
+    out = copied(result, tmp_path / "out")
+    report = json.loads((out / "quantconvert.json").read_text())
+    report["job"] |= job
+    (out / "quantconvert.json").write_text(json.dumps(report))
+    repair(out)
+    (finding,) = quantconvert.verify(out, source).findings
+    assert (finding.where, finding.message) == ("quantconvert.json", "names steps that are not known here: `r3`")
+
+
 def test_the_last_check_hears_of_a_wrong_step(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """A step that did nothing to norms would leave a broken model: --verify compares with what should have been."""
     from quantconvert.run import work
