@@ -421,11 +421,36 @@ def test_factors_without_a_checksum_are_damaged(metadata: object, tmp_path: Path
         read_places(tmp_path)
 
 
+def vectors(widths: dict[str, int]) -> bytes:
+    """A file of ones that vouches for itself."""
+    entries: dict[str, object] = {}
+    body = b""
+    for name, width in widths.items():
+        offsets = [len(body), len(body) + 4 * width]
+        entries[name] = {"dtype": "F32", "shape": [width], "data_offsets": offsets}
+        body += struct.pack("<f", 1.0) * width
+    header = json.dumps({"__metadata__": {"sha256": hashlib.sha256(body).hexdigest()}} | entries).encode()
+    return struct.pack("<Q", len(header)) + header + body
+
+
+def test_a_vector_of_nothing_is_none(tmp_path: Path):
+    (tmp_path / FACTORS).write_bytes(vectors({"a": 1, "b": 0}))
+    with pytest.raises(CheckpointError, match="expected vectors of F32"):
+        read_places(tmp_path)
+
+
+@pytest.mark.parametrize("content", [b"not factors", vectors({"a": 1, "b": 0})], ids=["text", "empty vector"])
+def test_what_a_source_calls_factors_is_a_file_like_others(result: Path, tmp_path: Path, content: bytes):
+    """Its content is nobody's business before it is verified: codes are repacked as they are."""
+    source = copied(result, tmp_path / "in")
+    (source / FACTORS).write_bytes(content)
+    quantconvert.dequantize(source, tmp_path / "out", verify=True)
+    assert (tmp_path / "out" / FACTORS).read_bytes() == content
+
+
 def test_vectors_without_a_place_are_one_finding(source: Path, result: Path, tmp_path: Path):
     out = copied(result, tmp_path / "out")
-    entries = {f"../a{i}": {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]} for i in range(1000)}
-    header = json.dumps({"__metadata__": {"sha256": hashlib.sha256(b"").hexdigest()}} | entries).encode()
-    (out / FACTORS).write_bytes(struct.pack("<Q", len(header)) + header)
+    (out / FACTORS).write_bytes(vectors({f"../a{i}": 1 for i in range(1000)}))
     found = [finding for finding in quantconvert.verify(out, source).findings if finding.where == FACTORS]
     assert [finding.message.partition(":")[0] for finding in found] == [
         "was changed after the conversion",
