@@ -137,6 +137,11 @@ class Job:
         if job.smooth is not None and (job.equalize or job.rotate):
             other = "--equalize" if job.equalize else "--rotate"
             raise UsageError(f"--smooth contradicts {other}: both say what to do with columns", hint="give one of them")
+        if job.rotate and job.statistics is not None:
+            raise UsageError(
+                f"--statistics contradicts --rotate {job.rotate}: they are of inputs as the model has them, not turned",
+                hint="drop one of them",
+            )
         if job.rotate and job.equalize:
             raise UsageError(
                 f"--rotate {job.rotate} contradicts --equalize: a rotation leaves no channel louder than the others",

@@ -95,7 +95,7 @@ def test_nothing_is_rotated_unless_asked_for(tmp_path: Path):
     assert plain.digest != quantconvert.plan(source, **OPTIONS).digest
 
 
-def test_int4_by_groups_is_told_what_it_costs(tmp_path: Path):
+def test_int4_by_groups_is_told_what_it_costs_and_nothing_else_moves_columns(tmp_path: Path):
     """And is not equalized on top."""
     plan = quantconvert.plan(source_of(tmp_path), group_size=32, rotate="r1")
     assert any("costs accuracy at int4 by groups" in note for note in plan.notes)
@@ -103,6 +103,10 @@ def test_int4_by_groups_is_told_what_it_costs(tmp_path: Path):
     assert not any("int4" in note for note in quantconvert.plan(source_of(tmp_path / "b"), **OPTIONS).notes)
     with pytest.raises(quantconvert.UsageError, match="--rotate r1 contradicts --equalize"):
         quantconvert.plan(tmp_path, rotate="r1", equalize=True)
+    with pytest.raises(quantconvert.UsageError, match="--smooth contradicts --rotate"):
+        quantconvert.plan(tmp_path, rotate="r1", smooth=0.5)
+    with pytest.raises(quantconvert.UsageError, match="--statistics contradicts --rotate r1"):
+        quantconvert.plan(tmp_path, scheme="W8A8", rotate="r1", statistics="stats.safetensors")
 
 
 @pytest.mark.parametrize("scheme", ["W8A8", "W4A16:g32"])

@@ -156,7 +156,7 @@ def _checked(stored: Stored) -> Stored:
         optional = suffix in LAYOUTS[stored.layout].optional
         if ref is None and not optional:
             raise CheckpointError(f"`{stored.module}` has no `{suffix}`: its quantization_config asks for one")
-        kind = FLOATS if spec.dtype in FLOATS else (spec.dtype,)
+        kind = FLOATS if suffix == stored.scale_suffix or spec.dtype in FLOATS else (spec.dtype,)
         if ref is not None and ref.dtype not in kind:
             raise CheckpointError(f"tensor `{ref.name}` in `{ref.file}`: expected {' or '.join(kind)}, got {ref.dtype}")
         if ref is not None and ref.shape != spec.shape:
