@@ -222,6 +222,13 @@ def test_a_family_without_a_graph(tmp_path: Path):
 
 
 @pytest.mark.usefixtures("auto_equalize")
+def test_layers_that_are_not_those_of_the_table(tmp_path: Path):
+    source = write_checkpoint(tmp_path / "in", {"model.layers.0.self_attn.q_proj.weight": weight(128, 128)})
+    plan = quantconvert.plan(source, allow_incomplete=True)
+    assert "nothing is equalized: no layer has what the table of llama says of llama" in plan.notes
+
+
+@pytest.mark.usefixtures("auto_equalize")
 def test_a_matrix_that_may_read_the_same_stops_its_layer(tmp_path: Path):
     """Nobody says what it reads: dividing all other columns would change what it computes."""
     tensors = llama_tensors() | {"model.layers.1.self_attn.extra_proj.weight": weight(16, 128)}

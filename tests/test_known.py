@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -251,3 +252,11 @@ def test_a_plan_tells_of_its_first_pass(source: Path, tmp_path: Path):
     assert plan.knowledge.walk is not None
     assert plan.peak_nbytes == bag_nbytes(plan.knowledge.walk, plan.execution)
     assert plan.peak_nbytes > max(task.peak_nbytes for task in plan.tasks)
+
+
+def test_a_plan_travels_to_other_processes(source: Path, tmp_path: Path):
+    """With what it knows, and where that is nothing, too."""
+    statistics = llama_statistics(tmp_path / "stats.safetensors")
+    for options in ({}, SEARCH, {"statistics": str(statistics), "equalize": True}):
+        plan = quantconvert.plan(source, **options)
+        assert pickle.loads(pickle.dumps(plan)) == plan
