@@ -71,6 +71,11 @@ ROWS = (
         "int4 asymmetric, equalize, q/k/v int8",
         {"scheme": "W4A16_ASYM", "equalize": True, "rules": [r"re:.*\.[qkv]_proj$=W8A16_ASYM"]},
     ),
+    *(
+        Row(f"target {bits} bits, {how}", {"target_bits": bits, "symmetric": how != "asymmetric", "equalize": False})
+        for bits in (4.5, 5)
+        for how in ("symmetric", "asymmetric")
+    ),
     Row("int4 asymmetric, search", {"scheme": "W4A16_ASYM", "equalize": False, "method": "search"}),
     Row("int4 asymmetric, equalize, search", {"scheme": "W4A16_ASYM", "equalize": True, "method": "search"}),
     Row("int4 symmetric, equalize, search", {"scheme": "W4A16", "equalize": True, "method": "search"}),

@@ -20,11 +20,10 @@ from quantconvert.errors import (
     raise_all,
     some,
 )
-from quantconvert.events import Finished, Note, Reporter, Started
+from quantconvert.events import Finished, Note, Reporter
 from quantconvert.factors import Summary, summarize
 from quantconvert.lazy import load_torch
 from quantconvert.machine import peak_rss_nbytes
-from quantconvert.patterns import layer_of
 from quantconvert.planning import Plan
 from quantconvert.run.executors import EXECUTORS
 from quantconvert.run.folder import (
@@ -41,6 +40,7 @@ from quantconvert.run.folder import (
     read_state,
 )
 from quantconvert.run.journal import Journal
+from quantconvert.run.phases import opening, tasks_started, without_repeats
 from quantconvert.verification.check import check_complete, raise_findings, verify_folder
 from quantconvert.verification.findings import Finding, Quality, TensorError, Verification
 from quantconvert.verification.report import REPORT_NAME, hash_files, read_report, report_bytes, report_of
@@ -175,7 +175,7 @@ def make_plan(repo: Repo, out: Path | None, overwrite: bool, build: Builder) -> 
         errors.append(error)
     if plan is not None and out is not None and usable and not (finished and _is_result(out, plan)):
         errors += [exists_error(out)] if finished and not overwrite else []
-        needed = plan.output_nbytes + plan.scratch_nbytes + _small_nbytes(plan) + _first_nbytes(plan)
+        needed = plan.output_nbytes + plan.scratch_nbytes + _small_nbytes(plan) + _importances_nbytes(plan)
         errors += check_disk(out, needed, repo.download(_needed(plan)))
     raise_all(errors)
     assert plan is not None
@@ -187,10 +187,9 @@ def _small_nbytes(plan: Plan) -> int:
     return SMALL_FILES_NBYTES + 100 * len(plan.tasks)
 
 
-def _first_nbytes(plan: Plan) -> int:
-    """What the first pass writes."""
-    files = (plan.factors and plan.factors.file, plan.knowledge and plan.knowledge.file)
-    return sum(file.nbytes for file in files if file)
+def _importances_nbytes(plan: Plan) -> int:
+    """What a bag of tokens leaves on the disk until the end."""
+    return plan.knowledge.file.nbytes if plan.knowledge and plan.knowledge.file else 0
 
 
 def _needed(plan: Plan) -> tuple[str, ...]:
@@ -234,16 +233,17 @@ def _may_pass(error: BaseException) -> bool:
 
 
 def _execute(plan: Plan, repo: Repo, folder: OutputFolder, journal: Journal, target: Target) -> Outcome:
+    report, is_begun = without_repeats(target.report), bool(journal.done)
+    report(opening(plan, is_begun))
     load_torch()
     from quantconvert.run.execute import execute
     from quantconvert.run.first import first_pass
 
     needed = _needed(plan)
     repo.prepare(needed)
-    first_pass(plan, repo, folder.state, bool(journal.done), target.report)
-    num_layers = len({layer_of(task.source.name) for task in plan.tasks} - {None})
-    target.report(Started(len(plan.tasks), plan.checkpoint.nbytes, num_layers=num_layers))
-    execute(plan, repo, folder.state, journal, target.report)
+    first_pass(plan, repo, folder.state, is_begun, report)
+    report(tasks_started(plan))
+    execute(plan, repo, folder.state, journal, report)
     noises = ((plan.tasks[index].source.name, result.noise) for index, result in journal.done.items())
     errors = {name: TensorError.of(name, "", 0.0, *noise) for name, noise in noises if noise is not None}
     quality = Quality.of(errors.values())
@@ -254,7 +254,7 @@ def _execute(plan: Plan, repo: Repo, folder: OutputFolder, journal: Journal, tar
         check_complete(verification, plan)
         raise_findings(verification)
     built = [path for path in folder.files if path != REPORT_NAME]  # there may be one of an interrupted commit
-    factors = summarize(folder.state)
+    factors = summarize(folder.state) if plan.factors else None
     files = hash_files(folder.state, built, plan.execution.workers)
     folder.write(REPORT_NAME, report_bytes(report_of(plan, errors, files, factors)))
     folder.commit()

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from quantconvert.options import JobOptions, read_group
+from tests.defaults import default_of_equalize
 from tests.inputs import toy_families
 from tests.tiers import ENGINES, Watch, tier_of, tiers_of
 
@@ -43,17 +42,6 @@ def auto_equalize() -> Iterator[None]:
     """The default that users have."""
     with default_of_equalize(None):
         yield
-
-
-@contextmanager
-def default_of_equalize(value: bool | None) -> Iterator[None]:
-    option = read_group(JobOptions)["equalize"].option
-    before = option.default
-    object.__setattr__(option, "default", value)
-    try:
-        yield
-    finally:
-        object.__setattr__(option, "default", before)
 
 
 @pytest.fixture(autouse=True)

@@ -104,7 +104,7 @@ def die(event):
     seen.extend([event] if isinstance(event, Progress) else [])
     if len(seen) == 12:
         os.kill(os.getpid(), signal.SIGKILL)
-quantconvert.convert(sys.argv[1], sys.argv[2], report=die, **OPTIONS)
+quantconvert.convert(sys.argv[1], sys.argv[2], report=die, equalize=False, **OPTIONS)
 """
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from quantconvert.errors import CheckpointError, QuantConvertError, Refusal
 from quantconvert.events import Event, Progress, Started
 from quantconvert.factors import FACTORS, IMPORTANCES, beside, read_places
 from quantconvert.factors.recipe import combined, equalize, smooth
+from quantconvert.factors.room import bag_nbytes
 from quantconvert.planning import Quantize
 from quantconvert.run.knowing import input_max_of, inputs_of
 from tests.builders import LLAMA_CONFIG, llama_tensors, read_tensors, weight, write_checkpoint
@@ -238,3 +240,23 @@ def test_statistics_that_change_meanwhile_are_refused(source: Path, tmp_path: Pa
         quantconvert.convert(
             source, tmp_path / "out", report=report, scheme="W8A8_STATIC", equalize=False, statistics=str(path)
         )
+
+
+def test_a_plan_tells_of_its_first_pass(source: Path, tmp_path: Path):
+    few = llama_statistics(tmp_path / "few.safetensors", layers=1)
+    plan = quantconvert.plan(source, equalize=True, statistics=str(few), **SEARCH)
+    words = "4 vectors by what the weights and importances of inputs say, 4 vectors by what the weights say"
+    assert str(plan.factors) == words
+    plan = quantconvert.plan(source, equalize=True, **SEARCH)
+    assert plan.knowledge is not None
+    assert plan.knowledge.walk is not None
+    assert plan.peak_nbytes == bag_nbytes(plan.knowledge.walk, plan.execution)
+    assert plan.peak_nbytes > max(task.peak_nbytes for task in plan.tasks)
+
+
+def test_a_plan_travels_to_other_processes(source: Path, tmp_path: Path):
+    """With what it knows, and where that is nothing, too."""
+    statistics = llama_statistics(tmp_path / "stats.safetensors")
+    for options in ({}, SEARCH, {"statistics": str(statistics), "equalize": True}):
+        plan = quantconvert.plan(source, **options)
+        assert pickle.loads(pickle.dumps(plan)) == plan

@@ -49,6 +49,7 @@ assert any("has no locks" in text for text in notes), notes
 
 
 @pytest.mark.process
+@pytest.mark.usefixtures("auto_equalize")
 def test_everything_works_without_the_calls(tmp_path: Path):
     source = write_checkpoint(tmp_path / "source", shards=2)
     (source / "tokenizer.json").write_text("{}")

@@ -24,6 +24,8 @@ def print_plan(plan: Plan, free: int | None, detail: Detail) -> None:
     rows = plan_rows(plan) + size_rows(plan)
     rows.append(("tensors", accounts(plan)))
     rows += kept_rows(plan)
+    if plan.factors is not None:
+        rows.append(("equalized", str(plan.factors)))
     rows.append(("memory", f"{size(plan.peak_nbytes)} at its peak with {plan.execution.workers} workers, "
                            "on top of Python with torch"))  # fmt: skip
     rows.append(("disk", f"{size(plan.output_nbytes)} needed" + (f", {size(free)} free" if free is not None else "")))

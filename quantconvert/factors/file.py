@@ -90,7 +90,7 @@ def read_places(folder: Path, name: str = FACTORS, least: float = 0.0) -> Mappin
                     raise CheckpointError(f"`{name}` holds a number that cannot be")
     except OSError as error:
         raise CheckpointError(f"cannot read `{name}`: {error.strerror}") from error
-    if any(ref.dtype != "F32" or len(ref.shape) != 1 for ref in refs):
+    if any(ref.dtype != "F32" or len(ref.shape) != 1 or not ref.nbytes for ref in refs):
         raise CheckpointError(f"`{name}`: expected vectors of F32")
     if digest.hexdigest() != expected:
         raise CheckpointError(f"`{name}` was changed: expected sha256 {expected}, got {digest.hexdigest()}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from typing import Literal
 
@@ -9,6 +10,7 @@ from quantconvert.checkpoint import TensorRef
 from quantconvert.factors.file import VectorFile
 from quantconvert.sources import Read
 from quantconvert.sources.sites import Site
+from quantconvert.text import counted
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +49,10 @@ class Factors:
     wanted: tuple[Wanted, ...]
     file: VectorFile
 
+    def __str__(self) -> str:
+        recipes = Counter(wanted.recipe for wanted in self.wanted)
+        return ", ".join(f"{counted(count, 'vector')} {_WORDS[recipe]}" for recipe, count in recipes.items())
+
     @property
     def read_nbytes(self) -> int:
         """Bytes that finding them reads, about: a sample of rows of each weight, twice; for maxima all, once."""
@@ -54,6 +60,12 @@ class Factors:
                    * (1 if wanted.recipe == "smooth" else PASSES)
                    for wanted in self.wanted for driver in wanted.drivers)  # fmt: skip
 
+
+_WORDS: dict[Recipe, str] = {
+    "weights": "by what the weights say",
+    "combined": "by what the weights and importances of inputs say",
+    "smooth": "by SmoothQuant",
+}
 
 # Rows of all drivers of a site that are looked at, and how often. 1,024 give the same factors as all, within noise.
 SAMPLED_ROWS, PASSES = 1024, 2

@@ -8,7 +8,7 @@ from dataclasses import replace
 from quantconvert.checkpoint import Checkpoint, TensorRef
 from quantconvert.errors import QuantConvertError, UnsupportedError
 from quantconvert.factors import FACTORS, Driver, Factors, Recipe, VectorFile, Wanted, place_vectors
-from quantconvert.families import Classifier
+from quantconvert.families import Classifier, Family
 from quantconvert.job import Job
 from quantconvert.patterns import WEIGHT_SUFFIX, layer_of, template_of
 from quantconvert.planning.decision import Decision
@@ -132,14 +132,19 @@ def _nothing(
         and not any(d.request and d.request.num_bits == AUTO_BITS for d in decisions)
     ):
         return []
-    why = _listed(notes) if notes else (
-        f"the table of {family.name} does not say who reads what in a layer of {classifier.model_type}"
-        if family else "the family is not known"
-    )  # fmt: skip
+    why = _listed(notes) if notes else _why_no_sites(family, classifier.model_type)
     if job.equalize or job.smooth is not None:
         errors.append(UnsupportedError(f"{asked}: nothing can be: {why}", hint=f"drop {asked}"))
         return []
     return [f"nothing is equalized: {why}"]
+
+
+def _why_no_sites(family: Family | None, model_type: str) -> str:
+    if family is None:
+        return "the family is not known"
+    if not family.folds:
+        return f"the table of {family.name} does not say who reads what in a layer of {model_type}"
+    return f"no layer has what the table of {family.name} says of {model_type}"
 
 
 def _listed(notes: Sequence[str]) -> str:

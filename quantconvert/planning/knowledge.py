@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from types import MappingProxyType
 
 from quantconvert.checkpoint import TensorRef
 from quantconvert.factors import VectorFile, Walk
@@ -15,7 +14,7 @@ from quantconvert.planning.tasks import UNKNOWN, Known
 class Knowledge:
     """What is known, by module; and the bag of tokens that finds it, where nothing else does, with its file."""
 
-    modules: Mapping[str, Known] = field(default_factory=lambda: MappingProxyType({}))
+    modules: Mapping[str, Known] = field(default_factory=dict)
     walk: Walk | None = None
     file: VectorFile | None = None
 

@@ -14,6 +14,7 @@ from quantconvert.checkpoint.files import INDEX_NAME
 from quantconvert.digest import digest
 from quantconvert.engines import Loadable
 from quantconvert.factors import Factors
+from quantconvert.factors.room import bag_nbytes
 from quantconvert.job import Job
 from quantconvert.planning.knowledge import Knowledge
 from quantconvert.planning.spent import Budget
@@ -134,9 +135,11 @@ class Plan:
 
     @property
     def peak_nbytes(self) -> int:
-        """The most memory that tasks hold at once, on top of the interpreter with torch."""
+        """The most memory that tasks, or a bag of tokens, hold at once, on top of the interpreter with torch."""
         largest = sorted((task.peak_nbytes for task in self.tasks), reverse=True)
-        return min(sum(largest[: self.execution.workers]), self.execution.memory_limit)
+        walk = self.knowledge.walk if self.knowledge else None
+        before = bag_nbytes(walk, self.execution) if walk else 0
+        return max(before, min(sum(largest[: self.execution.workers]), self.execution.memory_limit))
 
     @property
     def scratch_nbytes(self) -> int:

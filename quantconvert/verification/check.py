@@ -18,6 +18,7 @@ from quantconvert.methods import DEFAULT_METHOD, METHODS
 from quantconvert.planning import Plan
 from quantconvert.sources import Sources, find_sources
 from quantconvert.sources.sites import scaled
+from quantconvert.sources.steps import STEPS
 from quantconvert.spans import spans
 from quantconvert.text import counted
 from quantconvert.verification.findings import Finding, Verification
@@ -90,8 +91,12 @@ def _recorded(folder: Path, plan: Plan | None, findings: list[Finding]) -> tuple
     if method not in METHODS:
         findings.append(Finding("checksums", REPORT_NAME, f"names a method that is not known here: `{method}`"))
         return None, ()
-    named = tuple(map(str, steps)) if isinstance(steps, list) else ()
-    return method, step_names(str(job.get("rotate") or ""), named)
+    named = step_names(str(job.get("rotate") or ""), tuple(map(str, steps)) if isinstance(steps, list) else ())
+    strange = [name for name in named if name not in STEPS]
+    if strange:
+        findings.append(Finding("checksums", REPORT_NAME, f"names steps that are not known here: {some(strange)}"))
+        return method, ()
+    return method, named
 
 
 def _sources(repo: Repo, steps: tuple[str, ...], folder: Path, findings: list[Finding]) -> Sources:

@@ -56,6 +56,7 @@ def test_short_writes(ask: Ask, source: Path, whole: dict[str, str], tmp_path: P
     assert (answer["error"], digests(tmp_path / "out")) == (None, whole)
 
 
+@pytest.mark.usefixtures("auto_equalize")
 def test_a_disk_that_is_really_full(source: Path, whole: dict[str, str], tmp_path: Path, monkeypatch):
     """On a small file system; the check beforehand is what would refuse, so it is told that there is room.
 
