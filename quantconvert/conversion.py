@@ -20,11 +20,10 @@ from quantconvert.errors import (
     raise_all,
     some,
 )
-from quantconvert.events import Finished, Note, Reporter, Started
+from quantconvert.events import Finished, Note, Reporter
 from quantconvert.factors import Summary, summarize
 from quantconvert.lazy import load_torch
 from quantconvert.machine import peak_rss_nbytes
-from quantconvert.patterns import layer_of
 from quantconvert.planning import Plan
 from quantconvert.run.executors import EXECUTORS
 from quantconvert.run.folder import (
@@ -41,6 +40,7 @@ from quantconvert.run.folder import (
     read_state,
 )
 from quantconvert.run.journal import Journal
+from quantconvert.run.phases import opening, tasks_started, without_repeats
 from quantconvert.verification.check import check_complete, raise_findings, verify_folder
 from quantconvert.verification.findings import Finding, Quality, TensorError, Verification
 from quantconvert.verification.report import REPORT_NAME, hash_files, read_report, report_bytes, report_of
@@ -233,16 +233,17 @@ def _may_pass(error: BaseException) -> bool:
 
 
 def _execute(plan: Plan, repo: Repo, folder: OutputFolder, journal: Journal, target: Target) -> Outcome:
+    report, is_begun = without_repeats(target.report), bool(journal.done)
+    report(opening(plan, is_begun))
     load_torch()
     from quantconvert.run.execute import execute
     from quantconvert.run.first import first_pass
 
     needed = _needed(plan)
     repo.prepare(needed)
-    first_pass(plan, repo, folder.state, bool(journal.done), target.report)
-    num_layers = len({layer_of(task.source.name) for task in plan.tasks} - {None})
-    target.report(Started(len(plan.tasks), plan.checkpoint.nbytes, num_layers=num_layers))
-    execute(plan, repo, folder.state, journal, target.report)
+    first_pass(plan, repo, folder.state, is_begun, report)
+    report(tasks_started(plan))
+    execute(plan, repo, folder.state, journal, report)
     noises = ((plan.tasks[index].source.name, result.noise) for index, result in journal.done.items())
     errors = {name: TensorError.of(name, "", 0.0, *noise) for name, noise in noises if noise is not None}
     quality = Quality.of(errors.values())

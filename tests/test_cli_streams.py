@@ -101,9 +101,9 @@ def test_interrupted_while_torch_is_imported(source: Path, tmp_path: Path, modul
     """An exception inside torch's own initialisation can abort the process: the signal waits for its end."""
     out = tmp_path / "new" / "out"
     found, said = interrupted_while_importing(module, signal.SIGINT, source, out)
-    converting, _, last = said.rstrip("\n").rpartition("\n")
+    begun, _, last = said.rstrip("\n").rpartition("\n")
     assert found == 130
-    assert re.fullmatch(r"converting 21 tensors, .*", converting)
+    assert re.fullmatch(r"equalizing 14 tensors, .*", begun)
     assert last == "interrupted: the output folder is as it was before"
     assert list(tmp_path.iterdir()) == []
 
@@ -174,7 +174,7 @@ def completed(line: str, cwd: Path) -> list[str]:
 def test_completion(tmp_path: Path) -> None:
     assert completed("quantconvert in", tmp_path) == ["inspect"]
     assert completed("quantconvert convert m out --format a", tmp_path) == ["auto", "awq"]
-    assert completed("quantconvert m out --scheme W8", tmp_path) == ["W8A16", "W8A16_ASYM", "W8A8"]
+    assert completed("quantconvert m out --scheme W8", tmp_path) == ["W8A16", "W8A16_ASYM", "W8A8", "W8A8_STATIC"]
     assert completed("quantconvert plan m --preset ", tmp_path) == ["first-last-8", "down-8", "experts-4-rest-8"]
     assert completed("quantconvert plan m --method ", tmp_path) == ["rtn"]
     assert completed("quantconvert plan m --engine v", tmp_path) == ["vllm"]

@@ -66,6 +66,7 @@ def test_plan_reads_headers_only(repo: Path, tmp_path: Path):
     assert not {"pytorch_model.bin", "consolidated.safetensors", "model.gguf", "tokenizer.json"} & set(fetched)
 
 
+@pytest.mark.usefixtures("auto_equalize")
 def test_convert_downloads_only_what_it_needs_and_equals_a_local_conversion(repo: Path, tmp_path: Path):
     with serve(repo) as (endpoint, requests):
         done = run(endpoint, tmp_path / "cache", REPO, str(tmp_path / "out"), "--revision", "main", "--quiet")

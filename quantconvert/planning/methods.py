@@ -23,7 +23,8 @@ def check_needs(method: Method, known: Collection[Needs], errors: list[QuantConv
         errors.append(
             UsageError(
                 f"--method {method.name}: expected a source of {WORDS[method.needs]}, got none",
-                hint=f"--method {DEFAULT_METHOD} needs nothing but the weights",
+                hint="quantconvert observe SRC STATS --self --moments, then --statistics STATS; "
+                f"--method {DEFAULT_METHOD} needs nothing but the weights",
             )
         )
 

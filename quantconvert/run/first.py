@@ -42,6 +42,7 @@ from quantconvert.planning import Execution, Plan
 from quantconvert.run.disk import fsync_folder, write_all
 from quantconvert.run.knowing import read_floats
 from quantconvert.run.ledger import one_at_a_time
+from quantconvert.run.phases import bag_started, factors_started
 from quantconvert.sources import Read, cost_of, open_rows
 
 # Rows that are read at once: neighbours cost one read, and what is stored transposed is read in strips.
@@ -74,8 +75,7 @@ def _find_importances(plan: Plan, files: Files, folder: Path, is_begun: bool, re
     walk, file = knowledge.walk, knowledge.file
     if _is_there(IMPORTANCES, place_vectors(file, IMPORTANCES), folder, is_begun):
         return
-    count = sum(1 for layer in walk.layers for _ in layer.linears)
-    report(Started(count, walk.read_nbytes, "observing a bag of tokens in"))
+    _tell(report, bag_started(plan))
     found = bag(walk, files, plan.execution, lambda name, nbytes: report(Progress(name, nbytes)))
     _write(folder, IMPORTANCES, file, (bytes_of(found[name]) for name, _ in file.vectors))
 
@@ -84,10 +84,14 @@ def _find_factors(plan: Plan, files: Files, folder: Path, is_begun: bool, report
     factors = plan.factors
     if factors is None or _is_there(FACTORS, [wanted.place for wanted in factors.wanted], folder, is_begun):
         return
-    count = sum(len(wanted.drivers) for wanted in factors.wanted)
-    report(Started(count, factors.read_nbytes, "equalizing"))
+    _tell(report, factors_started(plan))
     with _Pass(files, plan.execution, report).run(factors.wanted) as found:
         _write(folder, FACTORS, factors.file, (bytes_of(mu) for mu in found))
+
+
+def _tell(report: Reporter, event: Started | None) -> None:
+    if event is not None:
+        report(event)
 
 
 def _write(folder: Path, name: str, file: VectorFile, vectors: Iterable[memoryview]) -> None:
