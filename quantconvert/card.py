@@ -54,7 +54,18 @@ def method(plan: Plan) -> str:
     if plan.job.operation == "dequantize":
         return "(code - zero point) * scale, rounded once"
     decoded = f", from weights decoded from {plan.source_format}" if plan.source_format else ""
-    return f"{METHODS.find(plan.job.method).words}{decoded}"
+    known = f", statistics of {plan.statistics.num_tokens} tokens" if plan.statistics else ", no calibration data"
+    return f"{METHODS.find(plan.job.method).words}{known}{decoded}"
+
+
+def columns(plan: Plan) -> str | None:
+    """What was done to columns before, in a few words; None where that is nothing."""
+    if plan.job.rotate:
+        return f"rotated by Hadamard matrices ({plan.job.rotate})"
+    if plan.factors is None:
+        return None
+    how = f"SmoothQuant, alpha {plan.job.smooth:g}" if plan.job.smooth is not None else "equalized"
+    return f"{how}, {plan.factors}; undone exactly by the layer before"
 
 
 def command_of(plan: Plan) -> str:
@@ -115,6 +126,7 @@ def _rows(plan: Plan, base: str | None) -> list[tuple[str, str]]:
         ("scheme", ", ".join(f"{s.label} ({n} weights)" for s, n in plan.schemes.items()) or "none"),
         ("format", plan.format + (f": {LAYOUTS.find(plan.format).summary}" if plan.scheme else "")),
         ("method", method(plan)),
+        *([("columns", said)] if (said := columns(plan)) else []),
         ("size", f"{saved}, {plan.bits_per_weight:.2f} bits per weight"),
         ("kept in high precision", kept_summary(plan)),
         ("made with", f"quantconvert {__version__}"),

@@ -13,7 +13,8 @@ import torch
 
 import quantconvert
 from quantconvert import CheckpointError, Refusal, UnsupportedError, UsageError
-from quantconvert.statistics import open_statistics
+from quantconvert.checkpoint import LocalFolder, load_checkpoint, reader_of
+from quantconvert.statistics import fingerprint, open_statistics
 from tests.builders import LLAMA_CONFIG, llama_tensors, read_tensors, write_checkpoint
 from tests.interrupted import interrupt
 from tests.snapshots import digests
@@ -87,7 +88,7 @@ def test_statistics_of_another_model(tmp_path: Path):
     messages = [error.message for error in caught.value.errors]
     assert [error.exit_code for error in caught.value.errors] == [3, 3, 3]
     assert "of another model: expected model_type `llama`, got `qwen2`" in messages[0]
-    assert "7 modules that the checkpoint has not: `model.layers.2.self_attn.q_proj`" in messages[1]
+    assert "7 modules that the checkpoint does not have: `model.layers.2.self_attn.q_proj`" in messages[1]
     assert f"`{LAYER}.mlp.down_proj`: expected 256 columns, got 512" in messages[2]
 
 
@@ -263,3 +264,29 @@ def test_another_file_is_another_conversion(tmp_path: Path):
     quantconvert.convert(source, tmp_path / "out", **options, **limits)
     quantconvert.convert(source, tmp_path / "straight", **options, **limits)
     assert digests(tmp_path / "out") == digests(tmp_path / "straight")
+
+
+def test_statistics_of_other_weights_are_refused(tmp_path: Path):
+    """The same shapes and names: a fine-tune of what was observed, say."""
+    source = write_checkpoint(tmp_path / "in")
+    other = write_checkpoint(tmp_path / "other", {n: t * 1.01 for n, t in llama_tensors().items()})
+    observed = fingerprint(load_checkpoint(LocalFolder(source)).tensors, reader_of(LocalFolder(source)))
+    path = llama_statistics(tmp_path / "s.safetensors", fingerprint=observed)
+    assert quantconvert.plan(source, statistics=str(path), **STATIC).statistics
+    with pytest.raises(CheckpointError, match="are of other weights, of the same shapes") as caught:
+        quantconvert.plan(other, statistics=str(path), **STATIC)
+    assert "observe this checkpoint" in str(caught.value.hint)
+
+
+def test_statistics_that_nothing_reads_and_those_of_few_tokens_are_told(tmp_path: Path):
+    source, path = write_checkpoint(tmp_path / "in"), llama_statistics(tmp_path / "s.safetensors")
+    notes = quantconvert.plan(source, statistics=str(path), bits=8).notes
+    assert any("nothing here reads them" in note for note in notes)
+    notes = quantconvert.plan(source, statistics=str(path), **STATIC).notes
+    assert any("of 256 tokens alone" in note for note in notes)
+
+
+def test_another_file_is_no_file_of_statistics(tmp_path: Path):
+    source = write_checkpoint(tmp_path / "in")
+    with pytest.raises(CheckpointError, match="is no file of statistics"):
+        quantconvert.plan(source, statistics=str(source / "config.json"), **STATIC)

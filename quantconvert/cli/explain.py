@@ -6,7 +6,7 @@ from typing import Literal
 
 from rich.table import Table
 
-from quantconvert.cli.output import accounts, kept_rows, plain, plan_rows, print_facts, size_rows, stdout
+from quantconvert.cli.output import accounts, kept_rows, method_rows, plain, plan_rows, print_facts, size_rows, stdout
 from quantconvert.families import REASON_TEXT
 from quantconvert.patterns import template_of
 from quantconvert.planning import Plan, Task
@@ -23,9 +23,7 @@ def print_plan(plan: Plan, free: int | None, detail: Detail) -> None:
         stdout.print(_kinds(plan) if detail == "kinds" else _tensors(plan))
     rows = plan_rows(plan) + size_rows(plan)
     rows.append(("tensors", accounts(plan)))
-    rows += kept_rows(plan)
-    if plan.factors is not None:
-        rows.append(("equalized", str(plan.factors)))
+    rows += kept_rows(plan) + method_rows(plan)
     rows.append(("memory", f"{size(plan.peak_nbytes)} at its peak with {plan.execution.workers} workers, "
                            "on top of Python with torch"))  # fmt: skip
     rows.append(("disk", f"{size(plan.output_nbytes)} needed" + (f", {size(free)} free" if free is not None else "")))
@@ -59,14 +57,19 @@ def _kinds(plan: Plan) -> Table:
 def _what(task: Task) -> str:
     """`int4 g128 symmetric`, or why it stays: `embedding: embeddings are looked up, not multiplied`."""
     if task.reason is not None:
-        return f"{task.reason}: {REASON_TEXT[task.reason]}"
+        return f"{task.reason}{_changed(task)}: {REASON_TEXT[task.reason]}"
     return task.scheme.label if task.scheme else "plain"
+
+
+def _changed(task: Task) -> str:
+    """Of what stays in high precision, but takes what weights give away."""
+    return ", changed" if task.source.steps else ""
 
 
 def _tensors(plan: Plan) -> Table:
     table = _table("tensor", "shape", "dtype", "role", "decision", "rule")
     for task in plan.tasks:
-        decision = task.scheme.label if task.scheme else f"keep: {task.reason}"
+        decision = task.scheme.label if task.scheme else f"keep{_changed(task)}: {task.reason}"
         shape = "x".join(map(str, task.source.shape))
         table.add_row(plain(task.source.name), shape, _dtypes(task), role_of(task), decision, plain(task.evidence))
     for dropped in plan.dropped:

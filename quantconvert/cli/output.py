@@ -6,6 +6,7 @@ import json
 import os
 import sys
 from collections import defaultdict
+from dataclasses import asdict
 from textwrap import wrap
 from typing import TextIO
 
@@ -14,11 +15,12 @@ from rich.markup import escape
 from rich.table import Table
 
 from quantconvert.api import Result
-from quantconvert.card import load_hint
+from quantconvert.card import columns, load_hint, method
 from quantconvert.engines import NOBODY
 from quantconvert.families import REASON_TEXT
 from quantconvert.inventory import Inventory
 from quantconvert.kernels import kernel_label
+from quantconvert.methods import METHODS
 from quantconvert.observation import Observation
 from quantconvert.planning import Plan
 from quantconvert.text import clean, counted, duration, escaped_json, redacted, size
@@ -97,6 +99,16 @@ def plan_rows(plan: Plan) -> list[tuple[str, str]]:
     ]
 
 
+def method_rows(plan: Plan) -> list[tuple[str, str]]:
+    """What is more than plain rounding."""
+    rows = []
+    if plan.scheme and (METHODS[plan.job.method].needs != "nothing" or plan.statistics):
+        rows.append(("method", method(plan)))
+    if said := columns(plan):
+        rows.append(("columns", said))
+    return rows
+
+
 def size_rows(plan: Plan) -> list[tuple[str, str]]:
     """Bytes, bits a weight, and what `--target-bits` has spent."""
     saved = plan.total_size / max(1, plan.checkpoint.nbytes)
@@ -121,10 +133,13 @@ def print_result(result: Result) -> None:
     rows = plan_rows(plan) + size_rows(plan)
     rows.append(("tensors", accounts(plan)))
     rows += kept_rows(plan)
+    rows += method_rows(plan)
     if result.factors is not None:
-        rows.append(("equalized", str(result.factors)))
+        rows.append(("factors", str(result.factors)))
     if result.quality is not None:
-        rows.append(("quality", str(result.quality)))
+        unweighted = " (of all columns alike, which this method does not weigh alike)"
+        needs = METHODS[plan.job.method].needs != "nothing"
+        rows.append(("quality", str(result.quality) + (unweighted if needs else "")))
     if result.verification is not None:
         rows.append(("verified", _compared(result.verification)))
     speed = plan.checkpoint.nbytes / max(result.seconds, 1e-9)
@@ -146,6 +161,8 @@ def result_json(result: Result) -> dict[str, object]:
         "cpu_seconds": round(result.cpu_seconds, 3),
         "peak_rss_nbytes": result.peak_rss_nbytes,
         "kernel": kernel_label(),
+        "quality": asdict(result.quality) if result.quality else None,
+        "factors": result.factors.to_json() if result.factors else None,
     }
 
 

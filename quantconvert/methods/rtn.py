@@ -38,7 +38,7 @@ class Rtn:
     """Round to nearest."""
 
     name = "rtn"
-    words = "round to nearest (RTN), no calibration data"
+    words = "round to nearest (RTN)"
     needs: Needs = "nothing"
     block_rows = 0
 

@@ -21,6 +21,7 @@ from quantconvert.observation.request import Request, problems, source_problems,
 from quantconvert.observation.write import StatisticsFile
 from quantconvert.patterns import WEIGHT_SUFFIX, template_of
 from quantconvert.sources import Read, find_sources
+from quantconvert.statistics import fingerprint
 from quantconvert.version import __version__
 
 if TYPE_CHECKING:
@@ -273,6 +274,7 @@ class _Run:
         return {
             "quantconvert_version": __version__,
             "model_type": self.checkpoint.model_type,
+            "fingerprint": fingerprint(self.checkpoint.tensors, reader_of(self.repo)),
             "num_tokens": str(windows.numel()),
             **text,
             "seed": str(asked.seed),

@@ -101,7 +101,7 @@ class Offer:
             raise UsageError(
                 f"--target-bits {target:g}: expected at least {first:.3f}: {self.base.label} takes {self.least:.3f} in "
                 f"{self.layout}, scales included, and raising the smallest set of layers {first - self.least:.3f} more",
-                hint="more columns a group (--group-size 128, or -1) take fewer bits",
+                hint="more columns a group, or no --preset and no rules at 8 bits, take fewer bits",
             )
         if target > self.most + 5e-4:
             raise UsageError(

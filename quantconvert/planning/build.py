@@ -19,7 +19,7 @@ from quantconvert.planning.decided import Decided, meets, select
 from quantconvert.planning.decision import Decision
 from quantconvert.planning.dims import check_dims
 from quantconvert.planning.folds import equalized, without_factors
-from quantconvert.planning.inputs import input_maxima, statistics_of
+from quantconvert.planning.inputs import input_maxima, note_statistics, statistics_of
 from quantconvert.planning.known import check_steps, find_knowledge, note_unknown
 from quantconvert.planning.lower import Lowering
 from quantconvert.planning.memory import check_memory, execution_for
@@ -99,7 +99,7 @@ def _decide_conversion(
         _check_strict(decisions, classifier, errors)
     if not any(d.request for d in decisions) and not errors:
         errors.append(_nothing_to_do(checkpoint, decisions))
-    statistics = statistics_of(job, checkpoint, sources, errors)
+    statistics = statistics_of(job, checkpoint, sources, read, errors)
     knowledge = find_knowledge(job, statistics, decisions, checkpoint, classifier.family, errors)
     model = meets(checkpoint, classifier, any(d.is_expert for d in decisions))
     choice = choose_format(job, decisions, checkpoint.text_config, errors, model)
@@ -116,6 +116,7 @@ def _decide_conversion(
         *notes_on(checkpoint, sources, decisions, choice, job),
         *unequal,
         *note_unknown(method, knowledge, decisions),
+        *note_statistics(job, statistics, decisions, method.needs != "nothing" or factors is not None),
     )
     return Decided(
         checkpoint, job, classifier, sources, decisions, lowering, choice.reason, notes, selection, choice.loadable,

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from quantconvert.checkpoint import Checkpoint
+from quantconvert.checkpoint import Checkpoint, TensorRef
 from quantconvert.errors import CheckpointError, QuantConvertError, UnsupportedError, UsageError, some
 from quantconvert.families import FusedSet, fused_groups
 from quantconvert.job import Job
 from quantconvert.planning.decision import Decision
 from quantconvert.sources import Sources
 from quantconvert.sources.steps.scale import Scale
-from quantconvert.statistics import Statistics, check_fit, open_statistics
+from quantconvert.statistics import Statistics, check_fit, check_weights, open_statistics
 
 OBSERVE = "quantconvert observe SRC STATS.safetensors --text FILE (or --self)"
 # The largest number that float16 holds, times the codes on one side of zero.
@@ -20,7 +20,11 @@ _FLOAT16_MAX = 65504 * 127.5
 
 
 def statistics_of(
-    job: Job, checkpoint: Checkpoint, sources: Sources, errors: list[QuantConvertError]
+    job: Job,
+    checkpoint: Checkpoint,
+    sources: Sources,
+    read: Callable[[TensorRef], bytes],
+    errors: list[QuantConvertError],
 ) -> Statistics | None:
     """The statistics that the job names, if they are of this checkpoint; else None, and why is in `errors`."""
     if job.statistics is None:
@@ -33,6 +37,8 @@ def statistics_of(
     widths = {read.module: read.shape[1] for read in sources.reads if len(read.shape) == 2}
     before = len(errors)
     check_fit(statistics, checkpoint.model_type, widths, errors)
+    if len(errors) == before:
+        check_weights(statistics, checkpoint.tensors, read, errors)
     return statistics if len(errors) == before else None
 
 
@@ -90,6 +96,16 @@ def _check_static(static: Sequence[Decision], statistics: Statistics, errors: li
         errors.append(UnsupportedError(message, hint="--rule 'PATTERN=W8A8', or a bfloat16 source"))
 
 
-def statistics_json(statistics: Statistics) -> Mapping[str, object]:
-    """What reports say of statistics: no folder of this machine."""
-    return {"file": statistics.path.name, "header_sha256": statistics.digest, "num_tokens": statistics.num_tokens}
+# Fewer tokens than this tell little of moments and maxima.
+FEW_TOKENS = 1024
+
+
+def note_statistics(job: Job, statistics: Statistics | None, decisions: Sequence[Decision], used: bool) -> list[str]:
+    """That nothing reads the statistics, or that they are of little. used: by a method or by factors."""
+    if statistics is None:
+        return []
+    if not used and not any(d.request and d.request.static for d in decisions):
+        return ["--statistics: nothing here reads them: neither --method, --equalize, --smooth nor W8A8_STATIC"]
+    if statistics.num_tokens < FEW_TOKENS:
+        return [f"--statistics are of {statistics.num_tokens} tokens alone: observe more (--tokens {16 * FEW_TOKENS})"]
+    return []

@@ -72,11 +72,12 @@ def _on_rotation(decisions: Sequence[Decision], job: Job) -> Iterator[str]:
     requests = {d.request for d in decisions if d.request}
     if any(request.num_bits < 8 and request.strategy == "group" for request in requests):
         yield (
-            "--rotate costs accuracy at int4 by groups (measured: KL 0.338 without, 0.516 with): it is for W8A8 "
-            "(0.0255 without, 0.0113 with)"
+            "--rotate costs accuracy at int4 by groups (SmolLM2-135M: KL 0.338 without, 0.516 with, 0.175 "
+            "equalized): it is for W8A8 (0.0255 without, 0.0113 with)"
         )
     kept = sum(1 for d in decisions if d.reason is not None and d.ref.steps)
-    yield f"--rotate changes {kept} tensors that are kept; each is rounded once more to its own dtype"
+    if kept:
+        yield f"--rotate changes {kept} tensors that are kept; each is rounded once more to its own dtype"
     head = next((d for d in decisions if d.reason == "lm_head" and d.ref.parts > 1), None)
     if head is not None:
         yield (

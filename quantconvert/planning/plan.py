@@ -210,6 +210,8 @@ class Plan:
             "bits_per_quantized_weight": round(self.bits_per_quantized_weight, 4),
             "peak_nbytes": self.peak_nbytes,
             "workers": self.execution.workers,
+            "method": self.job.method,
+            "statistics": self.statistics.to_json() if self.statistics else None,
             "num_equalized": len(self.factors.wanted) if self.factors else 0,
             "notes": list(self.notes),
             "budget": self.budget and self.budget.to_json(),

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from quantconvert.checkpoint import Checkpoint, TensorRef
 from quantconvert.engines import engine_notes
-from quantconvert.errors import QuantConvertError, UnsupportedError, raise_all, some
+from quantconvert.errors import QuantConvertError, UnsupportedError, UsageError, raise_all, some
 from quantconvert.families import Classifier
 from quantconvert.job import Job
 from quantconvert.layouts import LAYOUTS, Layout, Stored
@@ -53,6 +53,9 @@ def decide_transcode(
     errors: list[QuantConvertError] = []
     classifier = Classifier(checkpoint)
     sources = find_sources(checkpoint, classifier.family, read, errors)
+    if job.format not in LAYOUTS and not dtype:
+        known = ", ".join(LAYOUTS)
+        raise UsageError(f"--format: expected {known}, got `{job.format}`", hint="repack asks for one of them by name")
     target = None if dtype else _Target(LAYOUTS.find(job.format), job.activations is not None)
     _check(checkpoint, sources, target, errors)
     lacks = () if errors else check_presence(checkpoint, sources, classifier, job, errors)

@@ -6,9 +6,9 @@ It is a safetensors file. For each input x of linear layers, under the name of t
     <module>.max            F32 [1]     max |x|
     <module>.moments        F32 [I, I]  E[x x^T], only with `observe --moments`
 over all tokens that were seen. Its `__metadata__` says what they are of: `quantconvert_version`, `model_type`,
-`num_tokens`, `text_sha256` or `self`, `seed`, `data_sha256` (of all bytes after the header), `inputs` (JSON: each
-module, as the checkpoint names it, to the module whose name the tensors bear) and `unobserved` (JSON: kinds of linear
-layers without statistics).
+`num_tokens`, `fingerprint` (of the weights: `fit.fingerprint`), `text_sha256` or `self`, `seed`, `data_sha256` (of all
+bytes after the header), `inputs` (JSON: each module, as the checkpoint names it, to the module whose name the tensors
+bear) and `unobserved` (JSON: kinds of linear layers without statistics).
 """
 
 from __future__ import annotations
@@ -42,6 +42,7 @@ class Statistics:
     version: Version
     model_type: str
     num_tokens: int
+    fingerprint: str | None
     inputs: Mapping[str, str] = field(repr=False)
     tensors: Mapping[str, TensorRef] = field(repr=False)
 
@@ -64,6 +65,10 @@ class Statistics:
     def _find(self, module: str, kind: str) -> TensorRef | None:
         key = self.inputs.get(module)
         return None if key is None else self.tensors.get(f"{key}.{kind}")
+
+    def to_json(self) -> dict[str, object]:
+        """What reports say of it: no folder of this machine."""
+        return {"file": self.path.name, "header_sha256": self.digest, "num_tokens": self.num_tokens}
 
     def open(self) -> LocalReader:
         """The file, for its bytes; raises `CheckpointError` where it is no longer the one that was opened."""
@@ -96,7 +101,7 @@ def open_statistics(path: Path) -> Statistics:
         raise CheckpointError(f"--statistics: {error.message.replace(' of the source', '')}", hint=HINT) from error
     try:
         version = reader.version()
-        text = header_text(partial(_read, reader), path.name, version.nbytes)
+        text = _header(reader, path, version.nbytes)
         refs = {ref.name: ref for ref in parse_header(text, path.name, version.nbytes)}
         metadata = metadata_of(text, path.name)
         found = _statistics(path, version, hashlib.sha256(text).hexdigest(), refs, metadata)
@@ -106,6 +111,13 @@ def open_statistics(path: Path) -> Statistics:
         return found
     finally:
         reader.close()
+
+
+def _header(reader: LocalReader, path: Path, nbytes: int) -> bytes:
+    try:
+        return header_text(partial(_read, reader), path.name, nbytes)
+    except CheckpointError as error:
+        raise CheckpointError(f"--statistics `{path}` is no file of statistics: {error.message}", hint=HINT) from error
 
 
 def _statistics(
@@ -124,7 +136,7 @@ def _statistics(
             raise CheckpointError(f"`{path}`: `{key}.{missing[0]}` is missing, the input of `{module}`")
     for ref in refs.values():
         _check_shape(path, ref, refs)
-    return Statistics(path, digest, version, model_type, num_tokens, inputs, refs)
+    return Statistics(path, digest, version, model_type, num_tokens, metadata.get("fingerprint"), inputs, refs)
 
 
 def _check_shape(path: Path, ref: TensorRef, refs: Mapping[str, TensorRef]) -> None:

@@ -17,7 +17,6 @@ from quantconvert.checkpoint.ranges import open_regular
 from quantconvert.errors import OutputError
 from quantconvert.factors import Summary
 from quantconvert.planning import Plan, Task
-from quantconvert.planning.inputs import statistics_json
 from quantconvert.verification.findings import TensorError
 from quantconvert.version import __version__
 
@@ -71,7 +70,7 @@ def report_of(
             "layout_sha256": plan.source_digest,
         },
         "job": plan.job.to_json(),
-        **({"statistics": statistics_json(plan.statistics)} if plan.statistics else {}),
+        **({"statistics": plan.statistics.to_json()} if plan.statistics else {}),
         "format": plan.format,
         "source_format": plan.source_format,
         "plan_sha256": plan.digest,
