@@ -117,7 +117,7 @@ def test_tiny_llama(observed: tuple[Path, Any]):
     assert statistics.values(ref)[0] == largest
     assert stored(path)[1].keys() == {
         "quantconvert_version", "model_type", "num_tokens", "text_sha256", "seed", "inputs", "unobserved",
-        "data_sha256",
+        "data_sha256", "fingerprint",
     }  # fmt: skip
 
 
