@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
-import struct
 from collections.abc import Iterator
 from math import prod
 from pathlib import Path
 
+from quantconvert.dtypes import nbytes_of
+from tests.raw_files import write_headers
+
 HIDDEN, DENSE, EXPERT, EXPERTS, LAYERS, VOCAB = 7168, 18432, 2048, 256, 61, 129280
 NUM_TENSORS = 91_991  # as in the Hub's model.safetensors.index.json
-NBYTES = {"F8_E4M3": 1, "F32": 4, "BF16": 2}
 CONFIG = {
     "architectures": ["DeepseekV3ForCausalLM"], "model_type": "deepseek_v3", "hidden_size": HIDDEN,
     "intermediate_size": DENSE, "moe_intermediate_size": EXPERT, "n_routed_experts": EXPERTS, "n_shared_experts": 1,
@@ -75,27 +75,14 @@ def entries() -> Iterator[Entry]:
 
 def write_deepseek_v3(folder: Path) -> Path:
     """The folder with config, index and files of 4.3 GB, of which only the headers take space on the disk."""
-    folder.mkdir(parents=True)
     shards: list[list[Entry]] = [[]]
     used = 0
     for entry in entries():
-        nbytes = prod(entry[2]) * NBYTES[entry[1]]
+        nbytes = nbytes_of(entry[1], prod(entry[2]))
         if used + nbytes > 4_300_000_000:
             shards.append([])
             used = 0
         shards[-1].append(entry)
         used += nbytes
-    weight_map = {}
-    for number, shard in enumerate(shards, 1):
-        file, header, offset = f"model-{number:05d}-of-{len(shards):06d}.safetensors", {}, 0
-        for name, dtype, shape in shard:
-            end = offset + prod(shape) * NBYTES[dtype]
-            header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [offset, end]}
-            offset, weight_map[name] = end, file
-        raw = json.dumps(header).encode()
-        with open(folder / file, "wb") as out:
-            out.write(struct.pack("<Q", len(raw)) + raw)
-            out.truncate(8 + len(raw) + offset)
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
-    (folder / "config.json").write_text(json.dumps(CONFIG))
-    return folder
+    files = {f"model-{number:05d}-of-{len(shards):06d}.safetensors": shard for number, shard in enumerate(shards, 1)}
+    return write_headers(folder, files, CONFIG)

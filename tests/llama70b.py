@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
-import struct
 from collections.abc import Iterator
-from math import prod
 from pathlib import Path
+
+from tests.raw_files import write_headers
 
 HIDDEN, INTERMEDIATE, LAYERS, VOCAB, KV = 8192, 28672, 80, 128256, 1024
 CONFIG = {
@@ -32,18 +31,9 @@ def write_llama_70b(folder: Path) -> Path:
         ("model.embed_tokens.weight", (VOCAB, HIDDEN)), ("model.norm.weight", (HIDDEN,)),
         ("lm_head.weight", (VOCAB, HIDDEN)),
     ]  # fmt: skip
-    folder.mkdir(parents=True)
-    weight_map = {}
-    for number, shard in enumerate([around, *(list(_layer(i)) for i in range(LAYERS))], 1):
-        file, header, offset = f"model-{number:05d}-of-{LAYERS + 1:05d}.safetensors", {}, 0
-        for name, shape in shard:
-            end = offset + 2 * prod(shape)
-            header[name] = {"dtype": "BF16", "shape": shape, "data_offsets": [offset, end]}
-            offset, weight_map[name] = end, file
-        raw = json.dumps(header).encode()
-        with open(folder / file, "wb") as out:
-            out.write(struct.pack("<Q", len(raw)) + raw)
-            out.truncate(8 + len(raw) + offset)
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
-    (folder / "config.json").write_text(json.dumps(CONFIG))
-    return folder
+    shards = [around, *(list(_layer(i)) for i in range(LAYERS))]
+    files = {
+        f"model-{number:05d}-of-{len(shards):05d}.safetensors": [(name, "BF16", shape) for name, shape in shard]
+        for number, shard in enumerate(shards, 1)
+    }
+    return write_headers(folder, files, CONFIG)

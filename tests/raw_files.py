@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import struct
+from collections.abc import Mapping, Sequence
+from math import prod
 from pathlib import Path
 from typing import Any
 
-from quantconvert.checkpoint.files import SINGLE_NAME
+from quantconvert.checkpoint.files import INDEX_NAME, SINGLE_NAME
+from quantconvert.dtypes import nbytes_of
 from tests.builders import LLAMA_CONFIG
 
 
@@ -22,6 +25,23 @@ def shard(path: Path, header: bytes | dict[str, Any], data: int = 0, length: int
     with open(path, "wb") as file:
         file.write(struct.pack("<Q", len(raw) if length is None else length) + raw)
         file.truncate(8 + len(raw) + data)
+
+
+def write_headers(folder: Path, shards: Mapping[str, Sequence[tuple[str, str, tuple[int, ...]]]], config: Any) -> Path:
+    """A checkpoint of which only headers and config take room: (name, dtype, shape) of tensors by file; an index."""
+    folder.mkdir(parents=True)
+    weight_map = {}
+    for file, tensors in shards.items():
+        header: dict[str, Any] = {}
+        end = 0
+        for name, dtype, shape in tensors:
+            begin, end = end, end + nbytes_of(dtype, prod(shape))
+            header[name] = entry(begin, end, shape, dtype)
+            weight_map[name] = file
+        shard(folder / file, header, end)
+    (folder / INDEX_NAME).write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
 
 
 def write_raw(folder: Path, header: bytes | dict[str, Any], data_nbytes: int = 0, length: int | None = None) -> Path:

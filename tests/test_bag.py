@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 import quantconvert
+from quantconvert import workers as workers_module
 from quantconvert.buffers import Workspace
 from quantconvert.factors import bag as bag_module
 from quantconvert.factors import room as room_module
@@ -293,7 +294,7 @@ class Interrupted:
 @pytest.mark.usefixtures("small_tiles")
 def test_workers_stop_when_the_user_does(folder: Path, monkeypatch: pytest.MonkeyPatch):
     """A share of a large weight takes minutes: Ctrl-C must not wait for that."""
-    monkeypatch.setattr(bag_module, "ThreadPoolExecutor", Interrupted)
+    monkeypatch.setattr(workers_module, "ThreadPoolExecutor", Interrupted)
     names: list[str] = []
     with pytest.raises(KeyboardInterrupt):
         importances(folder, advance=lambda name, nbytes: names.append(name))

@@ -43,7 +43,11 @@ def offer_of(source: Path) -> Offer:
     """What may be raised of a checkpoint by the defaults."""
     repo, job = LocalFolder(source), Job.from_options({})
     checkpoint = load_checkpoint(repo)
-    return find_offer(job, lambda job: build_plan(checkpoint, job, reader_of(repo)))
+
+    def plan_of(job: Job) -> quantconvert.Plan:
+        return build_plan(checkpoint, job, reader_of(repo))
+
+    return find_offer(job, plan_of(job), plan_of)
 
 
 def raised(plan: quantconvert.Plan) -> set[str]:

@@ -50,8 +50,8 @@ def each(stem: str, *names: str) -> tuple[str, ...]:
     return tuple(f"{stem}.{name}" for name in names)
 
 
-def save(case: Case, folder: Path) -> Path:
-    """The model in bfloat16, every matrix and bias random and large enough to show in the outputs."""
+def random_model(case: Case) -> Any:
+    """The model in float32, every matrix and bias random and large enough to show in the outputs."""
     import transformers
 
     torch.manual_seed(0)
@@ -61,7 +61,12 @@ def save(case: Case, folder: Path) -> Path:
         for name, parameter in model.named_parameters():
             if parameter.dim() > 1 or name.endswith("bias"):
                 parameter.normal_(std=0.15)
-    model.bfloat16().save_pretrained(folder)
+    return model
+
+
+def save(case: Case, folder: Path) -> Path:
+    """Such a model in bfloat16."""
+    random_model(case).bfloat16().save_pretrained(folder)
     return folder
 
 

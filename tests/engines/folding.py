@@ -22,23 +22,18 @@ from quantconvert.sources import Read, find_sources
 from quantconvert.sources.registry import open_rows
 from quantconvert.sources.rows import read_vector
 from quantconvert.sources.sites import Site, find_sites
-from tests.engines.families import Case
+from tests.engines.families import Case, random_model
 
 FACTORS = "factors"  # the name of a file that lies in memory only
 
 
 def save_random(case: Case, folder: Path) -> Path:
     """The model in float32; matrices, biases and the gains of norms are random, and none of them small."""
-    import transformers
-
-    torch.manual_seed(0)
-    model_class = getattr(transformers, case.model)
-    model = model_class(model_class.config_class(**case.config))
+    model = random_model(case)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if parameter.dim() > 1 or name.endswith("bias"):
-                parameter.normal_(std=0.15)
-            elif "norm" in name.lower() or ".ln_" in name:
+            is_gain = "norm" in name.lower() or ".ln_" in name
+            if is_gain and parameter.dim() < 2 and not name.endswith("bias"):
                 parameter.add_(torch.empty_like(parameter).uniform_(-0.4, 0.4))
     model.float().save_pretrained(folder)
     return folder
