@@ -239,12 +239,12 @@ def _builder(repo: Repo, job: Job, report: Reporter = silent) -> Builder:
 def _spend(job: Job, target: float, plan_of: Callable[[Job], Plan], repo: Repo, report: Reporter) -> Plan:
     """With --target-bits, measure every weight before planning: the plan is that of the rules that follow."""
     job = replace(job, target_bits=None)
-    offer = find_offer(job, plan_of)
+    planned = plan_of(job)
+    offer = find_offer(job, planned, plan_of)
     offer.check(target)
     load_torch()
     from quantconvert.run.measure import measure
 
-    planned = plan_of(job)
     repo.prepare(tuple(file.path for file in planned.checkpoint.weight_files))
     budget = spend(offer, measure(offer, repo, planned.execution, report), target)
     plan = plan_of(replace(job, rules=(*job.rules, *budget.rules)))

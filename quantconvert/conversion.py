@@ -254,7 +254,7 @@ def _execute(plan: Plan, repo: Repo, folder: OutputFolder, journal: Journal, tar
         check_complete(verification, plan)
         raise_findings(verification)
     built = [path for path in folder.files if path != REPORT_NAME]  # there may be one of an interrupted commit
-    factors = summarize(folder.state) if plan.factors else None
+    factors = summarize(folder.state, plan.factors) if plan.factors else None
     files = hash_files(folder.state, built, plan.execution.workers)
     folder.write(REPORT_NAME, report_bytes(report_of(plan, errors, files, factors)))
     folder.commit()

@@ -43,6 +43,15 @@ def layer_of(name: str) -> str | None:
     return name[: match.end()] if match else None
 
 
+_EXPERT = re.compile(r"^(.*\.experts)\.\d+\.")
+
+
+def experts_of(module: str) -> str | None:
+    """The experts that a module is in, `model.layers.3.mlp.experts`; None outside of experts."""
+    match = _EXPERT.match(module)
+    return match[1] if match else None
+
+
 def compile_pattern(pattern: str) -> Callable[[str], bool]:
     """A predicate on names for one user pattern; raises `UsageError` for a regular expression that does not parse."""
     if pattern.startswith("re:"):

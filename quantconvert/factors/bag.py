@@ -12,7 +12,6 @@ query heads.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 
 import torch
 from torch import Tensor
@@ -26,6 +25,7 @@ from quantconvert.factors.walk import Feed, Layer, Linear, Norm, Routed, Walk
 from quantconvert.sources import open_rows
 from quantconvert.sources.rows import Files
 from quantconvert.spans import spans
+from quantconvert.workers import worker_pool
 
 # At least so many tokens pass an expert: those that its router likes best, beside those that it gets.
 LEAST_TOKENS = 16
@@ -41,15 +41,10 @@ def bag(
     Modules that read one vector share the tensor; experts read what their router reads. The same for any number of
     workers. Raises what `advance` and reading the source raise.
     """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     workers = bag_workers(walk, execution)
-    try:
-        with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            tiles = Tiles(pool, workers, files, execution.slab_nbytes, advance)
-            return _Bag(walk, tiles, draws or Draws()).run()
-    finally:
-        torch.set_num_threads(threads)
+    with worker_pool(workers) as pool:
+        tiles = Tiles(pool, workers, files, execution.slab_nbytes, advance)
+        return _Bag(walk, tiles, draws or Draws()).run()
 
 
 class _Bag:

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from quantconvert.factors.file import FACTORS, read_places
+from quantconvert.factors.file import FACTORS
+from quantconvert.factors.wanted import Factors
 from quantconvert.patterns import layer_of, template_of
 
 
@@ -34,22 +35,19 @@ class Summary:
         return {layer: {name: list(pair) for name, pair in givers.items()} for layer, givers in self.layers.items()}
 
 
-def summarize(folder: Path) -> Summary | None:
-    """Of the file of factors in `folder`; None where there is none."""
-    places = read_places(folder)
+def summarize(folder: Path, factors: Factors) -> Summary:
+    """Of the file that the first pass has left in `folder`."""
     layers: dict[str, dict[str, tuple[float, float]]] = {}
-    if not places:
-        return None
     with open(folder / FACTORS, "rb") as file:
-        for name, ref in places.items():
+        for ref in (wanted.place for wanted in factors.wanted):
             file.seek(ref.offset)
             values = array("f", file.read(ref.nbytes))
-            layer = layer_of(name) or ""
+            layer = layer_of(ref.name) or ""
             givers = layers.setdefault(layer.rstrip("."), {})
-            giver = template_of(name[len(layer) :])
+            giver = template_of(ref.name[len(layer) :])
             low, high = givers.get(giver, (float("inf"), 0.0))
             givers[giver] = min(low, _short(min(values))), max(high, _short(max(values)))
-    return Summary(len(places), layers)
+    return Summary(len(factors.wanted), layers)
 
 
 def _short(value: float) -> float:

@@ -24,7 +24,7 @@ from quantconvert.errors import UnsupportedError, UsageError
 from quantconvert.families import Classifier, FusedSet
 from quantconvert.job import Job
 from quantconvert.layouts import LAYOUTS
-from quantconvert.patterns import cover
+from quantconvert.patterns import cover, experts_of
 from quantconvert.planning.plan import Plan
 from quantconvert.planning.spent import Budget, Point
 from quantconvert.planning.tasks import Quantize
@@ -36,7 +36,6 @@ VALUE_WEIGHT = 3.0
 _VALUE = re.compile(
     r"(^|\.)(v_proj|value|v|v_lin|qkv_proj|qkv|query_key_value|Wqkv|W_pack|c_attn|wqkv|in_proj_qkv\w*|kv_b_proj)$"
 )
-_EXPERTS = re.compile(r"^(.*\.experts)\.\d+\.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,15 +109,15 @@ class Offer:
             )
 
 
-def find_offer(job: Job, plan_of: Callable[[Job], Plan]) -> Offer:
-    """What a job, which has no target, could raise. plan_of: the plan of a job for the same checkpoint.
+def find_offer(job: Job, plan: Plan, plan_of: Callable[[Job], Plan]) -> Offer:
+    """What a job, which has no target, could raise. plan: its plan; plan_of: that of another job for the same
+    checkpoint.
 
     A second plan, with one set raised, shows the layout that holds both schemes, or raises its refusal.
     """
     if job.base.num_bits != 4:
         raise UsageError(f"--target-bits raises layers from 4 bits to 8: expected --bits 4, got {job.base.num_bits}")
     rule = "W8A8" if job.base.activations else "W8A16:channel"
-    plan = plan_of(job)
     groups = _groups(plan, job)
     if not groups:
         raise UnsupportedError(
@@ -174,9 +173,8 @@ def _keys(modules: Sequence[str], fused: Sequence[FusedSet]) -> dict[str, str]:
         root = next((joined[member] for member in members if member in joined), members[0])
         joined |= dict.fromkeys(members, root)
     for module in modules:
-        experts = _EXPERTS.match(module)
         stem, dot, last = module.rpartition(".")
-        found[module] = experts[1] if experts else f"{stem}{dot}{joined.get(last, last)}"
+        found[module] = experts_of(module) or f"{stem}{dot}{joined.get(last, last)}"
     return found
 
 

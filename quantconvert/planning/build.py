@@ -116,7 +116,7 @@ def _decide_conversion(
         *notes_on(checkpoint, sources, decisions, choice, job),
         *unequal,
         *note_unknown(method, knowledge, decisions),
-        *note_statistics(job, statistics, decisions, method.needs != "nothing" or factors is not None),
+        *note_statistics(statistics, decisions, method.needs != "nothing" or factors is not None),
     )
     return Decided(
         checkpoint, job, classifier, sources, decisions, lowering, choice.reason, notes, selection, choice.loadable,

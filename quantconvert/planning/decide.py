@@ -10,7 +10,7 @@ from quantconvert.checkpoint import Checkpoint
 from quantconvert.errors import QuantConvertError, UnsupportedError
 from quantconvert.families import REASON_TEXT, Classifier, FusedSet, Role, fused_groups
 from quantconvert.job import Job
-from quantconvert.patterns import WEIGHT_SUFFIX, template_of
+from quantconvert.patterns import WEIGHT_SUFFIX, experts_of, template_of
 from quantconvert.planning.decision import Decision
 from quantconvert.planning.origin import check_sources, merge_kept
 from quantconvert.planning.rules import Verdict, verdicts
@@ -110,7 +110,7 @@ def _check_fused(decisions: Sequence[Decision], fused: Sequence[FusedSet], error
         parts = {decisions[i].module.rpartition(".")[2]: _says(decisions[i]) for i in members}
         stem = decisions[members[0]].module.rpartition(".")[0]
         key = (template_of(stem), tuple(parts.values()))
-        of_experts = any(decisions[i].is_expert and _EXPERT.match(decisions[i].module) for i in members)
+        of_experts = any(decisions[i].is_expert and experts_of(decisions[i].module) for i in members)
         if len(set(parts.values())) < 2 or key in seen or of_experts:  # `_check_experts` speaks of the whole layer
             continue
         seen.add(key)
@@ -133,16 +133,13 @@ def _width_rank(decision: Decision) -> int:
     return decision.request.num_bits if decision.request else 16
 
 
-_EXPERT = re.compile(r"^(.*\.experts)\.\d+\.")
-
-
 def _check_experts(decisions: Sequence[Decision], errors: list[QuantConvertError]) -> None:
     """vLLM and SGLang read one scheme for all routed experts of a layer (that of expert 0's first projection)."""
     layers: dict[str, dict[str, Decision]] = {}
     for d in decisions:
-        match = _EXPERT.match(d.module) if d.is_expert else None
-        if match:
-            layers.setdefault(match[1], {}).setdefault(_says(d), d)
+        experts = experts_of(d.module) if d.is_expert else None
+        if experts:
+            layers.setdefault(experts, {}).setdefault(_says(d), d)
     mixed: dict[tuple[str, ...], list[str]] = {}
     for stem, kinds in layers.items():
         if len(kinds) > 1:

@@ -12,9 +12,8 @@ from quantconvert.job import Job
 from quantconvert.planning.decision import Decision
 from quantconvert.sources import Sources
 from quantconvert.sources.steps.scale import Scale
-from quantconvert.statistics import Statistics, check_fit, check_weights, open_statistics
+from quantconvert.statistics import OBSERVE, Statistics, check_fit, check_weights, open_statistics
 
-OBSERVE = "quantconvert observe SRC STATS.safetensors --text FILE (or --self)"
 # The largest number that float16 holds, times the codes on one side of zero.
 _FLOAT16_MAX = 65504 * 127.5
 
@@ -100,7 +99,7 @@ def _check_static(static: Sequence[Decision], statistics: Statistics, errors: li
 FEW_TOKENS = 1024
 
 
-def note_statistics(job: Job, statistics: Statistics | None, decisions: Sequence[Decision], used: bool) -> list[str]:
+def note_statistics(statistics: Statistics | None, decisions: Sequence[Decision], used: bool) -> list[str]:
     """That nothing reads the statistics, or that they are of little. used: by a method or by factors."""
     if statistics is None:
         return []

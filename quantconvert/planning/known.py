@@ -14,7 +14,7 @@ from quantconvert.methods import DEFAULT_METHOD, METHODS, Method
 from quantconvert.planning.decision import Decision
 from quantconvert.planning.knowledge import Knowledge
 from quantconvert.planning.memory import execution_for
-from quantconvert.planning.methods import check_needs
+from quantconvert.planning.methods import lacking_moments
 from quantconvert.planning.tasks import UNKNOWN, Known
 from quantconvert.sources.steps.scale import Scale
 from quantconvert.statistics import Statistics
@@ -35,7 +35,7 @@ def find_knowledge(
     if job.statistics is not None or (method.needs == "nothing" and job.smooth is None):
         return Knowledge()
     if method.needs == "moments":
-        check_needs(method, (), errors)
+        errors.append(lacking_moments(method))
         return Knowledge()
     walk = find_walk({d.ref.name: d.ref for d in decisions}, family, checkpoint)
     if isinstance(walk, str):

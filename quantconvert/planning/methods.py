@@ -2,31 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 
 from quantconvert.errors import QuantConvertError, UnsupportedError, UsageError, some
-from quantconvert.methods import DEFAULT_METHOD, Method, Needs
+from quantconvert.methods import DEFAULT_METHOD, Method
 from quantconvert.planning.choose import Choice
 from quantconvert.planning.decision import Decision
 
-# What each need is, for people.
-WORDS: dict[Needs, str] = {
-    "nothing": "nothing",
-    "importance": "the mean square of each input of a layer (importances)",
-    "moments": "the second moments of the inputs of each layer",
-}
 
-
-def check_needs(method: Method, known: Collection[Needs], errors: list[QuantConvertError]) -> None:
-    """Refuse a method that needs what the plan has no source of. known: what it has a source of."""
-    if method.needs != "nothing" and method.needs not in known:
-        errors.append(
-            UsageError(
-                f"--method {method.name}: expected a source of {WORDS[method.needs]}, got none",
-                hint="quantconvert observe SRC STATS --self --moments, then --statistics STATS; "
-                f"--method {DEFAULT_METHOD} needs nothing but the weights",
-            )
-        )
+def lacking_moments(method: Method) -> UsageError:
+    """The refusal of a method that needs what only statistics tell."""
+    return UsageError(
+        f"--method {method.name}: expected a source of the second moments of the inputs of each layer, got none",
+        hint="quantconvert observe SRC STATS --self --moments, then --statistics STATS; "
+        f"--method {DEFAULT_METHOD} needs nothing but the weights",
+    )
 
 
 def check_schemes(

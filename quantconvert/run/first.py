@@ -10,19 +10,18 @@ import hashlib
 import os
 import threading
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from quantconvert.buffers import Workspace, bytes_of, torch_dtype
+from quantconvert.buffers import Workspace, bytes_of
 from quantconvert.checkpoint import Repo, TensorRef
 from quantconvert.checkpoint.ranges import Files
 from quantconvert.errors import CheckpointError, OutputError
 from quantconvert.events import Progress, Reporter, Started
-from quantconvert.factors import FACTORS, IMPORTANCES, Driver, VectorFile, Wanted, beside, place_vectors, read_places
+from quantconvert.factors import FACTORS, IMPORTANCES, VectorFile, Wanted, beside, place_vectors, read_places
 from quantconvert.factors.bag import bag
 from quantconvert.factors.recipe import (
     calm_norm,
@@ -44,6 +43,8 @@ from quantconvert.run.knowing import read_floats
 from quantconvert.run.ledger import one_at_a_time
 from quantconvert.run.phases import bag_started, factors_started
 from quantconvert.sources import Read, cost_of, open_rows
+from quantconvert.sources.rows import read_vector
+from quantconvert.workers import worker_pool
 
 # Rows that are read at once: neighbours cost one read, and what is stored transposed is read in strips.
 RUN_ROWS, TURNED_ROWS = 8, 64
@@ -151,17 +152,12 @@ class _Pass:
     @contextmanager
     def run(self, wanted: Sequence[Wanted]) -> Iterator[Iterator[Tensor]]:
         """Each site's factors, in order, as they are found."""
-        threads = torch.get_num_threads()
-        torch.set_num_threads(1)
-        try:
-            with ThreadPoolExecutor(self._count(wanted), initializer=torch.set_num_threads, initargs=(1,)) as pool:
-                try:
-                    yield pool.map(self._found, wanted)
-                except BaseException:
-                    self._stop.set()
-                    raise
-        finally:
-            torch.set_num_threads(threads)
+        with worker_pool(self._count(wanted)) as pool:
+            try:
+                yield pool.map(self._found, wanted)
+            except BaseException:
+                self._stop.set()
+                raise
 
     def _found(self, wanted: Wanted) -> Tensor:
         if self._stop.is_set():
@@ -170,7 +166,8 @@ class _Pass:
         site = wanted.site
         mu = self._factors(wanted, work)
         kept = [] if wanted.exact else [read for read in site.givers if len(read.shape) == 1]
-        vectors = [(self._vector(read, site.start, site.width), site.base(read)) for read in kept]
+        part = slice(site.start, site.start + site.width)
+        vectors = [(read_vector(read, self.files)[part], site.base(read)) for read in kept]
         if site.fold.kind == "rows":
             mu = calm_rows(mu)
         elif vectors:
@@ -197,18 +194,12 @@ class _Pass:
             read = driver.read
             rows = open_rows(read, self.files, work, _slab_nbytes(read))
             done = 0
-            for first, last in sample(driver, sampled_rows(wanted, driver)):
+            for first, last in sample(read, sampled_rows(wanted, driver)):
                 if self._stop.is_set():
                     raise InterruptedError
                 yield rows.rows(first, last), driver.group_size
                 done += last - first
             self.report(Progress(read.name, read.nbytes * done // max(1, read.matrix[0])))
-
-    def _vector(self, read: Read, start: int, count: int) -> Tensor:
-        """The part of a stored vector that takes factors, in its own dtype."""
-        raw = torch.empty(read.shape, dtype=torch_dtype(read.dtype))
-        self.files.read_into(read.file, bytes_of(raw), read.values.offset)
-        return raw[start : start + count]
 
 
 def _slab_nbytes(read: Read) -> int:
@@ -216,10 +207,10 @@ def _slab_nbytes(read: Read) -> int:
     return TURNED_ROWS * 4 * read.matrix[1]
 
 
-def sample(driver: Driver, count: int) -> Iterator[tuple[int, int]]:
-    """Runs of neighbouring rows, evenly spaced, `count` rows or a few more in all."""
-    rows, columns = driver.read.matrix
-    run = TURNED_ROWS if driver.read.view.transposed else RUN_ROWS
+def sample(read: Read, count: int) -> Iterator[tuple[int, int]]:
+    """Runs of neighbouring rows of a weight, evenly spaced, `count` rows or a few more in all."""
+    rows, columns = read.matrix
+    run = TURNED_ROWS if read.view.transposed else RUN_ROWS
     run = max(1, min(run, count, BLOCK_ELEMENTS // max(1, columns)))
     runs = -(-count // run)
     if runs * run >= rows:

@@ -40,8 +40,10 @@ def inputs_of(task: Quantize, files: Files) -> Inputs | None:
 
 def input_max_of(task: Quantize, files: Files) -> float | None:
     """max |x| of the task's input, where that gets a stored scale."""
+    if task.input_max is None:  # before factors are read: so it is with nearly all tasks
+        return None
     factors = _factors(task, files)
-    if task.input_max is None or not factors:
+    if not factors:
         return task.input_max
     assert task.known.maxima is not None
     maxima = read_floats(task.known.maxima, files)

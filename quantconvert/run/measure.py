@@ -15,7 +15,7 @@ from quantconvert.buffers import Workspace, torch_dtype
 from quantconvert.checkpoint import Repo
 from quantconvert.checkpoint.ranges import Files
 from quantconvert.events import Progress, Reporter, Started
-from quantconvert.factors import Driver
+from quantconvert.factors.wanted import SAMPLED_ROWS
 from quantconvert.layouts import LAYOUTS
 from quantconvert.methods import DEFAULT_METHOD, METHODS, Noise, NonFinite
 from quantconvert.planning import Execution
@@ -25,9 +25,7 @@ from quantconvert.run.work import count_nonfinite, nonfinite_error
 from quantconvert.schemes import Scheme
 from quantconvert.sources import Read, open_rows
 from quantconvert.sources.rows import Rows
-
-# Rows of a weight that are looked at, evenly spaced; the noise of all rows differs by about a per cent.
-SAMPLED_ROWS = 1024
+from quantconvert.workers import single_threaded
 
 
 def measure(offer: Offer, repo: Repo, execution: Execution, report: Reporter) -> dict[str, tuple[float, float, float]]:
@@ -38,25 +36,23 @@ def measure(offer: Offer, repo: Repo, execution: Execution, report: Reporter) ->
     tasks = [task for found in offer.sets for task in found.tasks]
     report(Started(len(tasks), sum(task.source.nbytes for task in tasks), "measuring"))
     files, work, result = Files(repo), Workspace(), {}
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # sums are those of one thread, whatever the machine has
     try:
-        for task in tasks:
-            read = replace(task.source, steps=())
-            rows = open_rows(read, files, work, execution.slab_nbytes)
+        with single_threaded():  # sums are those of one thread, whatever the machine has
+            for task in tasks:
+                read = replace(task.source, steps=())
+                rows = open_rows(read, files, work, execution.slab_nbytes)
 
-            def blocks(read: Read = read, rows: Rows = rows) -> Iterator[Tensor]:
-                for first, last in sample(Driver(read, None), min(SAMPLED_ROWS, read.matrix[0])):
-                    yield rows.rows(first, last)
+                def blocks(read: Read = read, rows: Rows = rows) -> Iterator[Tensor]:
+                    for first, last in sample(read, min(SAMPLED_ROWS, read.matrix[0])):
+                        yield rows.rows(first, last)
 
-            try:
-                (signal, base), (_, raised) = (_noise(read, s, blocks, offer) for s in (offer.base, offer.raised))
-            except NonFinite:
-                raise nonfinite_error(read, count_nonfinite(rows, read)) from None
-            result[read.name] = (signal, base, raised)
-            report(Progress(read.name, read.nbytes))
+                try:
+                    (signal, base), (_, raised) = (_noise(read, s, blocks, offer) for s in (offer.base, offer.raised))
+                except NonFinite:
+                    raise nonfinite_error(read, count_nonfinite(rows, read)) from None
+                result[read.name] = (signal, base, raised)
+                report(Progress(read.name, read.nbytes))
     finally:
-        torch.set_num_threads(threads)
         files.close()
     return result
 

@@ -50,7 +50,7 @@ def tiles(
 
 
 def read_vector(read: Read, files: Files) -> Tensor:
-    """The stored values of a vector [O] that several share, in their own dtype."""
+    """The stored values of a vector [O], of its own or shared with others, in their own dtype."""
     ref, view = read.values, read.view
     dtype = torch_dtype(ref.dtype)
     width = ref.shape[-1]

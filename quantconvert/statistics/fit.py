@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterable, Mapping
 
 from quantconvert.checkpoint import TensorRef
 from quantconvert.errors import CheckpointError, QuantConvertError, some
-from quantconvert.statistics.reader import Statistics
+from quantconvert.statistics.reader import OBSERVE, Statistics
 
-HINT = "observe this checkpoint: quantconvert observe SRC STATS.safetensors --text FILE (or --self)"
+HINT = f"observe this checkpoint: {OBSERVE}"
 # The first bytes of so many matrices tell one model's weights from another's.
 FINGERPRINTED, FINGERPRINT_NBYTES = 4, 4096
 

@@ -28,7 +28,8 @@ from quantconvert.checkpoint.ranges import LocalReader, Version
 from quantconvert.errors import CheckpointError
 
 KINDS = ("second_moment", "channel_max", "max", "moments")
-HINT = "quantconvert observe SRC STATS.safetensors --text FILE (or --self) writes one"
+OBSERVE = "quantconvert observe SRC STATS.safetensors --text FILE (or --self)"
+HINT = f"{OBSERVE} writes one"
 
 
 @dataclass(frozen=True, slots=True)

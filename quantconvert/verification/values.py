@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -28,6 +26,7 @@ from quantconvert.sources.rows import read_vector, tiles
 from quantconvert.spans import spans
 from quantconvert.verification.findings import Check, Finding, TensorError
 from quantconvert.verification.weights import FOREIGN, Errors, range_problem
+from quantconvert.workers import worker_pool
 
 _CHUNK = 1 << 22
 
@@ -113,7 +112,7 @@ class _Checker:
         """What each pair shows, in order."""
         most = max((self._peak(tensor, origin) for tensor, origin in pairs), default=1)
         workers = max(1, min(self.execution.workers, self.execution.memory_limit // max(1, most), len(pairs)))
-        with _single_threaded(), ThreadPoolExecutor(workers, initializer=_start_worker) as pool:
+        with worker_pool(workers) as pool:
             try:
                 yield from pool.map(self._checked, pairs)
             except BaseException:
@@ -239,21 +238,6 @@ class _Checker:
             found.errors.append(result)
         if problem:
             found.add("values", tensor.module, problem)
-
-
-def _start_worker() -> None:
-    torch.set_num_threads(1)
-
-
-@contextmanager
-def _single_threaded() -> Iterator[None]:
-    """Torch's own threads spin while they wait: on a busy machine that takes ten times the work."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 class _Stopped(Exception):
