@@ -53,6 +53,16 @@ def load(folder: Path, auto_class: str = "AutoModelForCausalLM", **options: Any)
     return model.eval()
 
 
+def write_result(original: Path, converted: Path, folder: Path, decoded: dict[str, Tensor]) -> Path:
+    """The result in float32 as a plain checkpoint: the `decoded` weights, and what is kept as the result has it."""
+    stored, names = read_tensors(converted), read_tensors(original)
+    tensors = {name: stored[name] for name in names if name.removesuffix(".weight") not in decoded}
+    tensors |= {f"{module}.weight": weight for module, weight in decoded.items()}
+    assert tensors.keys() == names.keys()
+    floats = {name: tensor.float().contiguous() for name, tensor in tensors.items()}
+    return write_checkpoint(folder, floats, json.loads((original / "config.json").read_text()))
+
+
 def write_reference(original: Path, converted: Path, folder: Path, decoded: dict[str, Tensor]) -> Path:
     """The original in float32 with the `decoded` weights; checks that all other tensors were left as they are."""
     kept, tensors = read_tensors(converted), read_tensors(original)

@@ -110,6 +110,12 @@ def _values(read: Read, files: Bytes) -> Tensor:
     return found.t().contiguous() if turned else found
 
 
+def distance(found: Iterable[Tensor], expected: Iterable[Tensor]) -> float:
+    """The largest difference of any output as a whole: the norm of it over that of the one expected."""
+    pairs = zip(found, expected, strict=True)
+    return max(((a.float() - b.float()).norm() / b.float().norm()).item() for a, b in pairs)
+
+
 def farthest(found: Iterable[Tensor], expected: Iterable[Tensor]) -> float:
     """The largest difference of any output, relative to the largest value of the one expected."""
     pairs = zip(found, expected, strict=True)

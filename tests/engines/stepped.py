@@ -55,11 +55,11 @@ def save_float32(case: Case, folder: Path, seed: int = 0) -> Path:
     return folder
 
 
-def logits(case: Case, folder: Path) -> Tensor:
-    """[tokens, vocabulary] of fixed token ids, in float32."""
+def logits(case: Case, folder: Path, dtype: torch.dtype = torch.float32) -> Tensor:
+    """[tokens, vocabulary] of fixed token ids, computed in `dtype`, as float32."""
     import transformers
 
-    model = getattr(transformers, case.model).from_pretrained(folder, dtype=torch.float32).eval()
+    model = getattr(transformers, case.model).from_pretrained(folder, dtype=dtype).eval()
     ids = torch.randint(3, 96, (2, 12), generator=torch.Generator().manual_seed(5))
     with torch.no_grad():
         found: Tensor = model(input_ids=ids).logits

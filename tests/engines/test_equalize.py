@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 import quantconvert
-from tests.engines.common import EXAMPLES, heldout_windows, load, logits
+from tests.engines.common import EXAMPLES, heldout_windows, load, logits, write_result
+from tests.engines.decoding import decode_all
 
 pytestmark = pytest.mark.usefixtures("auto_equalize")
 MODELS = ("tiny-llama", "outlier-llama")
@@ -45,6 +47,23 @@ def test_float16_has_room(example: Path, tmp_path: Path):
     assert max(largest) < 65504 / 16
     exact = logits(load(tmp_path / "half"), ids)
     assert kl(exact, found) < 1e-4
+
+
+SCHEMES: dict[str, dict[str, Any]] = {
+    "int4 symmetric": {"format": "compressed-tensors"},
+    "int8 equalized": {"bits": 8, "equalize": True},
+    "int4 searched": {"format": "compressed-tensors", "method": "search"},
+}
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_transformers_loads_it_as_it_is(example: Path, tmp_path: Path, scheme: str):
+    """Logits are those of the weights that an independent decoder reads, beside the norms that the result has."""
+    quantconvert.convert(example, tmp_path / "out", **SCHEMES[scheme])
+    decoded = decode_all(tmp_path / "out", torch.float32)
+    reference = load(write_result(example, tmp_path / "out", tmp_path / "plain", decoded))
+    ids = heldout_windows()[:2]
+    torch.testing.assert_close(logits(load(tmp_path / "out"), ids), logits(reference, ids), rtol=0, atol=1e-3)
 
 
 def test_the_defaults_are_no_worse_than_plain_rounding(example: Path, tmp_path: Path):

@@ -25,11 +25,13 @@ from gptqmodel.quantization.awq.utils.packing_utils import dequantize_gemm, pack
 from transformers import AwqConfig
 from transformers.utils.quantization_config import AwqBackend
 
+from quantconvert.api import convert
 from quantconvert.layouts.awq import ORDER
 from quantconvert.layouts.packing import pack_rows_int4
 from tests.builders import decode_awq, read_tensors
 from tests.engines import moe
-from tests.engines.common import TINY_LLAMA, heldout_loss, load
+from tests.engines.common import EXAMPLES, TINY_LLAMA, heldout_loss, load, write_result
+from tests.engines.decoding import decode_all
 from tests.engines.gptqmodel_folders import Conversions, assert_logits, assert_weights, convert_decode
 
 # these libraries warn of much that is not ours to mend: enum registrations, temporary folders, configs passed along
@@ -75,6 +77,23 @@ def test_gptqmodel(scheme: str, converted: Conversions):
     assert_weights(model, case.decoded)
     assert_logits(model, case.reference, PLAIN_KERNEL)
     assert heldout_loss(model) < heldout_loss(load(TINY_LLAMA)) + LOSS_BOUND
+
+
+@pytest.mark.usefixtures("auto_equalize")
+@pytest.mark.parametrize("name", ["tiny-llama", "outlier-llama"])
+def test_the_default_result_loads(name: str, tmp_path: Path):
+    """Equalized, by GPTQModel and by transformers: norms and scales that go together."""
+    folder = tmp_path / "out"
+    convert(EXAMPLES / name, folder)
+    assert (folder / "quantconvert.factors").exists()
+    decoded = decode_all(folder)
+    reference = load(write_result(EXAMPLES / name, folder, tmp_path / "plain", decoded))
+    for model in (
+        load_by_gptqmodel(folder),
+        load(folder, dtype=torch.float16, quantization_config=AwqConfig(backend=AwqBackend.TORCH_AWQ)),
+    ):
+        assert_weights(model, decoded)
+        assert_logits(model, reference, PLAIN_KERNEL)
 
 
 def test_transformers_leaves_ignored_layers_alone(tmp_path):

@@ -67,6 +67,18 @@ def test_a_rotated_model_is_the_same_model(name: str, tmp_path: Path):
         torch.testing.assert_close(after[table].norm(dim=1), before[table].norm(dim=1), rtol=1e-4, atol=0)
 
 
+@pytest.mark.parametrize("name", ["llama", "llama tied", "qwen2", "qwen2_moe", "gemma", "deepseek_v3"])
+def test_a_rotation_is_nothing_beside_the_rounding_of_bfloat16(name: str, tmp_path: Path):
+    case = CASES[name]
+    source = save_float32(case, tmp_path / "source")
+    expected = logits(case, source)
+    folder = apply_steps(source, tmp_path / "rotated", scheme="W8A8", rotate="r1,r2")
+    ours = relative(logits(case, folder), expected)
+    theirs = relative(logits(case, source, torch.bfloat16), expected)
+    print(f"{name}: rotated by {ours:.1e}, bfloat16 by {theirs:.1e}: {ours / theirs:.1e}")
+    assert ours < 1e-3 * theirs
+
+
 QUANTIZED = ("llama tied", "qwen2", "qwen3 tied", "mixtral", "qwen2_moe", "deepseek_v3", "gemma")
 
 
