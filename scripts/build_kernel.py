@@ -26,7 +26,8 @@ FLAGS = (
     "-std=c11", "-O3", "-fvisibility=hidden", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math",
 )  # fmt: skip
 AVX512 = ("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx512cd")
-# What of x86-64's levels the code is compiled for; `levels.c` asks the processor for the same.
+# Files that are compiled once for each of x86-64's levels; `levels.c` asks the processor for what these use.
+LEVELED = ("quantize.c",)
 LEVELS = {"v2": ("-mssse3", "-msse4.1"), "v3": ("-mavx2",), "v4": ("-mavx2", *AVX512)}
 
 
@@ -69,9 +70,10 @@ def build(compiler: list[str], target: str | None = None, out: Path | None = Non
         objects = [Path(folder, "levels.o")]
         subprocess.run([*command, "-c", str(FOLDER / "levels.c"), "-o", str(objects[0])], check=True)
         for level, flags in (LEVELS if processor == "x86_64" else {"plain": ()}).items():
-            objects.append(Path(folder, f"{level}.o"))
-            source = [f"-DLEVEL={level}", "-c", str(FOLDER / "quantize.c"), "-o", str(objects[-1])]
-            subprocess.run([*command, *flags, *source], check=True)
+            for file in LEVELED:
+                objects.append(Path(folder, f"{level}-{file}.o"))
+                source = [f"-DLEVEL={level}", "-c", str(FOLDER / file), "-o", str(objects[-1])]
+                subprocess.run([*command, *flags, *source], check=True)
         new = Path(folder, "library")
         subprocess.run([*command, "-shared", *map(str, objects), "-o", str(new)], check=True)
         # beside the old one, then in its place: a process that has loaded it keeps what it has

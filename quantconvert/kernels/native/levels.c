@@ -1,14 +1,25 @@
-/* Which instruction sets this library was compiled for, which of them this processor has, and the call by its number. */
+/* Which instruction sets this library was compiled for, which of them this processor has, and each call by its number.
+ *
+ * A function `f` of a file that is compiled once for each level is there as f_v2, f_v3 and f_v4, elsewhere as f_plain;
+ * EXPORT gives it out as `quantconvert_f(fields, level)`.
+ */
 #include "native.h"
+
+#if defined(_WIN32)
+#define EXPORTED __declspec(dllexport)
+#else
+#define EXPORTED __attribute__((visibility("default")))
+#endif
 
 #if defined(__x86_64__) || defined(_M_X64)
 #include <cpuid.h>
 
-int quantize_v2(Call *call);
-int quantize_v3(Call *call);
-int quantize_v4(Call *call);
+#define EXPORT(name, Fields)                                                                                            \
+    int name##_v2(Fields *), name##_v3(Fields *), name##_v4(Fields *);                                                 \
+    EXPORTED int quantconvert_##name(Fields *fields, int level) {                                                      \
+        return level == 0 ? name##_v2(fields) : level == 1 ? name##_v3(fields) : name##_v4(fields);                    \
+    }
 
-static int (*const LEVELS[])(Call *) = {quantize_v2, quantize_v3, quantize_v4};
 static const char *const NAMES[] = {"x86-64-v2", "x86-64-v3", "x86-64-v4"};
 
 /* How many levels, the lowest first, may run here: the instructions used, and the registers that the system keeps
@@ -25,9 +36,10 @@ static int available(void) {
     return (low & 0xe6) == 0xe6 && (b & avx512) == avx512 ? 3 : 2;
 }
 #else
-int quantize_plain(Call *call);
+#define EXPORT(name, Fields)                                                                                            \
+    int name##_plain(Fields *);                                                                                        \
+    EXPORTED int quantconvert_##name(Fields *fields, int level) { return (void)level, name##_plain(fields); }
 
-static int (*const LEVELS[])(Call *) = {quantize_plain};
 #if defined(__aarch64__)
 static const char *const NAMES[] = {"aarch64"};
 #else
@@ -37,17 +49,11 @@ static const char *const NAMES[] = {"portable"};
 static int available(void) { return 1; }
 #endif
 
-#if defined(_WIN32)
-#define EXPORTED __declspec(dllexport)
-#else
-#define EXPORTED __attribute__((visibility("default")))
-#endif
-
 EXPORTED int quantconvert_abi(void) { return ABI; }
 
 EXPORTED int quantconvert_levels(void) { return available(); }
 
 EXPORTED const char *quantconvert_level(int level) { return NAMES[level]; }
 
-/* 0, or what went wrong. */
-EXPORTED int quantconvert_quantize(Call *call, int level) { return LEVELS[level](call); }
+/* Each returns 0, or what went wrong. */
+EXPORT(quantize, Call)

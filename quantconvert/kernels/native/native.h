@@ -10,6 +10,10 @@
 
 #define ABI 1
 
+/* The name of a function at the level that is compiled. */
+#define JOINED(a, b) a##b
+#define NAMED(a, b) JOINED(a, b)
+
 enum { BF16, F16, F32 };                             /* element types of weights and scales */
 enum { COLUMNS, ROWS, PAIRS, BYTES, NOTHING };       /* how codes lie beside each other: `Packed` in layouts/base.py */
 enum { NONFINITE = 1, OVERFLOW = 2, NO_MEMORY = 4 }; /* what can go wrong */

@@ -11,8 +11,6 @@
 
 #include <stdlib.h>
 
-#define JOINED(a, b) a##b
-#define NAMED(a, b) JOINED(a, b)
 #define INFINITE 0x7f800000
 #define ROUND 12582912.0f /* 1.5 * 2^23 */
 
