@@ -10,7 +10,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from quantconvert.kernels.base import Direct, Encode, Fast, Kernel, Place, Unread, Unwritten, Way, Written
+from quantconvert.errors import UsageError
+from quantconvert.kernels.base import Direct, Encode, Fast, Kernel, Place, Taken, Unread, Unwritten, Way, Written
 from quantconvert.kernels.native import Native
 from quantconvert.kernels.native.choice import VARIABLE, check_choice, chosen
 from quantconvert.kernels.native.transport import Transport
@@ -24,10 +25,12 @@ if TYPE_CHECKING:
     from quantconvert.sources.rows import Files
 
 __all__ = [
-    "KERNELS", "VARIABLE", "Direct", "Encode", "Fast", "Kernel", "Place", "Transport", "Unread", "Unwritten", "Way",
-    "Written", "check_choice", "find_direct", "find_kernel", "find_transport", "kernel_label", "scratch",
+    "KERNELS", "VARIABLE", "Direct", "Encode", "Fast", "Kernel", "Place", "Taken", "Transport", "Unread", "Unwritten",
+    "Way", "Written", "check_choice", "find_direct", "find_kernel", "find_transport", "kernel_label", "most_workers",
+    "scratch",
 ]  # fmt: skip
 
+NATIVE_WORKERS, TORCH_WORKERS = 8, 3
 KERNELS: Registry[Kernel] = Registry("kernel", Native())
 
 
@@ -38,14 +41,26 @@ def find_kernel(source: Read, method: Method, scheme: Scheme, layout: Layout, fi
 
 
 def find_direct(way: Way) -> Kernel | None:
-    """The first registered kernel by which a weight goes from file to file."""
-    return next((kernel for kernel in KERNELS.values() if kernel.goes(way)), None)
+    """The kernel by which a weight goes from file to file; None where the first that takes it takes tiles."""
+    taken = ((kernel, kernel.takes(way)) for kernel in KERNELS.values())
+    kernel, how = next(((kernel, how) for kernel, how in taken if how != "nothing"), (None, "nothing"))
+    return kernel if how == "whole" else None
 
 
 def find_transport() -> Transport | None:
     """Copies and checksums by the C library, where that is to be used."""
     found = chosen()
     return Transport(found[0]) if found else None
+
+
+def most_workers() -> int:
+    """How many workers pay. The page cache is the limit of those that call C; torch's fight for the interpreter's lock:
+    on 16 cores 16 took longer than 2.
+    """
+    try:
+        return NATIVE_WORKERS if chosen() else TORCH_WORKERS
+    except UsageError:  # which the plan refuses
+        return TORCH_WORKERS
 
 
 def kernel_label() -> str:

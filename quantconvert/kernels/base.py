@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
 from quantconvert.layouts import Layout, TensorSpec
 from quantconvert.methods import Noise
@@ -42,6 +42,9 @@ class Way(NamedTuple):
     method: str | None = None
     scheme: Scheme | None = None
     layout: Layout | None = None
+
+
+Taken = Literal["whole", "tiles", "nothing"]
 
 
 class Place(NamedTuple):
@@ -101,10 +104,10 @@ class Kernel(Protocol):
         """The callable for a weight; None where this kernel has none. files: where what steps need is read."""
         ...
 
-    def goes(self, way: Way) -> bool:
-        """Whether `direct` has a way for it, if its file is on this machine."""
+    def takes(self, way: Way) -> Taken:
+        """How much of a weight's way is this kernel's: by `direct`, if its file is on this machine, or by `find`."""
         ...
 
     def direct(self, way: Way, files: Files, places: Mapping[str, Place]) -> Direct:
-        """The weight's whole way, where it `goes`; places: by suffix. Raises `NonFinite`."""
+        """The weight's whole way, where it is taken whole; places: by suffix. Raises `NonFinite`."""
         ...

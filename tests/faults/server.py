@@ -7,8 +7,6 @@ the C library writes through them too.
 
 from __future__ import annotations
 
-import ctypes
-import errno
 import json
 import os
 import resource
@@ -23,6 +21,9 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[2]))  # it is run as a file
+from tests.written_through import written_through
 
 # What sends a request to this process and gives its answer.
 Ask = Callable[..., Any]
@@ -81,25 +82,6 @@ def _half(name: str, args: tuple[Any, ...]) -> tuple[Any, ...]:
     return args
 
 
-def write_through() -> Any:
-    """Have the C library write by `os.pwrite`, whatever that is now, as long as the result is held."""
-    from quantconvert.kernels.native.library import find_library
-
-    library = find_library()
-    if library is None:
-        return None
-
-    def write(fd: int, address: int, nbytes: int, offset: int) -> int:
-        try:
-            return os.pwrite(fd, memoryview((ctypes.c_char * nbytes).from_address(address)).cast("B"), offset)
-        except OSError as error:
-            return -(error.errno or errno.EIO)
-
-    call = ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64)(write)
-    library.functions.quantconvert_write_through(call)
-    return call
-
-
 def status() -> dict[str, int]:
     """Resident bytes, descriptors and threads of this process."""
     pages = int(Path("/proc/self/statm").read_text().split()[1])
@@ -129,21 +111,20 @@ def convert(request: dict[str, Any], fault: dict[str, Any]) -> dict[str, Any]:
     tasks.Bench.do = do  # type: ignore[assignment, method-assign]
     talk: list[str] = []
     seam = Seam(fault)
-    through = write_through()
     if "seconds" in fault:
         signal.setitimer(signal.ITIMER_REAL, fault["seconds"])  # its default action ends the process on the spot
     answer: dict[str, Any] = {"error": None, "notes": []}
     try:
-        quantconvert.convert(
-            request["source"],
-            request["out"],
-            report=lambda event: talk.append(getattr(event, "message", "")),
-            **request.get("options", {"workers": 1}),
-        )
+        with written_through():
+            quantconvert.convert(
+                request["source"],
+                request["out"],
+                report=lambda event: talk.append(getattr(event, "message", "")),
+                **request.get("options", {"workers": 1}),
+            )
     except quantconvert.QuantConvertError as error:
         answer = {"error": str(error), "notes": getattr(error, "__notes__", [])}
     signal.setitimer(signal.ITIMER_REAL, 0)
-    assert through is None or fault is not None  # held until here
     return answer | {"carried": carried, "talk": [text for text in talk if text], "counts": dict(seam.counts)}
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from quantconvert.kernels.base import Direct, Fast, Place, Way
+from quantconvert.kernels.base import Direct, Fast, Place, Taken, Way
 from quantconvert.kernels.native.choice import chosen
 from quantconvert.kernels.native.fields import ELEMENTS
 from quantconvert.kernels.native.library import Library
@@ -55,15 +55,17 @@ class Native:
 
         return Fast(Encoder(*found, source, scheme, layout, packing, files if stored else None), stored)
 
-    def goes(self, way: Way) -> bool:
-        source = way.source
-        if self._found() is None or not takes_stored(source):
-            return False
+    def takes(self, way: Way) -> Taken:
+        source, stored = way.source, takes_stored(way.source)
+        if self._found() is None:
+            return "nothing"
         if way.method is None or way.scheme is None or way.layout is None:
-            return {source.values.dtype, way.specs[0].dtype} <= set(ELEMENTS) and source.view == WHOLE
-        if way.scheme.static or way.layout.packing(way.scheme) is None:
-            return False
-        return _takes(source, source.values.dtype, way.method, way.scheme, way.layout)
+            fits = {source.values.dtype, way.specs[0].dtype} <= set(ELEMENTS) and source.view == WHOLE
+            return "whole" if stored and fits else "nothing"
+        element = source.values.dtype if stored else "F32"
+        if way.layout.packing(way.scheme) is None or not _takes(source, element, way.method, way.scheme, way.layout):
+            return "nothing"
+        return "whole" if stored and not way.scheme.static else "tiles"
 
     def direct(self, way: Way, files: Files, places: Mapping[str, Place]) -> Direct:
         from quantconvert.kernels.native.unit import Conversion
