@@ -57,7 +57,7 @@ SMALL_FILES_NBYTES = 1_000_000
 class Result:
     """What a conversion did: the plan it followed, where the result is, and what it took.
 
-    `peak_rss_nbytes` is the largest resident memory of this process so far, interpreter and torch included.
+    `peak_rss_nbytes` is the largest resident memory of this process so far, interpreter included.
     """
 
     plan: Plan
