@@ -3,8 +3,8 @@
     python benchmarks/convert.py [--kind dense|experts] [--dir FOLDER] [--formats NAME,NAME] [--workers N,N] [--runs 3]
                                  [--shards 4] [--out-shard-size SIZE] [-- OPTIONS OF quantconvert]
 
-The floor reads the input, writes as many bytes as the output has, syncs them, and takes one sha256 over them. `plain` is
-with `--no-equalize`, `default` without it. CPU seconds and peak memory are the system's own account of each finished
+The floor reads the input, writes as many bytes as the output has, syncs them, and takes one sha256 over them. `plain`
+is with `--no-equalize`, `default` without it. CPU seconds and peak memory are the system's own account of each finished
 process. `dense` is of Llama-3.2-1B's shape (3.0 GB), `experts` a mixture of 3,072 small matrices (1.7 GB).
 """
 
