@@ -23,8 +23,8 @@ from quantconvert.run.work import Bench, Errand
 POLL_SECONDS = 0.2
 
 
-# What tasks that a kernel carries out may promise to take together (they take less than half of it): about four of large
-# weights whose codes are gathered to be turned, and more of them would only wait for each other's writes into one file.
+# What tasks that a kernel carries out may promise to take together (they take less than half of it): about four of
+# large weights whose codes are gathered to be turned, and more would only wait for each other's writes into one file.
 KERNEL_NBYTES = 100_000_000
 
 
