@@ -122,7 +122,7 @@ class Toy(TypedDict, total=False):
 def test_a_new_option_is_one_entry() -> None:
     """Its flag, help, default, completion and check follow from its line."""
     seen: list[dict[str, Any]] = []
-    call = command_of(lambda source, library, own: seen.append(library), [SOURCE], Toy, Toy)
+    call = command_of("toy", "", lambda: lambda source, library, own: seen.append(library), [SOURCE], Toy, Toy)
     parameters = inspect.signature(call).parameters
     assert list(parameters) == ["context", "source", "option_shade", "option_depth"]
     info = parameters["option_shade"].annotation.__metadata__[0]

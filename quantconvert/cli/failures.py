@@ -9,7 +9,7 @@ from typing import Any
 
 import typer
 
-from quantconvert.cli.output import plain, print_json, stderr
+from quantconvert.cli.lines import print_json, stderr
 from quantconvert.cli.signals import Terminated
 from quantconvert.cli.streams import ReaderGone, StdoutError, drop_stdout
 from quantconvert.errors import QuantConvertError, Refusal, UsageError
@@ -45,7 +45,7 @@ def guarded(session: Session) -> Iterator[Ending]:
         ending.code = CLOSED_PIPE
     except (KeyboardInterrupt, Terminated) as interruption:
         notes = getattr(interruption, "__notes__", ["the output folder is as it was before"])
-        stderr.print(f"interrupted: {plain(notes[-1])}")
+        stderr.print(f"interrupted: {notes[-1]}")
         ending.code = 130 if isinstance(interruption, KeyboardInterrupt) else interruption.exit_code
     except typer.Abort:
         ending.code = 1
@@ -55,7 +55,7 @@ def guarded(session: Session) -> Iterator[Ending]:
         ending.code = _report(error, session.as_json)
     except ParserError as error:
         if type(error).__name__ == "NoArgsIsHelpError":
-            stderr.print(plain(str(error.args[0])))
+            stderr.print(str(error.args[0]))
             ending.code = UsageError.exit_code
         else:
             ending.code = _report(_usage(error), session.as_json)
@@ -86,11 +86,12 @@ def print_error(error: QuantConvertError) -> None:
     for i, part in enumerate(_parts(error)):
         if i:
             stderr.print()
-        stderr.print(f"[red]error:[/red] {plain(part.message)}")
+        stderr.print(part.message, label="error:", style="red")
         if part.hint:
-            stderr.print(f"\n[bold]hint:[/bold] {plain(part.hint)}")
+            stderr.print()
+            stderr.print(part.hint, label="hint:")
     for note in getattr(error, "__notes__", ()):
-        stderr.print(f"\n{plain(note)}")
+        stderr.print(f"\n{note}")
 
 
 def _usage(error: Any) -> UsageError:

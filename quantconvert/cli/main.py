@@ -3,27 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from pathlib import Path
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import typer
 from typer.core import TyperGroup
 
-from quantconvert import api
-from quantconvert.cli.explain import print_plan
 from quantconvert.cli.failures import Session, guarded
-from quantconvert.cli.output import (
-    flush_stdout,
-    print_inventory,
-    print_json,
-    print_observation,
-    print_result,
-    print_text,
-    print_verification,
-    result_json,
-)
+from quantconvert.cli.lines import flush_stdout, print_text
 from quantconvert.cli.parameters import (
     ANY,
     CONVERTED,
@@ -37,10 +25,7 @@ from quantconvert.cli.parameters import (
     Command,
     command_of,
 )
-from quantconvert.cli.progress import ProgressReporter
-from quantconvert.errors import UsageError, VerificationError
-from quantconvert.events import Reporter, silent
-from quantconvert.kernels import kernel_label
+from quantconvert.errors import UsageError
 from quantconvert.options import (
     ConvertOptions,
     ObserveOptions,
@@ -59,9 +44,6 @@ from quantconvert.options.table import (
     ShowWords,
     VerifyWords,
 )
-from quantconvert.planning import Plan
-from quantconvert.recipe import merged, read_recipe, write_recipe
-from quantconvert.run.folder import free_nbytes
 from quantconvert.version import __version__
 
 EPILOG = """
@@ -119,6 +101,8 @@ app = typer.Typer(
 
 def _version(value: bool) -> None:
     if value:
+        from quantconvert.kernels import kernel_label
+
         print_text(f"quantconvert {__version__}\nkernel {kernel_label()}\n")
         raise typer.Exit
 
@@ -135,126 +119,31 @@ def program(
     """
 
 
-def command(
-    arguments: Sequence[Argument], library: type, own: type, epilog: str | None = None
-) -> Callable[[Body], Body]:
-    """Register the decorated body as a command with these arguments and options."""
-
-    def register(body: Body) -> Body:
-        call = command_of(body, arguments, library, own)
-        app.command(name=body.__name__, cls=Command, epilog=epilog)(call)
-        return body
-
-    return register
-
-
-@command([SOURCE, OUT], ConvertOptions, ConvertWords, EPILOG)
-def convert(source: str, out: str, asked: dict[str, Any], words: dict[str, Any]) -> None:
-    """Convert SRC into OUT."""
-    _check_words(words)
-    asked = _with_recipe(asked, words)
-    if words.get("dry_run"):
-        known = {name: value for name, value in asked.items() if name not in ("restart", "verify")}
-        _show_plan(api.plan(source, out, **known), out, words)
-        return
-    with _reporter(words) as report:
-        result = api.convert(source, out, report=report, **asked)
-    _show_result(result, words)
+# Name, what it does, its arguments, the library's options, the command line's own.
+COMMANDS: tuple[tuple[str, str, Sequence[Argument], type, type], ...] = (
+    ("convert", "Convert SRC into OUT.", [SOURCE, OUT], ConvertOptions, ConvertWords),
+    ("plan", "What a conversion would do, from headers; writes nothing.", [SOURCE, MAYBE_OUT], PlanOptions, PlanWords),
+    ("verify", "Check a result: headers, config, checksums, codes, values.", [CONVERTED], VerifyOptions, VerifyWords),
+    ("inspect", "What a checkpoint holds: dtypes, sizes, schemes.", [ANY], SourceOptions, ShowWords),
+    ("observe", "Run SRC in transformers; what its layers read, for --statistics.", [SOURCE, STATISTICS],
+     ObserveOptions, QuietWords),
+    ("repack", "Another layout, the same codes, scales and zero points.", [QUANTIZED, OUT], TranscodeOptions,
+     RepackWords),
+    ("dequantize", "Plain again: (code - zero point) * scale, rounded once.", [QUANTIZED, OUT], TranscodeOptions,
+     DequantizeWords),
+)  # fmt: skip
 
 
-@command([SOURCE, MAYBE_OUT], PlanOptions, PlanWords)
-def plan(source: str, out: str | None, asked: dict[str, Any], words: dict[str, Any]) -> None:
-    """What a conversion would do, from headers; writes nothing."""
-    _check_words(words)
-    _show_plan(api.plan(source, out, **_with_recipe(asked, words)), out, words)
+def _body(name: str) -> Body:
+    from quantconvert.cli import commands
+
+    body: Body = getattr(commands, name)
+    return body
 
 
-@command([CONVERTED], VerifyOptions, VerifyWords)
-def verify(folder: str, where: dict[str, Any], words: dict[str, Any]) -> None:
-    """Check a result: headers, config, checksums, codes, values."""
-    with _reporter(words) as report:
-        found = api.verify(folder, words.get("source"), report=report, **where)
-    if words.get("json"):
-        print_json(found.to_json())
-    elif found.findings or not words.get("quiet"):
-        print_verification(found, words.get("verbose", False))
-    if not found.is_ok:
-        raise typer.Exit(VerificationError.exit_code)
-
-
-@command([ANY], SourceOptions, ShowWords)
-def inspect(folder: str, where: dict[str, Any], words: dict[str, Any]) -> None:
-    """What a checkpoint holds: dtypes, sizes, schemes."""
-    inventory = api.inspect(folder, **where)
-    if words.get("json"):
-        print_json(inventory.to_json())
-    else:
-        print_inventory(inventory, words.get("verbose", False))
-
-
-@command([SOURCE, STATISTICS], ObserveOptions, QuietWords)
-def observe(source: str, out: str, asked: dict[str, Any], words: dict[str, Any]) -> None:
-    """Run SRC in transformers; what its layers read, for --statistics."""
-    with _reporter(words) as report:
-        found = api.observe(source, out, report=report, **asked)
-    if words.get("json"):
-        print_json(found.to_json())
-    if not words.get("quiet"):
-        print_observation(found)
-
-
-@command([QUANTIZED, OUT], TranscodeOptions, RepackWords)
-def repack(source: str, out: str, asked: dict[str, Any], words: dict[str, Any]) -> None:
-    """Another layout, the same codes, scales and zero points."""
-    if "format" not in words:
-        raise UsageError("--format is missing", hint="the layout to write: --format compressed-tensors, for example")
-    acting = {"activations": words["activations"]} if "activations" in words else {}
-    with _reporter(words) as report:
-        result = api.repack(source, out, words["format"], report=report, **acting, **asked)
-    _show_result(result, words)
-
-
-@command([QUANTIZED, OUT], TranscodeOptions, DequantizeWords)
-def dequantize(source: str, out: str, asked: dict[str, Any], words: dict[str, Any]) -> None:
-    """Plain again: (code - zero point) * scale, rounded once."""
-    dtype = {"dtype": words["dtype"]} if "dtype" in words else {}
-    with _reporter(words) as report:
-        result = api.dequantize(source, out, report=report, **dtype, **asked)
-    _show_result(result, words)
-
-
-def _with_recipe(asked: dict[str, Any], words: dict[str, Any]) -> dict[str, Any]:
-    """The options that were given, over those of a recipe."""
-    return merged(read_recipe(Path(words["recipe"])), asked) if "recipe" in words else asked
-
-
-def _show_result(result: api.Result, words: dict[str, Any]) -> None:
-    if words.get("json"):
-        print_json(result_json(result))
-    if not words.get("quiet"):
-        print_result(result)
-
-
-def _reporter(words: dict[str, Any]) -> AbstractContextManager[Reporter]:
-    _check_words(words)
-    return nullcontext(silent) if words.get("quiet") else ProgressReporter(verbose=words.get("verbose", False))
-
-
-def _show_plan(found: Plan, out: str | None, words: dict[str, Any]) -> None:
-    if words.get("write_recipe"):
-        print_text(write_recipe(found.job, found.format))
-        return
-    free = free_nbytes(Path(out) if out else Path.cwd())
-    if words.get("json"):
-        print_json(found.to_json() | {"free_nbytes": free})
-    elif not words.get("quiet"):
-        verbose = words.get("verbose", False)
-        print_plan(found, free, "tensors" if verbose else "kinds" if words.get("explain") else "totals")
-
-
-def _check_words(words: dict[str, Any]) -> None:
-    if words.get("quiet") and words.get("verbose"):
-        raise UsageError("--quiet contradicts --verbose", hint="give one of them")
+for name, help, arguments, library, own in COMMANDS:
+    epilog = EPILOG if name == "convert" else None
+    app.command(name, cls=Command, epilog=epilog)(command_of(name, help, partial(_body, name), arguments, library, own))
 
 
 def main() -> int:

@@ -11,7 +11,7 @@ import typer
 from typer.core import TyperCommand
 
 from quantconvert.cli.failures import guarded
-from quantconvert.cli.output import flush_stdout
+from quantconvert.cli.lines import flush_stdout
 from quantconvert.cli.signals import DONE, RUNNING, take_signals
 from quantconvert.errors import UsageError
 from quantconvert.options import Declared, read_group
@@ -68,15 +68,19 @@ class Command(TyperCommand):
                     formatter.write_dl(rows)
 
 
-def command_of(body: Body, arguments: Sequence[Argument], library: type, own: type) -> Callable[..., None]:
-    """The function that typer reads and calls: a parameter an argument, flag or option, and `body`'s docstring.
+def command_of(
+    name: str, help: str, load: Callable[[], Body], arguments: Sequence[Argument], library: type, own: type
+) -> Callable[..., None]:
+    """The function that typer reads and calls: a parameter an argument, flag or option.
 
-    library: the `TypedDict` of the options that go to the library; own: those that stay here. `body` gets two
-    dictionaries of them, of what was given alone.
+    load: imports the body, before a signal may raise: an exception in the middle of an import can be lost. library:
+    the `TypedDict` of the options that go to the library; own: those that stay here. The body gets two dictionaries of
+    them, of what was given alone.
     """
     options = {**read_group(library), **read_group(own)}
 
     def call(context: typer.Context, **words: Any) -> None:
+        body = load()
         take_signals(RUNNING)
         with guarded(context.obj) as ending:
             values = given(options, words)
@@ -94,7 +98,7 @@ def command_of(body: Body, arguments: Sequence[Argument], library: type, own: ty
     parameters += [parameter for option in options.values() for parameter in _parameters(option)]
     call.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     call.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
-    call.__name__, call.__doc__ = body.__name__, body.__doc__
+    call.__name__, call.__doc__ = name, help
     call.arguments = arguments  # type: ignore[attr-defined]
     return call
 

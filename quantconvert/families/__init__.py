@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import re
 from functools import cache
-from typing import Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-from quantconvert.checkpoint import Checkpoint
 from quantconvert.dtypes import DTYPES
 from quantconvert.families.block import Block, Experts, Mlp, NormKind
 from quantconvert.families.common import EXPERT_NAMES, FUSED_COMMON, KEEP_BY_NAME, TOWERS
@@ -29,8 +28,11 @@ from quantconvert.families.row import (
     Stream,
     Values,
 )
-from quantconvert.families.tables import FAMILIES
 from quantconvert.patterns import WEIGHT_SUFFIX, template_of
+
+if TYPE_CHECKING:
+    from quantconvert.checkpoint import Checkpoint
+    from quantconvert.families.tables import FAMILIES
 
 __all__ = [
     "FAMILIES", "KEEP_BY_NAME", "REASONS", "REASON_TEXT", "Block", "Classifier", "Dims", "Experts", "Family", "Fold",
@@ -42,8 +44,19 @@ NO_TABLE = Family("unknown", (), (), fused=FUSED_COMMON)
 _LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.")
 
 
+def __getattr__(name: str) -> Any:
+    """`FAMILIES`, whose rows are imported by those who look into them."""
+    if name != "FAMILIES":
+        raise AttributeError(f"module `{__name__}` has no attribute `{name}`")
+    from quantconvert.families.tables import FAMILIES
+
+    return FAMILIES
+
+
 def find_family(checkpoint: Checkpoint) -> Family | None:
     """The table whose `model_types` names the config's model_type (or its text_config's)."""
+    from quantconvert.families.tables import FAMILIES
+
     types = (checkpoint.model_type, str(checkpoint.text_config.get("model_type") or ""))
     return next((family for family in FAMILIES for t in types if t and t in family.model_types), None)
 

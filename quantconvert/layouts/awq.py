@@ -13,7 +13,6 @@ import re
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from quantconvert.checkpoint import TensorRef
 from quantconvert.errors import CheckpointError, UnsupportedError
 from quantconvert.families.common import TOWERS
 from quantconvert.layouts.base import (
@@ -35,6 +34,7 @@ from quantconvert.schemes import Scheme
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from quantconvert.checkpoint import TensorRef
     from quantconvert.quantized import Quantized
 
 ORDER = (0, 2, 4, 6, 1, 3, 5, 7)

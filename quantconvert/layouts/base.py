@@ -12,16 +12,16 @@ from dataclasses import dataclass, field
 from math import prod
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from quantconvert.checkpoint import TensorRef
 from quantconvert.dtypes import nbytes_of
 from quantconvert.errors import UnsupportedError
-from quantconvert.families import FusedSet
 from quantconvert.patterns import check_foreign, compile_pattern
 from quantconvert.schemes import Scheme
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from quantconvert.checkpoint import TensorRef
+    from quantconvert.families import FusedSet
     from quantconvert.quantized import Quantized
 
 
@@ -94,7 +94,7 @@ class Packing:
 
 
 # Reads what a config block says of one module, given its tensors by suffix; None where it is not quantized.
-ModuleReader = Callable[[str, Mapping[str, TensorRef]], Stored | None]
+ModuleReader = Callable[[str, "Mapping[str, TensorRef]"], Stored | None]
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,6 @@ import struct
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from quantconvert.checkpoint import TensorRef
 from quantconvert.errors import CheckpointError, UnsupportedError
 from quantconvert.layouts.base import (
     Layout,
@@ -40,6 +39,7 @@ from quantconvert.version import __version__
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from quantconvert.checkpoint import TensorRef
     from quantconvert.quantized import Quantized
 
 
