@@ -16,7 +16,7 @@ from quantconvert.methods import METHODS
 from quantconvert.text import clean, counted, duration, size
 
 if TYPE_CHECKING:
-    from quantconvert.api import Result
+    from quantconvert.conversion import Result
     from quantconvert.inventory import Inventory
     from quantconvert.observation import Observation
     from quantconvert.planning import Plan

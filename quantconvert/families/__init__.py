@@ -7,6 +7,7 @@ two-dimensional, sits in a numbered layer, and no name rule says otherwise; the 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -90,6 +91,8 @@ class Classifier:
         layers = config.get("num_hidden_layers") if config.get("num_nextn_predict_layers") else None
         self.num_layers = layers if isinstance(layers, int) else None
         self._by_template = cache(self._classify)
+        self._beyond = cache(self._mtp)
+        self._roles: tuple[Sequence[Tensor], list[Role]] = (), []
 
     @property
     def fused(self) -> tuple[FusedSet, ...]:
@@ -104,13 +107,22 @@ class Classifier:
         if self.num_layers is not None:
             layer = _LAYER.search(ref.name)
             if layer and int(layer[1]) >= self.num_layers:
-                return Role("mtp", f"config: layer {layer[1]} of num_hidden_layers {self.num_layers}", by_table=True)
+                return self._beyond(layer[1])
         role = self._by_template(template_of(ref.name), len(ref.shape))
         if role.reason is None and not ref.nbytes:
             return Role("not a weight", "no elements", role.is_expert)
         if role.reason is None and not DTYPES[ref.dtype].is_weight:
             return Role("not a weight", f"dtype {ref.dtype}", role.is_expert)
         return role
+
+    def roles(self, refs: Sequence[Tensor]) -> Sequence[Role]:
+        """The role of each; those of the sequence that was asked for last are remembered."""
+        if self._roles[0] is not refs:
+            self._roles = refs, list(map(self.role, refs))
+        return self._roles[1]
+
+    def _mtp(self, layer: str) -> Role:
+        return Role("mtp", f"config: layer {layer} of num_hidden_layers {self.num_layers}", by_table=True)
 
     def _classify(self, template: str, rank: int) -> Role:
         is_weight = template.endswith(WEIGHT_SUFFIX)

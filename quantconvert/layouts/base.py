@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -68,6 +68,12 @@ class Stored:
     def scale(self) -> TensorRef:
         """The tensor of scales."""
         return self.refs[self.scale_suffix]
+
+    @property
+    def form(self) -> Hashable:
+        """All of it but whose it is."""
+        what = self.scheme, self.shape, self.zero_offset, self.reordered, self.only_dequantize
+        return *what, self.layout, self.scale_suffix
 
 
 @dataclass(frozen=True, slots=True)

@@ -77,6 +77,8 @@ def method_for(method: Method, known: Known) -> Method:
 
 def note_unknown(method: Method, knowledge: Knowledge, decisions: Sequence[Decision]) -> list[str]:
     """That some weights are quantized by the default method, and why."""
+    if method.needs == "nothing":
+        return []
     left = [d.module for d in decisions if d.request and method_for(method, knowledge.of(d.module)) is not method]
     if not left:
         return []

@@ -48,45 +48,59 @@ _RANKS = {tag: -dtype.rank for tag, dtype in DTYPES.items()}
 
 def place(units: Sequence[Unit], max_nbytes: int) -> tuple[list[tuple[Output, ...]], tuple[Shard, ...]]:
     """Outputs with shard and offset, unit by unit, and the shards. Raises `UnsupportedError` for a name given twice."""
-    numbers = split_shards((sum(spec.nbytes for spec in specs) for _, specs in units), max_nbytes)
+    sizes: dict[int, int] = {}  # of the specs of a unit: those of alike weights are one object
+    for _, specs in units:
+        if id(specs) not in sizes:
+            sizes[id(specs)] = sum(spec.nbytes for spec in specs)
+    numbers = split_shards((sizes[id(specs)] for _, specs in units), max_nbytes)
     count = (numbers[-1] + 1) if numbers else 0
-    members: list[list[tuple[int, str, TensorSpec, str]]] = [[] for _ in range(count)]
-    for (module, specs), number in zip(units, numbers, strict=True):
-        for spec in specs:
-            name = f"{module}.{spec.suffix}" if spec.suffix else module
-            members[number].append((_RANKS[spec.dtype], name, spec, module))
-    _check_names([name for promised in members for _, name, _, _ in promised])
-    placed: dict[str, Output] = {}
+    members: list[list[_Member]] = [[] for _ in range(count)]
+    for i, ((module, specs), number) in enumerate(zip(units, numbers, strict=True)):
+        add = members[number].append
+        for k, spec in enumerate(specs):
+            add((_RANKS[spec.dtype], f"{module}.{spec.suffix}" if spec.suffix else module, i, k))
+    _check_names(members)
+    outputs: list[list[Output]] = [[]] * len(units)
     shards = []
     for number, promised in enumerate(members):
-        promised.sort(key=lambda item: item[:2])
-        header = header_bytes([(name, spec) for _, name, spec, _ in promised])
+        promised.sort()
+        header = header_bytes([(name, units[i][1][k]) for _, name, i, k in promised])
         offset = len(header)
-        for _, name, spec, module in promised:
-            placed[name] = Output(spec, module, number, offset)
-            offset += spec.nbytes
+        for _, _, i, k in promised:
+            module, specs = units[i]
+            outputs[i] = outputs[i] or [_NOWHERE] * len(specs)
+            outputs[i][k] = Output(specs[k], module, number, offset)
+            offset += specs[k].nbytes
+        promised.clear()
         file = SINGLE_NAME if count == 1 else f"model-{number + 1:05d}-of-{count:05d}.safetensors"
         shards.append(Shard(file, offset, header))
-    outputs = [
-        tuple(placed[f"{module}.{spec.suffix}" if spec.suffix else module] for spec in specs) for module, specs in units
-    ]
-    return outputs, tuple(shards)
+    return list(map(tuple, outputs)), tuple(shards)
 
 
-def _check_names(names: Sequence[str]) -> None:
+# What orders a tensor in its file, rank and name, and whose it is: the number of its unit, and its own there.
+_Member = tuple[int, str, int, int]
+_NOWHERE = Output(TensorSpec("", "U8", ()), "", 0, 0)
+
+
+def _check_names(members: Sequence[Sequence[_Member]]) -> None:
     """A source tensor may be called what a layout calls one of its own."""
-    if len(set(names)) < len(names):
-        twice = Counter(names).most_common(1)[0][0]
+    if len({member[1] for promised in members for member in promised}) < sum(map(len, members)):
+        twice = Counter(member[1] for promised in members for member in promised).most_common(1)[0][0]
         raise UnsupportedError(f"the result would hold `{twice}` twice: it is in the source, and made from a weight")
 
 
 def header_bytes(tensors: Sequence[tuple[str, TensorSpec]]) -> bytes:
     """The file's first bytes: length, JSON, and spaces up to a multiple of 8."""
     entries = ['{"__metadata__":{"format":"pt"}']
+    kinds: dict[int, str] = {}  # what alike tensors have in common
     offset = 0
     for name, spec in tensors:
-        quoted, shape, end = encode_basestring(name), ",".join(map(str, spec.shape)), offset + spec.nbytes
-        entries.append(f'{quoted}:{{"dtype":"{spec.dtype}","shape":[{shape}],"data_offsets":[{offset},{end}]}}')
+        kind = kinds.get(id(spec))
+        if kind is None:
+            shape = ",".join(map(str, spec.shape))
+            kind = kinds[id(spec)] = f'{{"dtype":"{spec.dtype}","shape":[{shape}],"data_offsets":['
+        end = offset + spec.nbytes
+        entries.append(f"{encode_basestring(name)}:{kind}{offset},{end}]}}")
         offset = end
     raw = (",".join(entries) + "}").encode("utf-8")
     raw += b" " * (-len(raw) % 8)
