@@ -208,7 +208,7 @@ class _Entries:
 
     def __init__(self, file: str, data_start: int) -> None:
         self.file, self.data_start = file, data_start
-        self._sizes: dict[str, tuple[tuple[int, ...], int]] = {}
+        self._sizes: dict[str, tuple[str, tuple[int, ...], int]] = {}
 
     def ref(self, name: str, entry: Any) -> TensorRef:
         """Raises `CheckpointError` for an entry that is none."""
@@ -218,20 +218,19 @@ class _Entries:
                 begin, end = offsets
                 known = self._sizes.get(f"{dtype}{shape}") or self._size(dtype, shape)
                 whole = type(begin) is int is type(end) and begin >= 0 and end < 2**63
-                if known and whole and end - begin == known[1] and name.isascii() and name.isprintable():
-                    return TensorRef(name, dtype, known[0], self.file, self.data_start + begin, known[1])
+                if known and whole and end - begin == known[2] and name.isascii() and name.isprintable():
+                    return TensorRef(name, known[0], known[1], self.file, self.data_start + begin, known[2])
         return _checked_ref(name, entry, self.file, self.data_start)
 
-    def _size(self, dtype: object, shape: list[object]) -> tuple[tuple[int, ...], int] | None:
-        """The shape and its bytes, where both are well-formed. (`str` tells 1 from 1.0 and from true.)"""
+    def _size(self, dtype: object, shape: list[object]) -> tuple[str, tuple[int, ...], int] | None:
+        """Dtype, shape and bytes, where they are well-formed. (A text tells 1 from 1.0 and from true.)"""
         if type(dtype) is not str or dtype not in _BITS or len(shape) > MAX_RANK:
             return None
         sizes = tuple(size for size in shape if type(size) is int and 0 <= size < 2**63)
         bits = prod(sizes) * _BITS[dtype]
         if len(sizes) < len(shape) or bits % 8:
             return None
-        self._sizes[f"{dtype}{shape}"] = sizes, bits // 8
-        return sizes, bits // 8
+        return self._sizes.setdefault(f"{dtype}{shape}", (dtype, sizes, bits // 8))
 
 
 def _checked_ref(name: str, entry: object, file: str, data_start: int) -> TensorRef:

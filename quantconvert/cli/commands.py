@@ -5,6 +5,7 @@ A function gets the command's arguments, then the library's options that were gi
 
 from __future__ import annotations
 
+import gc
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -110,6 +111,7 @@ def _show_result(result: Result, words: dict[str, Any]) -> None:
 
 def _reporter(words: dict[str, Any]) -> AbstractContextManager[Reporter]:
     _check_words(words)
+    gc.enable()
     if words.get("quiet"):
         return nullcontext(silent)
     from quantconvert.cli.progress import ProgressReporter

@@ -24,8 +24,7 @@ class Driver(NamedTuple):
 Recipe = Literal["weights", "combined", "smooth"]
 
 
-@dataclass(frozen=True, slots=True)
-class Wanted:
+class Wanted(NamedTuple):
     """The factors of one site. place: where they are kept. exact: powers of two alone, which any float takes exactly:
     what gives the vector is a matrix that stays in high precision. importances: of the inputs of the drivers, E[x_j^2],
     or, for `smooth`, maxima: max |x_j| of each, where these are known.

@@ -82,7 +82,7 @@ class Tensor(Protocol):
 
 
 class Classifier:
-    """Gives each tensor of one checkpoint its `Role`; answers are remembered per name template."""
+    """Gives each tensor of one checkpoint its `Role`, decided once for all of one name template, dtype and shape."""
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         config = checkpoint.text_config
@@ -91,6 +91,7 @@ class Classifier:
         layers = config.get("num_hidden_layers") if config.get("num_nextn_predict_layers") else None
         self.num_layers = layers if isinstance(layers, int) else None
         self._by_template = cache(self._classify)
+        self._known: dict[tuple[str, str, tuple[int, ...]], Role] = {}
         self._beyond = cache(self._mtp)
         self._roles: tuple[Sequence[Tensor], list[Role]] = (), []
 
@@ -108,7 +109,12 @@ class Classifier:
             layer = _LAYER.search(ref.name)
             if layer and int(layer[1]) >= self.num_layers:
                 return self._beyond(layer[1])
-        role = self._by_template(template_of(ref.name), len(ref.shape))
+        kind = template_of(ref.name), ref.dtype, ref.shape
+        return self._known.get(kind) or self._known.setdefault(kind, self._look(ref, kind[0]))
+
+    def _look(self, ref: Tensor, template: str) -> Role:
+        """What `ref` is, and all tensors of its kind."""
+        role = self._by_template(template, len(ref.shape))
         if role.reason is None and not ref.nbytes:
             return Role("not a weight", "no elements", role.is_expert)
         if role.reason is None and not DTYPES[ref.dtype].is_weight:

@@ -66,7 +66,7 @@ class Lowering:
         key = id(request), decision.scheme, shape, ref.dtype
         if key not in self._promises:
             assert self.layout is not None
-            scheme = decision.scheme or (request and request.settled(self.layout.symmetric_by_default))
+            scheme = request.settled(self.layout.symmetric_by_default) if request else decision.scheme
             assert scheme is not None
             specs = self.layout.outputs(shape, ref.dtype, scheme)
             turned = sum(spec.nbytes for spec in specs if spec.transposed)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from functools import cache
 from typing import Any
 
 from quantconvert.checkpoint import Checkpoint
@@ -156,11 +157,11 @@ def _lacking(layers: Layers, config: Mapping[str, Any], family: Family | None) -
     """Number of the layer, and the name inside it, of each tensor that others of its kind have."""
     if any(config.get(key) for key in _IRREGULAR) or any(map(_STAGE.match, set().union(*layers.values()))):
         return set()
-    uneven = family.uneven if family else ()
+    is_uneven = cache(lambda name: any(re.search(pattern, name) for pattern in (family.uneven if family else ())))
     kind = _kinds(config, max(layers) + 1)
     by_kind: dict[tuple[object, ...], dict[frozenset[str], list[int]]] = {}
     for number, names in sorted(layers.items()):
-        whole = frozenset(n for n in names if not any(re.search(p, n) for p in uneven)) if uneven else frozenset(names)
+        whole = frozenset(names) - {name for name in names if is_uneven(name)}
         by_kind.setdefault(kind(number), {}).setdefault(whole, []).append(number)
     found: set[tuple[int, str]] = set()
     for signatures in by_kind.values():

@@ -83,7 +83,7 @@ class Read:
     @property
     def nbytes(self) -> int:
         """Its share of the stored bytes, partners included (rounded down where reads share them)."""
-        return sum(ref.nbytes for ref in self.refs.values()) // self.parts
+        return sum([ref.nbytes for ref in self.refs.values()]) // self.parts
 
     @property
     def stored(self) -> Stored | None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Hashable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -19,8 +18,7 @@ from quantconvert.sources.steps.base import Step
 from quantconvert.sources.steps.scale import Heads, Scale, Way
 
 
-@dataclass(frozen=True, slots=True)
-class Site:
+class Site(NamedTuple):
     """One vector [width] inside a layer.
 
     name: the module that gives it. givers: that module's weight and, where it has one, its bias; they take the factors
