@@ -10,10 +10,9 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import typer
-
 from quantconvert import api
 from quantconvert.cli.explain import print_plan
+from quantconvert.cli.failures import Exit
 from quantconvert.cli.lines import print_json, print_text
 from quantconvert.cli.output import print_inventory, print_observation, print_result, print_verification, result_json
 from quantconvert.errors import UsageError, VerificationError
@@ -53,7 +52,7 @@ def verify(folder: str, where: dict[str, Any], words: dict[str, Any]) -> None:
     elif found.findings or not words.get("quiet"):
         print_verification(found, words.get("verbose", False))
     if not found.is_ok:
-        raise typer.Exit(VerificationError.exit_code)
+        raise Exit(VerificationError.exit_code)
 
 
 def inspect(folder: str, where: dict[str, Any], words: dict[str, Any]) -> None:
