@@ -18,7 +18,7 @@ from quantconvert.errors import (
     some,
 )
 from quantconvert.events import Finished, Note, Reporter
-from quantconvert.factors import Summary, summarize
+from quantconvert.factors.summary import Summary, summarize
 from quantconvert.lazy import load_torch
 from quantconvert.machine import peak_rss_nbytes
 from quantconvert.planned import Builder, planned

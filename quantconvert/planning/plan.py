@@ -16,7 +16,6 @@ from quantconvert.checkpoint.files import INDEX_NAME
 from quantconvert.digest import digest
 from quantconvert.engines import Loadable
 from quantconvert.factors import Factors
-from quantconvert.factors.room import bag_nbytes
 from quantconvert.job import Job
 from quantconvert.planning.knowledge import Knowledge
 from quantconvert.planning.spent import Budget
@@ -140,7 +139,11 @@ class Plan:
         """The most memory that tasks, or a bag of tokens, hold at once, on top of the interpreter with torch."""
         largest = sorted([task.peak_nbytes for task in self.tasks], reverse=True)
         walk = self.knowledge.walk if self.knowledge else None
-        before = bag_nbytes(walk, self.execution) if walk else 0
+        before = 0
+        if walk:
+            from quantconvert.factors.room import bag_nbytes
+
+            before = bag_nbytes(walk, self.execution)
         return max(before, min(sum(largest[: self.execution.workers]), self.execution.memory_limit))
 
     @cached_property
