@@ -16,7 +16,7 @@ from sys import intern
 from quantconvert.errors import UnsupportedError, UsageError
 from quantconvert.text import quoted
 
-_NUMBER = re.compile(r"(?<=\.)\d+(?=\.)|^\d+(?=\.)|(?<=\.)\d+$")
+_NUMBER = re.compile(r"\.\d+(?=\.|$)")
 WEIGHT_SUFFIX = ".weight"
 MAX_PATTERN_LENGTH, MAX_REPEATS = 10_000, 8
 
@@ -30,7 +30,9 @@ def module_of(name: str) -> str:
 @lru_cache(maxsize=1 << 20)
 def template_of(name: str) -> str:
     """The name with every numeric part replaced by `N`: tensors of all layers share one template."""
-    return intern(_NUMBER.sub("N", name))
+    if "." in name and name[0].isdecimal():
+        return intern(_NUMBER.sub(".N", f".{name}")[1:])
+    return intern(_NUMBER.sub(".N", name))
 
 
 _LAYER = re.compile(r"(?:^|\.)(?:layers|layer|h|blocks|block|albert_layers)\.\d+\.")

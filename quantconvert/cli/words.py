@@ -118,7 +118,7 @@ COMMANDS = {
         ("verify", "Check a result: headers, config, checksums, codes, values.", [CONVERTED], VerifyOptions,
          VerifyWords),
         ("inspect", "What a checkpoint holds: dtypes, sizes, schemes.", [ANY], SourceOptions, ShowWords),
-        ("observe", "Run SRC in transformers; what its layers read, for --statistics.", [SOURCE, STATISTICS],
+        ("observe", "Run the model; what its layers read, for --statistics.", [SOURCE, STATISTICS],
          ObserveOptions, QuietWords),
         ("repack", "Another layout, the same codes, scales and zero points.", [QUANTIZED, OUT], TranscodeOptions,
          RepackWords),

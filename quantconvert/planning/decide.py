@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
+from typing import Any
 
 from quantconvert.checkpoint import Checkpoint
 from quantconvert.errors import QuantConvertError, UnsupportedError
@@ -30,13 +31,13 @@ def decide(
     """One decision a tensor, in the checkpoint's order; refusals are appended to `errors`."""
     rules = verdicts(checkpoint, sources.reads, job, errors)
     decisions = []
-    fates: dict[tuple[int, int, bool], Decision] = {}  # of all tensors with one role and one verdict
+    fates: dict[tuple[int, int, bool], tuple[Any, ...]] = {}  # of all tensors with one role and one verdict
     for ref, role in zip(sources.reads, classifier.roles(sources.reads), strict=True):
         verdict = rules.get(ref.name)
         alike = id(role), id(verdict), ref.num_bits is None
         if alike not in fates:
-            fates[alike] = _fate(ref, role, verdict, job.base, sources.method)
-        decision = Decision(ref, *fates[alike][1:])
+            fates[alike] = _fate(ref, role, verdict, job.base, sources.method)[1:]
+        decision = Decision(ref, *fates[alike])
         if verdict and verdict.forced and verdict.request and decision.reason:
             why = f"stays in high precision: {REASON_TEXT[decision.reason]}"
             errors.append(UnsupportedError(f"{verdict.evidence}: `{ref.name}` {why}", hint="drop this rule"))

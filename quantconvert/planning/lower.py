@@ -54,7 +54,7 @@ class Lowering:
         """The module and what is promised for it."""
         ref = decision.ref
         if decision.scheme is not None or (decision.request is not None and self.layout is not None):
-            return decision.module, self._promise(decision).specs
+            return ref.module, self._promise(decision).specs
         if decision.dtype is not None:
             return ref.name, (TensorSpec("", decision.dtype, ref.shape),)
         return unchanged(ref)
