@@ -4,12 +4,7 @@
  * EXPORT gives it out as `quantconvert_f(fields, level)`.
  */
 #include "native.h"
-
-#if defined(_WIN32)
-#define EXPORTED __declspec(dllexport)
-#else
-#define EXPORTED __attribute__((visibility("default")))
-#endif
+#include "unit.h"
 
 #if defined(__x86_64__) || defined(_M_X64)
 #include <cpuid.h>
@@ -57,3 +52,4 @@ EXPORTED const char *quantconvert_level(int level) { return NAMES[level]; }
 
 /* Each returns 0, or what went wrong. */
 EXPORT(quantize, Call)
+EXPORT(convert, Unit)

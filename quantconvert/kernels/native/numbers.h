@@ -5,6 +5,8 @@
 #include "lanes.h"
 #include "native.h"
 
+static inline int64_t nbytes_of(int32_t element) { return element == F32 ? 4 : 2; }
+
 /* Half to even. Not for NaN. */
 static inline uint16_t to_bf16(float value) {
     uint32_t bits = bits_of(value);
@@ -43,6 +45,14 @@ static inline void decode(const void *row, int32_t element, int64_t count, float
             values[i] = from_f16(stored[i]);
     else
         memcpy(values, row, (size_t)count * sizeof *values);
+}
+
+/* A number that the dtype holds. */
+static inline void store(float value, int32_t dtype, void *values, int64_t index) {
+    if (dtype == F32)
+        ((float *)values)[index] = value;
+    else
+        ((uint16_t *)values)[index] = dtype == BF16 ? to_bf16(value) : to_f16(value);
 }
 
 /* Stores a scale and returns what was stored, inf where the dtype does not hold it; a scale that vanishes becomes the

@@ -35,6 +35,12 @@ class Heads(NamedTuple):
         """A factor a key-value channel [kv_width] as one a column [kv_width * repeat]."""
         return factors.view(self.shared, 1, self.head_dim).expand(-1, self.repeat, -1).reshape(-1)
 
+    def spread_bytes(self, factors: memoryview) -> memoryview:
+        """The same of the bytes of float32."""
+        head = 4 * self.head_dim
+        heads = (factors[i * head : (i + 1) * head] for i in range(self.shared) for _ in range(self.repeat))
+        return memoryview(bytearray().join(heads))
+
     def gathered(self, values: Tensor) -> Tensor:
         """One value a column as the mean of those that share a key-value channel [kv_width]."""
         return values.view(self.shared, self.repeat, self.head_dim).mean(1).reshape(-1)
@@ -63,15 +69,17 @@ class Scale(Step):
     def open(self, files: Files) -> Change:
         return self._change(self.read(files))
 
+    def floats(self, files: Files) -> memoryview:
+        """The factors as the bytes of float32; one a column where heads share them."""
+        raw = memoryview(bytearray(self.factors.nbytes))
+        files.read_into(self.factors.file, raw, self.factors.offset)
+        return raw if self.heads is None else self.heads.spread_bytes(raw)
+
     def read(self, files: Files) -> Tensor:
-        """The factors, float32; one a column where heads share them."""
+        """The same as a tensor."""
         import torch
 
-        from quantconvert.buffers import bytes_of
-
-        factors = torch.empty(self.factors.shape)
-        files.read_into(self.factors.file, bytes_of(factors), self.factors.offset)
-        return factors if self.heads is None else self.heads.spread(factors)
+        return torch.frombuffer(self.floats(files), dtype=torch.float32)
 
     def _change(self, factors: Tensor) -> Change:
         start = self.start
