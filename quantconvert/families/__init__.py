@@ -110,9 +110,9 @@ class Classifier:
             if layer and int(layer[1]) >= self.num_layers:
                 return self._beyond(layer[1])
         kind = template_of(ref.name), ref.dtype, ref.shape
-        return self._known.get(kind) or self._known.setdefault(kind, self._look(ref, kind[0]))
+        return self._known.get(kind) or self._known.setdefault(kind, self._kind_of(ref, kind[0]))
 
-    def _look(self, ref: Tensor, template: str) -> Role:
+    def _kind_of(self, ref: Tensor, template: str) -> Role:
         """What `ref` is, and all tensors of its kind."""
         role = self._by_template(template, len(ref.shape))
         if role.reason is None and not ref.nbytes:

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import struct
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import groupby
 from json.encoder import encode_basestring
+from operator import itemgetter
 
 from quantconvert.checkpoint.files import SINGLE_NAME
 from quantconvert.dtypes import DTYPES
@@ -54,38 +56,43 @@ def place(units: Sequence[Unit], max_nbytes: int) -> tuple[list[tuple[Output, ..
             sizes[id(specs)] = sum(spec.nbytes for spec in specs)
     numbers = split_shards((sizes[id(specs)] for _, specs in units), max_nbytes)
     count = (numbers[-1] + 1) if numbers else 0
-    members: list[list[_Member]] = [[] for _ in range(count)]
-    for i, ((module, specs), number) in enumerate(zip(units, numbers, strict=True)):
-        add = members[number].append
-        for k, spec in enumerate(specs):
-            add((_RANKS[spec.dtype], f"{module}.{spec.suffix}" if spec.suffix else module, i, k))
-    _check_names(members)
-    outputs: list[list[Output]] = [[]] * len(units)
+    _check_names(units)
+    outputs: list[tuple[Output, ...]] = []
     shards = []
-    for number, promised in enumerate(members):
-        promised.sort()
-        header = header_bytes([(name, units[i][1][k]) for _, name, i, k in promised])
+    for number, group in groupby(zip(numbers, units, strict=True), key=itemgetter(0)):
+        members = [unit for _, unit in group]
+        promised = sorted(_promised(members))
+        header = header_bytes([(name, members[i][1][k]) for _, name, i, k in promised])
+        placed: list[list[Output]] = [[_NOWHERE] * len(specs) for _, specs in members]
         offset = len(header)
         for _, _, i, k in promised:
-            module, specs = units[i]
-            outputs[i] = outputs[i] or [_NOWHERE] * len(specs)
-            outputs[i][k] = Output(specs[k], module, number, offset)
+            module, specs = members[i]
+            placed[i][k] = Output(specs[k], module, number, offset)
             offset += specs[k].nbytes
-        promised.clear()
+        outputs += map(tuple, placed)
         file = SINGLE_NAME if count == 1 else f"model-{number + 1:05d}-of-{count:05d}.safetensors"
         shards.append(Shard(file, offset, header))
-    return list(map(tuple, outputs)), tuple(shards)
+    return outputs, tuple(shards)
 
 
-# What orders a tensor in its file, rank and name, and whose it is: the number of its unit, and its own there.
-_Member = tuple[int, str, int, int]
 _NOWHERE = Output(TensorSpec("", "U8", ()), "", 0, 0)
 
 
-def _check_names(members: Sequence[Sequence[_Member]]) -> None:
+def _promised(units: Sequence[Unit]) -> Iterator[tuple[int, str, int, int]]:
+    """What orders a tensor in its file, rank and name, and whose it is: the place of its unit, and its own there."""
+    for i, (module, specs) in enumerate(units):
+        for k, spec in enumerate(specs):
+            yield _RANKS[spec.dtype], f"{module}.{spec.suffix}" if spec.suffix else module, i, k
+
+
+def _check_names(units: Sequence[Unit]) -> None:
     """A source tensor may be called what a layout calls one of its own."""
-    if len({member[1] for promised in members for member in promised}) < sum(map(len, members)):
-        twice = Counter(member[1] for promised in members for member in promised).most_common(1)[0][0]
+    made = {module: specs for module, specs in units if specs[0].suffix}
+    kept = [name for name, specs in units if not specs[0].suffix]
+    others = (name.rpartition(".") for name in kept)
+    is_twice = len(made) + len(set(kept)) < len(units)
+    if is_twice or any(last == spec.suffix for stem, _, last in others for spec in made.get(stem, ())):
+        twice = Counter(name for _, name, _, _ in _promised(units)).most_common(1)[0][0]
         raise UnsupportedError(f"the result would hold `{twice}` twice: it is in the source, and made from a weight")
 
 
