@@ -3,6 +3,7 @@
  * A function `f` of a file that is compiled once for each level is there as f_v2, f_v3 and f_v4, elsewhere as f_plain;
  * EXPORT gives it out as `quantconvert_f(fields, level)`.
  */
+#include "factors.h"
 #include "native.h"
 #include "unit.h"
 
@@ -53,3 +54,4 @@ EXPORTED const char *quantconvert_level(int level) { return NAMES[level]; }
 /* Each returns 0, or what went wrong. */
 EXPORT(quantize, Call)
 EXPORT(convert, Unit)
+EXPORT(factors, Site)
