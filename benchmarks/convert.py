@@ -104,9 +104,8 @@ def main() -> None:
         subprocess.run(command, check=True)
     size = sum(path.stat().st_size for path in weights_of(source))
     print(f"{args.kind}: {size / 1e9:.2f} GB in {args.shards} files, {len(os.sched_getaffinity(0))} cores, ", end="")
-    print(
-        f"medians of {args.runs}\n\n| | wall s | CPU s | peak RSS MB | wall / floor | CPU / floor |\n|---|---|---|---|---|---|"
-    )
+    print(f"medians of {args.runs}\n\n| | wall s | CPU s | peak RSS MB | wall / floor | CPU / floor |")
+    print("|---|---|---|---|---|---|", flush=True)
     for name, command in variants(args, source, out, options):
         runs: list[tuple[float, float, int]] = []
         floors: list[tuple[float, float, int]] = []
