@@ -27,7 +27,7 @@ FLAGS = (
 )  # fmt: skip
 AVX512 = ("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx512cd")
 # Files that are compiled once for each of x86-64's levels; `levels.c` asks the processor for what these use.
-LEVELED = ("quantize.c",)
+LEVELED = ("quantize.c", "check.c")
 LEVELS = {"v2": ("-mssse3", "-msse4.1"), "v3": ("-mavx2",), "v4": ("-mavx2", *AVX512)}
 
 

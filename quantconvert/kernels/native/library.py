@@ -14,7 +14,7 @@ from functools import cache
 from pathlib import Path
 
 # As in `native.h`; a library of another number is left alone.
-ABI = 1
+ABI = 2
 FILE = {"win32": "quantconvert.dll", "darwin": "libquantconvert.dylib"}.get(sys.platform, "libquantconvert.so")
 ELEMENTS = {"BF16": 0, "F16": 1, "F32": 2}
 ALONG = {"columns": 0, "rows": 1, "pairs": 2, "bytes": 3, "nothing": 4}

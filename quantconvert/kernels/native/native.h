@@ -8,7 +8,7 @@
 
 #include <stdint.h>
 
-#define ABI 1
+#define ABI 2
 
 /* The name of a function at the level that is compiled. */
 #define JOINED(a, b) a##b
@@ -16,15 +16,16 @@
 
 enum { BF16, F16, F32 };                             /* element types of weights and scales */
 enum { COLUMNS, ROWS, PAIRS, BYTES, NOTHING };       /* how codes lie beside each other: `Packed` in layouts/base.py */
-enum { NONFINITE = 1, OVERFLOW = 2, NO_MEMORY = 4 }; /* what can go wrong */
+enum { MULTIPLIED, DIVIDED, ELEMENTS, OF_ONE };      /* ways of a step */
+enum { NONFINITE = 1, OVERFLOW = 2, NO_MEMORY = 4, DOUBTFUL = 32 }; /* what can go wrong */
 enum { PER_WORD_MAX = 8, LANES = 16, CHUNK = 128 };
 
-/* One step of sources/steps/scale.py. Columns: divided by factors[column]; else rows from `start` on are multiplied by
- * factors[row - start]. */
+/* One step of sources/steps/scale.py. DIVIDED: columns by factors[column]. MULTIPLIED: rows from `start` on by
+ * factors[row - start]; ELEMENTS: those of a vector likewise; OF_ONE: so that 1 + w is multiplied. */
 typedef struct {
     const float *factors;
     int64_t start;
-    int64_t columns;
+    int64_t way;
 } Step;
 
 /* Unsigned whole numbers of `num_bits` as bytes: `shift` is added to each, in eight bits, then they are packed. `order`:

@@ -5,6 +5,8 @@
 #include "lanes.h"
 #include "native.h"
 
+static inline int64_t nbytes_of(int32_t element) { return element == F32 ? 4 : 2; }
+
 /* Half to even. Not for NaN. */
 static inline uint16_t to_bf16(float value) {
     uint32_t bits = bits_of(value);

@@ -6,8 +6,8 @@
  */
 #include "lanes.h"
 #include "native.h"
-#include "numbers.h"
 #include "pack.h"
+#include "row.h"
 
 #include <stdlib.h>
 
@@ -143,21 +143,6 @@ static void round_group(float *values, int64_t count, float scale, float zero, i
     }
 }
 
-static void take_steps(const Call *call, int64_t row, float *restrict values) {
-    for (int64_t k = 0; k < call->num_steps; k++) {
-        const Step *step = call->steps + k;
-        const float *restrict factors = step->factors;
-        if (step->columns)
-            for (int64_t i = 0; i < call->columns; i++)
-                values[i] /= factors[i];
-        else if (row >= step->start) {
-            const float factor = factors[row - step->start];
-            for (int64_t i = 0; i < call->columns; i++)
-                values[i] *= factor;
-        }
-    }
-}
-
 static void narrow(const float *values, int64_t count, int32_t shift, uint8_t *codes) {
     for (int64_t i = 0; i < count; i++)
         codes[i] = (uint8_t)(bits_of(values[i]) + (uint32_t)shift);
@@ -167,10 +152,8 @@ static void narrow(const float *values, int64_t count, int32_t shift, uint8_t *c
 static int quantize_row(Call *call, int64_t row, float *values, uint8_t *codes, uint8_t *zeros, Sum *signals,
                         Sum *noises) {
     const int64_t size = call->group_size, groups = call->columns / size, half = 1 << (call->num_bits - 1);
-    const size_t element = call->element == F32 ? 4 : 2;
     int wrong = 0;
-    decode((const char *)call->weights + (size_t)(row * call->stride) * element, call->element, call->columns, values);
-    take_steps(call, call->first_row + row, values);
+    read_row(call, row, values);
     for (int64_t group = 0; group < groups; group++) {
         const int64_t index = call->span ? 0 : row * groups + group;
         float low, high, zero;

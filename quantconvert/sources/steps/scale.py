@@ -35,6 +35,11 @@ class Heads(NamedTuple):
         """A factor a key-value channel [kv_width] as one a column [kv_width * repeat]."""
         return factors.view(self.shared, 1, self.head_dim).expand(-1, self.repeat, -1).reshape(-1)
 
+    def spread_bytes(self, factors: bytearray) -> bytearray:
+        """The same of float32 as bytes."""
+        head = 4 * self.head_dim
+        return bytearray().join(factors[i : i + head] * self.repeat for i in range(0, len(factors), head))
+
     def gathered(self, values: Tensor) -> Tensor:
         """One value a column as the mean of those that share a key-value channel [kv_width]."""
         return values.view(self.shared, self.repeat, self.head_dim).mean(1).reshape(-1)
@@ -63,15 +68,17 @@ class Scale(Step):
     def open(self, files: Files) -> Change:
         return self._change(self.read(files))
 
+    def floats(self, files: Files) -> bytearray:
+        """The factors as bytes of float32; one a column where heads share them."""
+        stored = bytearray(self.factors.nbytes)
+        files.read_into(self.factors.file, memoryview(stored), self.factors.offset)
+        return stored if self.heads is None else self.heads.spread_bytes(stored)
+
     def read(self, files: Files) -> Tensor:
-        """The factors, float32; one a column where heads share them."""
+        """The same as a tensor."""
         import torch
 
-        from quantconvert.buffers import bytes_of
-
-        factors = torch.empty(self.factors.shape)
-        files.read_into(self.factors.file, bytes_of(factors), self.factors.offset)
-        return factors if self.heads is None else self.heads.spread(factors)
+        return torch.frombuffer(self.floats(files), dtype=torch.float32)
 
     def _change(self, factors: Tensor) -> Change:
         start = self.start
