@@ -64,7 +64,7 @@ class Quick:
         assert self.theirs
         if origin.is_stored:
             return self._same_bytes(tensor, origin, meter)
-        row, rows = 4 * origin.matrix[1], origin.matrix[0]
+        rows, row = origin.matrix[0], max(1, 4 * origin.matrix[1])
         if self.kernel is None or not origin.steps or not takes_rows(origin) or row > SLAB_NBYTES:
             return None
         steps = Steps(origin, self.theirs)
@@ -82,11 +82,11 @@ class Quick:
 
     def _same_bytes(self, tensor: Read, origin: Read, meter: Meter) -> bool:
         assert self.theirs
-        mine, other = self._buffer("result"), self._buffer("source")
-        for begin, end in spans(0, tensor.nbytes, SLAB_NBYTES):
-            ours = mine.read(self.files, tensor.file, tensor.values.offset + begin, end - begin)
-            theirs = other.read(self.theirs, origin.file, origin.values.offset + begin, end - begin)
-            if ours != theirs:
+        ours, theirs = self._buffer("bytes of the result"), self._buffer("bytes of the source")
+        for begin, end in spans(0, tensor.nbytes, SLAB_NBYTES // 2):
+            ours.read(self.files, tensor.file, tensor.values.offset + begin, end - begin)
+            theirs.read(self.theirs, origin.file, origin.values.offset + begin, end - begin)
+            if not ours.holds(end - begin, theirs):
                 return False
             meter.upto(end, tensor.nbytes)
         return True
@@ -105,6 +105,8 @@ class Quick:
         suffixes = {stored.scale_suffix, *((packing.zeros.suffix,) if packing.zeros else ())}
         parts = self._parts(stored, suffixes | ({packing.codes.suffix} if strip else set()))
         rows = tensor.matrix[0]
+        if not all(part.fits(rows) for part in parts):
+            return None
         for begin, end in spans(0, rows, self._slab_rows(tensor, origin, parts)):
             blocks = {part.suffix: part.block(begin, end) for part in parts}
             if not checker.check((begin, end), end == rows, strip.rows(begin, end) if strip else None, blocks):

@@ -27,11 +27,15 @@ class Buffer:
             self._view = memoryview(self._bytes)
         return self._view[:nbytes]
 
-    def read(self, files: Files, file: str, offset: int, nbytes: int) -> memoryview:
-        """Bytes of a file."""
-        view = self.room(nbytes)
-        files.read_into(file, view, offset)
-        return view
+    def read(self, files: Files, file: str, offset: int, nbytes: int) -> None:
+        """Take in bytes of a file."""
+        files.read_into(file, self.room(nbytes), offset)
+
+    def holds(self, nbytes: int, other: Buffer) -> bool:
+        """Whether so many first bytes are those of another. (Views are compared item by item, arrays are not.)"""
+        if len(self._bytes) == len(other._bytes) == nbytes:
+            return self._bytes == other._bytes
+        return bytearray(self._view[:nbytes]) == other._view[:nbytes]
 
 
 class Strip:
@@ -62,6 +66,11 @@ class Part:
         self.suffix = spec.suffix
         self.element = ref.nbytes // max(1, ref.num_elements)
         self._held = (0, 0)
+
+    def fits(self, rows: int) -> bool:
+        """Whether it holds exactly what so many rows make of it."""
+        per, axis = self.spec.rows_per_element, self.ref.shape[-1 if self.spec.transposed else 0]
+        return per == 0 or -(-rows // per) == axis
 
     def block(self, begin: int, end: int) -> Block:
         """What is stored of a half-open span of rows; the next call may overwrite it."""

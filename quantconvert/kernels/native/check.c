@@ -57,10 +57,25 @@ static double total(const Squares sums) {
 }
 
 static int32_t largest(Ints values) {
-    int32_t found = values[0];
-    for (int i = 1; i < WIDTH; i++)
-        found = found > values[i] ? found : values[i];
-    return found;
+    int32_t found[WIDTH];
+    memcpy(found, &values, sizeof found);
+    for (int count = WIDTH / 2; count > 0; count /= 2)
+        for (int i = 0; i < count; i++)
+            found[i] = found[i] > found[i + count] ? found[i] : found[i + count];
+    return found[0];
+}
+
+/* Whether a value of a mask is set. */
+static inline int any(Ints mask) {
+#if WIDTH == 16
+    return _mm512_test_epi32_mask((__m512i)mask, (__m512i)mask) != 0;
+#elif WIDTH == 8
+    return _mm256_movemask_ps((__m256)mask) != 0;
+#elif defined(__SSE4_1__)
+    return _mm_movemask_ps((__m128)mask) != 0;
+#else
+    return (mask[0] | mask[1] | mask[2] | mask[3]) != 0;
+#endif
 }
 
 static inline void look_lanes(const float *off, const float *values, Largest *seen, Squares noise, Squares signal) {
@@ -99,28 +114,41 @@ static void look(const float *values, const uint8_t *codes, int64_t count, float
     }
 }
 
-/* The single values of a group that are farther off than codes inside their range may be. */
-static int judge_far(const Check *check, const float *values, const uint8_t *codes, int64_t count, float zero,
-                     float scale, float size) {
+/* A value that is farther off than codes inside their range may be. */
+static int judge_value(const Check *check, float value, float off, float zero, float scale, float size) {
     const Allowed *allowed = &check->allowed;
-    const float most = (float)allowed->inside * size, top = (float)((1 << check->call.num_bits) - 1);
+    const float top = (float)((1 << check->call.num_bits) - 1), steps = off / size, at = value / scale + zero;
+    const float beyond = at < 0 ? -at : at > top ? at - top : 0;
     const double outside = allowed->outside + allowed->outside_tiny / (double)size;
-    for (int64_t i = 0; i < count; i++) {
-        const float off = float_of(bits_of(((float)codes[i] - zero) * scale - values[i]) & INT32_MAX);
-        if (off <= most)
-            continue;
-        const float steps = off / size, at = values[i] / scale + zero;
-        const float beyond = at < 0 ? -at : at > top ? at - top : 0;
-        if (!(steps - beyond <= allowed->inside) || !(steps <= outside))
-            return DOUBTFUL;
-    }
-    return 0;
+    return !(steps - beyond <= allowed->inside) || !(steps <= outside) ? DOUBTFUL : 0;
 }
 
-/* Whether a scale is what a range of values asks for. */
+/* The values of a group of which one is so far off. */
+static int judge_far(const Check *check, const float *values, const uint8_t *codes, int64_t count, float zero,
+                     float scale, float size) {
+    const float most = (float)check->allowed.inside * size;
+    int wrong = 0;
+    for (int64_t begin = 0; begin < count; begin += WIDTH) {
+        const int64_t part = count - begin < WIDTH ? count - begin : WIDTH;
+        float off[WIDTH] = {0};
+        for (int64_t i = 0; i < part; i++)
+            off[i] = float_of(bits_of(((float)codes[begin + i] - zero) * scale - values[begin + i]) & INT32_MAX);
+        if (!any(~(Ints)(load(off) <= most)))
+            continue;
+        for (int64_t i = 0; i < part; i++)
+            if (!(off[i] <= most))
+                wrong |= judge_value(check, values[begin + i], off[i], zero, scale, size);
+    }
+    return wrong;
+}
+
+/* Whether a scale is what a range of values asks for; most are beyond doubt before anything is divided. */
 static int judge_scale(const Check *check, float low, float high, float scale) {
     const float top = (float)((1 << check->call.num_bits) - 1), tiny = (float)check->allowed.tiny;
-    const float most = -low > high ? -low : high;
+    const float most = -low > high ? -low : high, range = check->call.symmetric ? 2 * most : high - low;
+    const double near = (double)range * (check->call.num_bits == 4 ? 1.0 / 15 : 1.0 / 255);
+    if (bits_of(range) < INFINITE && scale <= near * check->allowed.coarse * 0.9999 && scale * 0.9999 >= near * check->allowed.fine)
+        return 0;
     const float wanted = check->call.symmetric ? most / (top / 2) : high / top - low / top;
     if (wanted > tiny && !((scale - tiny) / wanted <= check->allowed.coarse))
         return DOUBTFUL;
@@ -136,9 +164,13 @@ static int check_group(Check *check, const float *values, const uint8_t *codes, 
     const int32_t top = largest(seen.off), high = largest(seen.high), low = largest(seen.low);
     if (top >= INFINITE || high >= INFINITE || low >= INFINITE)
         return DOUBTFUL;
-    const float off = float_of((uint32_t)top), steps = off == 0 ? 0 : off / size;
-    check->steps = steps > check->steps ? steps : check->steps;
-    int wrong = bits_of(steps) == INFINITE ? DOUBTFUL : 0;
+    const float off = float_of((uint32_t)top);
+    int wrong = 0;
+    if (!(off <= 0.999 * check->steps * size)) { /* else it is not the largest */
+        const float steps = off == 0 ? 0 : off / size;
+        check->steps = steps > check->steps ? steps : check->steps;
+        wrong = bits_of(steps) == INFINITE ? DOUBTFUL : 0;
+    }
     if (!(off <= (float)check->allowed.inside * size))
         wrong |= judge_far(check, values, codes, count, zero, scale, size);
     const float least = -float_of((uint32_t)low), most = float_of((uint32_t)high);

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from quantconvert.kernels.native.library import ALONG, ELEMENTS, Call, Library, PackedFields, StepFields, order_of
 from quantconvert.layouts import LAYOUTS, Layout, Packed, Packing, Stored
 from quantconvert.methods import Reach, Tolerance
+from quantconvert.schemes import NUM_BITS
 from quantconvert.sources import Read
 from quantconvert.sources.read import PLAIN
 from quantconvert.sources.steps.scale import Scale
@@ -106,8 +107,11 @@ def takes_rows(read: Read) -> bool:
 
 def packing_of(stored: Stored) -> Packing | None:
     """How what is stored lies, where C decodes it as its layout does; None where it does not."""
-    layout, scheme = LAYOUTS[stored.layout], stored.scheme
-    packing = layout.packing(scheme) if scheme.type == "int" else None
+    layout, scheme, columns = LAYOUTS[stored.layout], stored.scheme, stored.shape[1]
+    size = columns if scheme.group_size is None else scheme.group_size
+    if scheme.type != "int" or scheme.num_bits not in NUM_BITS or columns < 1 or size < 1 or columns % size:
+        return None
+    packing = layout.packing(scheme)
     if packing is None or type(layout).dequantize is not Layout.dequantize or stored.reordered:
         return None
     codes, zeros = packing.codes, None if scheme.symmetric else packing.zeros
