@@ -127,13 +127,14 @@ static int judge_value(const Check *check, float value, float off, float zero, f
 static int judge_far(const Check *check, const float *values, const uint8_t *codes, int64_t count, float zero,
                      float scale, float size) {
     const float most = (float)check->allowed.inside * size;
+    const Floats limit = (Floats){0} + most;
     int wrong = 0;
     for (int64_t begin = 0; begin < count; begin += WIDTH) {
         const int64_t part = count - begin < WIDTH ? count - begin : WIDTH;
         float off[WIDTH] = {0};
         for (int64_t i = 0; i < part; i++)
             off[i] = float_of(bits_of(((float)codes[begin + i] - zero) * scale - values[begin + i]) & INT32_MAX);
-        if (!any(~(Ints)(load(off) <= most)))
+        if (!any(~(Ints)(load(off) <= limit)))
             continue;
         for (int64_t i = 0; i < part; i++)
             if (!(off[i] <= most))
@@ -147,7 +148,8 @@ static int judge_scale(const Check *check, float low, float high, float scale) {
     const float top = (float)((1 << check->call.num_bits) - 1), tiny = (float)check->allowed.tiny;
     const float most = -low > high ? -low : high, range = check->call.symmetric ? 2 * most : high - low;
     const double near = (double)range * (check->call.num_bits == 4 ? 1.0 / 15 : 1.0 / 255);
-    if (bits_of(range) < INFINITE && scale <= near * check->allowed.coarse * 0.9999 && scale * 0.9999 >= near * check->allowed.fine)
+    const double coarse = near * check->allowed.coarse * 0.9999, fine = near * check->allowed.fine * 1.0001;
+    if (bits_of(range) < INFINITE && scale <= coarse && scale >= fine)
         return 0;
     const float wanted = check->call.symmetric ? most / (top / 2) : high / top - low / top;
     if (wanted > tiny && !((scale - tiny) / wanted <= check->allowed.coarse))

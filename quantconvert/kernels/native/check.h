@@ -24,7 +24,7 @@ typedef struct {
 } Allowed;
 
 typedef struct {
-    Call call;          /* the source's rows, none where `weights` is null; codes, zeros and scales as they are stored */
+    Call call;          /* the source's rows, none where `weights` is null; codes, zeros, scales as they are stored */
     Strides codes;      /* of words, of bytes with PAIRS and BYTES */
     Strides zeros;      /* likewise */
     Strides scales;

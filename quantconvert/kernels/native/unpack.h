@@ -28,14 +28,16 @@ static inline int64_t pitch_of(int64_t columns) { return (columns + 2 * BLOCK) /
 
 static void unpack_turned_rows(const Check *check, int64_t first, int64_t rows, uint8_t *codes) {
     const Packed *packed = &check->call.codes;
-    const int64_t columns = check->call.columns, pitch = pitch_of(columns), bits = check->call.num_bits, per = 32 / bits;
+    const int64_t columns = check->call.columns, pitch = pitch_of(columns);
+    const int64_t bits = check->call.num_bits, per = 32 / bits;
     const uint32_t mask = (1u << bits) - 1;
     for (int64_t left = 0; left < columns; left += BLOCK)
         for (int64_t top = 0; top < rows; top += per) {
             uint32_t words[BLOCK] = {0};
             const int64_t count = columns - left < BLOCK ? columns - left : BLOCK;
+            const int64_t place = left * check->codes.column + (first + top) / per * check->codes.row;
             for (int64_t j = 0; j < count; j++)
-                words[j] = word_at(packed->bytes, (left + j) * check->codes.column + (first + top) / per * check->codes.row);
+                words[j] = word_at(packed->bytes, place + j * check->codes.column);
             for (int64_t k = 0; k < per; k++) {
                 uint8_t *row = codes + (top + packed->order[k]) * pitch + left;
                 for (int64_t j = 0; j < BLOCK; j++)
@@ -50,7 +52,8 @@ static void turn_columns(const Check *check, int64_t first, int64_t rows, int64_
         for (int64_t left = 0; left < words; left += SIDE)
             for (int64_t j = left; j < left + SIDE && j < words; j++)
                 for (int64_t i = top; i < top + SIDE && i < rows; i++) {
-                    uint32_t word = word_at(check->call.codes.bytes, j * check->codes.column + (first + i) * check->codes.row);
+                    const int64_t place = j * check->codes.column + (first + i) * check->codes.row;
+                    const uint32_t word = word_at(check->call.codes.bytes, place);
                     memcpy(turned + 4 * (i * words + j), &word, sizeof word);
                 }
 }
