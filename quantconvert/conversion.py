@@ -25,6 +25,7 @@ from quantconvert.factors import Summary, summarize
 from quantconvert.lazy import load_torch
 from quantconvert.machine import peak_rss_nbytes
 from quantconvert.planning import Plan
+from quantconvert.run.execute import execute
 from quantconvert.run.executors import EXECUTORS
 from quantconvert.run.folder import (
     OutputFolder,
@@ -41,6 +42,7 @@ from quantconvert.run.folder import (
 )
 from quantconvert.run.journal import Journal
 from quantconvert.run.phases import opening, tasks_started, without_repeats
+from quantconvert.run.work import needs_torch
 from quantconvert.verification.check import check_complete, raise_findings, verify_folder
 from quantconvert.verification.findings import Finding, Quality, TensorError, Verification
 from quantconvert.verification.report import REPORT_NAME, hash_files, read_report, report_bytes, report_of
@@ -235,15 +237,18 @@ def _may_pass(error: BaseException) -> bool:
 def _execute(plan: Plan, repo: Repo, folder: OutputFolder, journal: Journal, target: Target) -> Outcome:
     report, is_begun = without_repeats(target.report), bool(journal.done)
     report(opening(plan, is_begun))
-    load_torch()
-    from quantconvert.run.execute import execute
-    from quantconvert.run.first import first_pass
+    has_first = plan.factors is not None or (plan.knowledge is not None and plan.knowledge.walk is not None)
+    if has_first or needs_torch(plan.tasks):
+        load_torch()
 
     needed = _needed(plan)
     repo.prepare(needed)
-    first_pass(plan, repo, folder.state, is_begun, report)
+    if has_first:
+        from quantconvert.run.first import first_pass
+
+        first_pass(plan, repo, folder.state, is_begun, report)
     report(tasks_started(plan))
-    execute(plan, repo, folder.state, journal, report)
+    sums = execute(plan, repo, folder.state, journal, report)
     noises = ((plan.tasks[index].source.name, result.noise) for index, result in journal.done.items())
     errors = {name: TensorError.of(name, "", 0.0, *noise) for name, noise in noises if noise is not None}
     quality = Quality.of(errors.values())
@@ -253,9 +258,10 @@ def _execute(plan: Plan, repo: Repo, folder: OutputFolder, journal: Journal, tar
         verification = verify_folder(folder.state, repo, plan.job.limits, plan, report=target.report)
         check_complete(verification, plan)
         raise_findings(verification)
-    built = [path for path in folder.files if path != REPORT_NAME]  # there may be one of an interrupted commit
+    # there may be a report of an interrupted commit
+    small = [path for path in folder.files if path != REPORT_NAME and path not in sums]
     factors = summarize(folder.state, plan.factors) if plan.factors else None
-    files = hash_files(folder.state, built, plan.execution.workers)
+    files = sums | hash_files(folder.state, small, plan.execution.workers)
     folder.write(REPORT_NAME, report_bytes(report_of(plan, errors, files, factors)))
     folder.commit()
     return Outcome(verification, quality, factors)

@@ -1,7 +1,7 @@
 """Every call that not all systems have, each with a fall-back; nothing else in the package makes them.
 
-Missing on macOS (Python's `os` documentation): sched_getaffinity, fdatasync, posix_fallocate, copy_file_range, and
-preadv before version 11. Each call is looked up when it is made. At the bottom of all rooms, as planning counts cores.
+Missing on macOS (Python's `os` documentation): sched_getaffinity, fdatasync, posix_fallocate, and preadv before version
+11. Each call is looked up when it is made. At the bottom of all rooms, as planning counts cores.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from contextlib import suppress
 from enum import Enum
 from pathlib import Path
 
-# What a file system answers that cannot allocate, or copy, without the bytes passing through us.
-_CANNOT = {errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS, errno.EXDEV}
+# What a file system answers that cannot allocate.
+_CANNOT = {errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS}
 
 
 def cpu_count() -> int:
@@ -96,18 +96,6 @@ def sync(fd: int) -> None:
             fcntl.fcntl(fd, fcntl.F_FULLFSYNC)
         except OSError:  # a network file system has no such request
             return
-
-
-def copy_range(source: int | None, target: int, count: int, source_offset: int, target_offset: int) -> int:
-    """Bytes copied inside the kernel; 0 where it cannot, and where the source is no local file."""
-    copied = getattr(os, "copy_file_range", None)
-    if copied is None or source is None:
-        return 0
-    try:
-        done: int = copied(source, target, count, source_offset, target_offset)
-        return done
-    except OSError:
-        return 0
 
 
 class Locking(Enum):

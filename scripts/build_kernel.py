@@ -26,8 +26,9 @@ FLAGS = (
     "-std=c11", "-O3", "-fvisibility=hidden", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math",
 )  # fmt: skip
 AVX512 = ("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx512cd")
-# Files that are compiled once for each of x86-64's levels; `levels.c` asks the processor for what these use.
-LEVELED = ("quantize.c", "check.c")
+# Files that are compiled once, and those that are once for each of x86-64's levels; `levels.c` asks the processor for
+# what these use.
+SHARED, LEVELED = ("levels.c", "io.c"), ("quantize.c", "unit.c", "check.c")
 LEVELS = {"v2": ("-mssse3", "-msse4.1"), "v3": ("-mavx2",), "v4": ("-mavx2", *AVX512)}
 
 
@@ -67,8 +68,9 @@ def build(compiler: list[str], target: str | None = None, out: Path | None = Non
     command = [*compiler, *(["-target", target] if target else []), *FLAGS]
     command += [] if system == "windows" else ["-fPIC"]
     with tempfile.TemporaryDirectory() as folder:
-        objects = [Path(folder, "levels.o")]
-        subprocess.run([*command, "-c", str(FOLDER / "levels.c"), "-o", str(objects[0])], check=True)
+        objects = [Path(folder, f"{file}.o") for file in SHARED]
+        for file, compiled in zip(SHARED, objects, strict=True):
+            subprocess.run([*command, "-c", str(FOLDER / file), "-o", str(compiled)], check=True)
         for level, flags in (LEVELS if processor == "x86_64" else {"plain": ()}).items():
             for file in LEVELED:
                 objects.append(Path(folder, f"{level}-{file}.o"))

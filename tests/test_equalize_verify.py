@@ -142,7 +142,7 @@ def test_a_report_of_steps_that_are_not_known(source: Path, result: Path, tmp_pa
 
 def test_the_last_check_hears_of_a_wrong_step(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """A step that did nothing to norms would leave a broken model: --verify compares with what should have been."""
-    from quantconvert.run import work
+    from quantconvert.run import tiled, work
     from quantconvert.sources import open_rows as real
 
     def broken(read: Any, *rest: Any) -> Any:
@@ -150,6 +150,7 @@ def test_the_last_check_hears_of_a_wrong_step(source: Path, tmp_path: Path, monk
 
         return real(replace(read, steps=()) if read.name == NORM else read, *rest)
 
-    monkeypatch.setattr(work, "open_rows", broken)
+    monkeypatch.setattr(work, "find_direct", lambda way: None)
+    monkeypatch.setattr(tiled, "open_rows", broken)
     with pytest.raises(VerificationError, match="input_layernorm"):
         quantconvert.convert(source, tmp_path / "out", verify=True, **OPTIONS)

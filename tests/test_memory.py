@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 import quantconvert
+from quantconvert.kernels import kernel_label
 
 ROWS, COLUMNS = 65536, 8192  # bfloat16: 1.07 GB in one tensor
 BUDGET = 300_000_000
@@ -86,6 +87,26 @@ def giant(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_tensor_of_one_gigabyte_under_300_mb(giant: Path, tmp_path: Path, fmt: str, group_size: int, equalize: bool):
     options = {"format": fmt, "group_size": group_size, "equalize": equalize, "allow_incomplete": True}
     assert_within(measure(giant, tmp_path / "out", BUDGET, **options), BUDGET)
+
+
+PLAIN_CHILD = """
+import sys
+import quantconvert
+quantconvert.convert(sys.argv[1], sys.argv[2], format=sys.argv[3], equalize=False, allow_incomplete=True, workers=2)
+peak = next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith("VmHWM"))
+print("torch" in sys.modules, peak)
+"""
+
+
+@pytest.mark.skipif(kernel_label() == "torch" or not Path("/proc/self/status").exists(), reason="C kernel, Linux")
+@pytest.mark.parametrize("fmt", ["awq", "compressed-tensors", "gptq", "rtn"])
+def test_a_plain_conversion_under_100_mb_of_process(giant: Path, tmp_path: Path, fmt: str):
+    """All of it, Python included."""
+    command = [sys.executable, "-c", PLAIN_CHILD, str(giant), str(tmp_path / "out"), fmt]
+    imported, peak = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
+    print(f"{fmt}: {int(peak) / 1e6:.0f} MB")
+    assert imported == "False"
+    assert int(peak) < 100_000_000
 
 
 def test_a_tensor_of_which_all_rows_mix_under_100_mb(tmp_path: Path):

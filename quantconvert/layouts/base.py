@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
+from array import array
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
@@ -230,9 +231,17 @@ class Layout(ABC):
         """
         return None
 
-    def shaped(self, scheme: Scheme, shape: tuple[int, ...]) -> dict[str, Tensor]:
-        """The tensors of `encode` that the shape alone decides."""
+    def shaped(self, scheme: Scheme, shape: tuple[int, ...]) -> dict[str, array[int]]:
+        """The tensors of `encode` that the shape alone decides, int32 or int64."""
         return {}
+
+    def shaped_tensors(self, scheme: Scheme, shape: tuple[int, ...]) -> dict[str, Tensor]:
+        """The same as tensors."""
+        import torch
+
+        dtypes = {4: torch.int32, 8: torch.int64}
+        found = self.shaped(scheme, shape)
+        return {name: torch.frombuffer(values, dtype=dtypes[values.itemsize]) for name, values in found.items()}
 
     def constants(self, scheme: Scheme, weight_dtype: str, input_max: float | None) -> dict[str, Tensor]:
         """The tensors of `outputs` whose suffix is in `constant`. input_max: max |x| of the module's input, where the

@@ -22,6 +22,7 @@ only keys that versions 0.17 to 0.20 know.
 from __future__ import annotations
 
 import struct
+from array import array
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -110,7 +111,7 @@ class CompressedTensors(Layout):
         blocks = {
             "weight_packed": pack_columns(quantized.codes, scheme.num_bits),
             "weight_scale": scale,
-        } | self.shaped(scheme, shape)
+        } | self.shaped_tensors(scheme, shape)
         if not scheme.symmetric:
             zeros = quantized.zero_points()
             blocks["weight_zero_point"] = signed(zeros).reshape(1) if whole else pack_rows(zeros, scheme.num_bits)
@@ -124,10 +125,8 @@ class CompressedTensors(Layout):
         words = None if scheme.symmetric else Packed(zeros, "rows")
         return Packing(Packed("weight_packed", "columns"), signed if scheme.strategy == "tensor" else words)
 
-    def shaped(self, scheme: Scheme, shape: tuple[int, ...]) -> dict[str, Tensor]:
-        import torch
-
-        return {} if _is_plain(scheme) else {"weight_shape": torch.tensor(shape, dtype=torch.int64)}
+    def shaped(self, scheme: Scheme, shape: tuple[int, ...]) -> dict[str, array[int]]:
+        return {} if _is_plain(scheme) else {"weight_shape": array("q", shape)}
 
     def constants(self, scheme: Scheme, weight_dtype: str, input_max: float | None) -> dict[str, Tensor]:
         if not scheme.static:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import re
 import struct
+from array import array
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -101,15 +102,14 @@ class Gptq(Layout):
             "qweight": pack_columns(quantized.codes, scheme.num_bits),
             "qzeros": pack_rows(stored, scheme.num_bits),
             "scales": quantized.scale,
-        } | self.shaped(scheme, shape)
+        } | self.shaped_tensors(scheme, shape)
 
     def packing(self, scheme: Scheme) -> Packing:
         return Packing(Packed("qweight", "columns"), Packed("qzeros", "rows", shift=-1 if scheme.symmetric else 0))
 
-    def shaped(self, scheme: Scheme, shape: tuple[int, ...]) -> dict[str, Tensor]:
-        import torch
-
-        return {"g_idx": torch.arange(shape[1], dtype=torch.int32) // (scheme.group_size or shape[1])}
+    def shaped(self, scheme: Scheme, shape: tuple[int, ...]) -> dict[str, array[int]]:
+        size = scheme.group_size or shape[1]
+        return {"g_idx": array("i", (group for group in range(shape[1] // size) for _ in range(size)))}
 
     def decode(self, blocks: Mapping[str, Tensor], stored: Stored, rows: int) -> Quantized:
         from quantconvert.layouts.packing import unpack_columns, unpack_rows

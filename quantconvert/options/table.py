@@ -58,7 +58,9 @@ class LimitOptions(TypedDict, total=False):
         Option("Most memory on top of Python with torch (about 260 MB).", metavar="SIZE", default=2_000_000_000,
                shown="2GB", panel=LIMITS),
     ]  # fmt: skip
-    workers: Annotated[int, Option("Threads; 0 = one a core.", metavar="N", default=0, panel=LIMITS, least=0)]
+    workers: Annotated[
+        int, Option("Threads; 0 = one a core, at most 8.", metavar="N", default=0, panel=LIMITS, least=0)
+    ]
     executor: Annotated[str, Option("How tasks are carried out.", metavar="NAME", default="threads", hidden=True)]
 
 

@@ -1,7 +1,8 @@
 """What a task costs in memory, and how rows are cut so that it stays within the budget. Pure arithmetic.
 
-A weight is processed tile by tile, sized to stay in a core's cache. What a layout stores transposed is gathered over
-several tiles, a slab, before it is turned and written. Both are whole rows, aligned to what the format packs together.
+A weight is processed tile by tile, sized to stay in a core's cache. A slab is several tiles, about 16 MB, which one
+worker carries out at once: workers share a large weight. What a layout stores transposed is gathered over a slab before
+it is turned and written. Both are whole rows, aligned to what the format packs together.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from functools import lru_cache
 
 from quantconvert.errors import UnsupportedError
 from quantconvert.job import Limits
+from quantconvert.kernels import most_workers
 from quantconvert.machine import cpu_count
 from quantconvert.planning.plan import Execution
 from quantconvert.planning.tasks import Cut, Task
@@ -21,11 +23,15 @@ TILE_ELEMENTS = 1 << 18
 # Bytes a tile element needs beside its raw bytes: float32, packed words, torch's scratch; and what decoding takes.
 TILE_BYTES, DECODE_SCRATCH = 13, 9
 MAX_SLAB_NBYTES = 32_000_000
+# Elements of a slab, and of one of a matrix that is stored transposed, which is read as a strip.
+SLAB_ELEMENTS, STRIP_ELEMENTS = 1 << 23, 1 << 22
+# What a slab is gathered in: enough for 8192 x 2048 int4 with its scales; of all workers together.
+MAX_TURNED_NBYTES, ALL_TURNED_NBYTES = 9_000_000, 50_000_000
 
 
 def execution_for(limits: Limits) -> Execution:
-    """Workers (one a core unless told) and the slab size that their number and the memory limit allow."""
-    workers = limits.workers or cpu_count()
+    """Workers (unless told one a core, as many as pay) and the slab size that their number and the limit allow."""
+    workers = limits.workers or min(cpu_count(), most_workers())
     slab = max(1, min(MAX_SLAB_NBYTES, limits.memory_limit // (4 * workers)))
     return Execution(workers, slab, limits.memory_limit)
 
@@ -71,13 +77,15 @@ def _cut(
     tile_rows = _aligned(tile_elements // max(1, columns), multiple, rows)
     held += max(tile_rows, cost.slab_rows) * cost.row_nbytes
     tile = tile_rows * columns * (TILE_BYTES + scratch + cost.raw) + held
+    most = rows
+    if cost.slab_rows:
+        most = min(cost.slab_rows, STRIP_ELEMENTS // max(1, columns))
     if not turned_nbytes:
-        return Cut(tile_rows, rows, tile)
+        return Cut(tile_rows, _tiles(min(most, SLAB_ELEMENTS // max(1, columns)), tile_rows, rows), tile)
     per_row = turned_nbytes / rows
-    slab = min(execution.slab_nbytes, (execution.memory_limit - tile) // 2)
-    slab_rows = max(_aligned(int(slab / per_row), multiple, rows), tile_rows)
-    if slab_rows < rows:
-        slab_rows = slab_rows // tile_rows * tile_rows
+    room = min(execution.slab_nbytes, MAX_TURNED_NBYTES, ALL_TURNED_NBYTES // execution.workers)
+    slab = min(room, (execution.memory_limit - tile) // 2)
+    slab_rows = _tiles(min(most, _aligned(int(slab / per_row), multiple, rows)), tile_rows, rows)
     return Cut(tile_rows, slab_rows, tile + 2 * int(slab_rows * per_row))
 
 
@@ -90,6 +98,11 @@ def check_memory(tasks: Sequence[Task], execution: Execution) -> None:
             f"expected at most --memory-limit {execution.memory_limit}",
             hint=f"--memory-limit {-(-worst.peak_nbytes // 10**6)}MB",
         )
+
+
+def _tiles(wanted: int, tile_rows: int, rows: int) -> int:
+    """The largest number of whole tiles up to `wanted` rows, at least one; all rows where that many are wanted."""
+    return rows if wanted >= rows else max(1, wanted // tile_rows) * tile_rows
 
 
 def _aligned(wanted: int, multiple: int, rows: int) -> int:

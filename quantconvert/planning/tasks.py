@@ -54,7 +54,9 @@ UNKNOWN = Known()
 
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """How one weight is cut: rows of a tile and of a slab, and the bytes that this needs at its peak."""
+    """How one weight is cut: rows of a tile, and of a slab, which one worker carries out at once; the bytes that this
+    needs at its peak. Tiles do not depend on the number of workers.
+    """
 
     tile_rows: int
     slab_rows: int

@@ -15,8 +15,8 @@ from quantconvert.run.journal import Journal
 from quantconvert.run.ledger import Ledger, one_at_a_time
 
 
-def execute(plan: Plan, source: Repo, folder: Path, journal: Journal, report: Reporter) -> None:
-    """Make every shard of `plan` complete in `folder`, by the executor that the job names.
+def execute(plan: Plan, source: Repo, folder: Path, journal: Journal, report: Reporter) -> dict[str, str]:
+    """Make every shard of `plan` complete in `folder`, by the executor that the job names; returns their sha256.
 
     On errors and interruptions what was finished is journalled. Raises `CheckpointError` also where a file of the
     source is not what was planned, or changes before the end.
@@ -29,10 +29,12 @@ def execute(plan: Plan, source: Repo, folder: Path, journal: Journal, report: Re
     ledger = Ledger(plan, folder, journal, report)
     files = Files(source)
     try:
-        tasks = ledger.begin(files)
-        if tasks:
-            EXECUTORS.find(plan.job.limits.executor).run(Build(plan, source, folder), tasks, ledger, report)
-        ledger.end()
+        with ledger.hashes.running(min(len(plan.shards), plan.execution.workers)):
+            tasks = ledger.begin(files)
+            if tasks:
+                EXECUTORS.find(plan.job.limits.executor).run(Build(plan, source, folder), tasks, ledger, report)
+            ledger.end()
+            sums = ledger.hashes.finish()
     except BaseException:
         with suppress(OutputError):
             ledger.flush()
@@ -43,6 +45,7 @@ def execute(plan: Plan, source: Repo, folder: Path, journal: Journal, report: Re
     for file, version in zip(plan.checkpoint.weight_files, before, strict=True):
         _check(file.path, version, _version(source, file))
     _check_statistics(plan)
+    return sums
 
 
 def _check_statistics(plan: Plan) -> None:

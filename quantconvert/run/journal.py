@@ -53,8 +53,7 @@ class Journal:
     def append(self, entries: Sequence[tuple[int, TaskResult]]) -> None:
         """Add tasks and make that durable; their bytes must be on disk already."""
         lines = "".join(
-            json.dumps({"task": index, "sha256": result.sums, "noise": result.noise}) + "\n"
-            for index, result in entries
+            json.dumps({"task": index, "sums": result.sums, "noise": result.noise}) + "\n" for index, result in entries
         ).encode()
         try:
             write_all(self._fd, memoryview(lines), self._end)
@@ -79,7 +78,7 @@ def is_blank(path: Path) -> bool:
 
 
 def _line_nbytes(task: Task) -> int:
-    return 128 + 70 * len(task.outputs)
+    return 128 + 30 * len(task.outputs)
 
 
 def _parse(line: bytes, plan: Plan) -> tuple[int, TaskResult] | None:
@@ -88,7 +87,7 @@ def _parse(line: bytes, plan: Plan) -> tuple[int, TaskResult] | None:
         return None
     try:
         entry = json.loads(line)
-        index, sums = entry["task"], tuple(entry["sha256"])
+        index, sums = entry["task"], tuple(entry["sums"])
         task = plan.tasks[index]
         count = len(task.outputs) if task.has_sums else 0
         noise = None if entry["noise"] is None else (float(entry["noise"][0]), float(entry["noise"][1]))

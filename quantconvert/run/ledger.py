@@ -7,7 +7,6 @@ its tasks are done. Nothing here computes a byte.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import threading
 import time
@@ -22,8 +21,10 @@ from quantconvert.errors import OutputError
 from quantconvert.events import Event, Note, Progress, Reporter, ShardWritten
 from quantconvert.planning import Output, Plan, Task
 from quantconvert.run.disk import fsync_folder
+from quantconvert.run.hashing import Hashes
 from quantconvert.run.journal import Journal
 from quantconvert.run.partial import open_partial, read_back
+from quantconvert.run.pieces import piece_sum, pieces_of, sum_text
 from quantconvert.run.result import TaskResult
 from quantconvert.spans import spans
 
@@ -40,6 +41,7 @@ class Ledger:
 
     def __init__(self, plan: Plan, folder: Path, journal: Journal, report: Reporter) -> None:
         self.plan, self.folder, self.journal, self.report = plan, folder, journal, report
+        self.hashes = Hashes(plan, folder)
         self.waiting_nbytes = 0
         self._waiting: list[tuple[int, TaskResult]] = []
         self._left = Counter(_shard(task) for task in plan.tasks)
@@ -62,6 +64,7 @@ class Ledger:
                 self._fd(shard)
         proven = self._prove(files)
         self._added = set(proven)
+        self.hashes.add(self.plan.tasks[index] for index in proven)
         for index in proven:
             self._left[_shard(self.plan.tasks[index])] -= 1
         if lost := len(self.journal.done) - len(proven):
@@ -109,7 +112,7 @@ class Ledger:
 
     def _is_proven(self, task: Task, known: TaskResult, files: Files, stop: threading.Event) -> bool:
         if task.has_sums:
-            return all(self._sum(o, stop) == sum_ for o, sum_ in zip(task.outputs, known.sums, strict=True))
+            return all(self._sum(task, o, stop) == sum_ for o, sum_ in zip(task.outputs, known.sums, strict=True))
         (output,), ref = task.outputs, task.source.values
         mine, theirs = bytearray(min(READ_NBYTES, ref.nbytes)), bytearray(min(READ_NBYTES, ref.nbytes))
         for begin, end in spans(0, output.nbytes, READ_NBYTES):
@@ -121,13 +124,15 @@ class Ledger:
                 return False
         return True
 
-    def _sum(self, output: Output, stop: threading.Event) -> str:
-        """sha256 of what the file holds of a tensor."""
-        digest, buffer = hashlib.sha256(), memoryview(bytearray(min(READ_NBYTES, output.nbytes)))
-        for begin, end in spans(0, output.nbytes, READ_NBYTES):
-            self._read_back(output, begin, buffer[: end - begin], stop)
-            digest.update(buffer[: end - begin])
-        return digest.hexdigest()
+    def _sum(self, task: Task, output: Output, stop: threading.Event) -> str:
+        """The sum of what the file holds of a tensor."""
+        total, buffer = 0, bytearray()
+        for begin, end in pieces_of(task, output):
+            if len(buffer) != end - begin:
+                buffer = bytearray(end - begin)
+            self._read_back(output, begin, memoryview(buffer), stop)
+            total += piece_sum(memoryview(buffer), begin)
+        return sum_text(total)
 
     def _read_back(self, output: Output, begin: int, buffer: memoryview, stop: threading.Event) -> None:
         if stop.is_set():
@@ -137,6 +142,7 @@ class Ledger:
     def add(self, index: int, result: TaskResult) -> None:
         """Take a finished task; the next `flush` makes it count."""
         task = self.plan.tasks[index]
+        self.hashes.add((task,))
         with self._lock:
             if index in self._added:  # an executor that tries again may have been answered twice
                 return

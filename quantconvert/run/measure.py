@@ -20,8 +20,9 @@ from quantconvert.layouts import LAYOUTS
 from quantconvert.methods import DEFAULT_METHOD, METHODS, Noise, NonFinite
 from quantconvert.planning import Execution
 from quantconvert.planning.budget import Offer
+from quantconvert.run.complaints import nonfinite_error
 from quantconvert.run.first import sample
-from quantconvert.run.work import count_nonfinite, nonfinite_error
+from quantconvert.run.tiled import count_nonfinite
 from quantconvert.schemes import Scheme
 from quantconvert.sources import Read, open_rows
 from quantconvert.sources.rows import Rows

@@ -22,9 +22,10 @@ from quantconvert.layouts import LAYOUTS
 from quantconvert.methods import METHODS, BadInputs, Inputs, NonFinite, ScaleOverflow
 from quantconvert.planning import Copy, Decode, Plan, Quantize, Split, Task
 from quantconvert.planning.memory import cut
+from quantconvert.run.complaints import inputs_error, nonfinite_error, overflow_error
 from quantconvert.run.first import first_pass
 from quantconvert.run.knowing import input_max_of, inputs_of
-from quantconvert.run.work import count_nonfinite, inputs_error, nonfinite_error, overflow_error, plain
+from quantconvert.run.tiled import count_nonfinite, plain
 from quantconvert.sources import open_rows
 from quantconvert.sources.rows import read_vector, tiles
 from quantconvert.spans import spans

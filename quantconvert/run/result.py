@@ -1,10 +1,11 @@
-"""What carrying out one task gives beside bytes on disk."""
+"""What carrying out a task, or a part of one, gives beside bytes on disk."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-# Checksums of a task's outputs, hexadecimal sha256, in the order of `Task.outputs`; none for a copy.
+# Checksums of a task's outputs (`run.pieces.sum_text`), in the order of `Task.outputs`; none for a copy.
 Checksums = tuple[str, ...]
 
 
@@ -13,3 +14,11 @@ class TaskResult(NamedTuple):
 
     sums: Checksums
     noise: tuple[float, float] | None = None
+
+
+class Done(NamedTuple):
+    """What a part of a task gave: by suffix the sums of the pieces that it wrote, and the noise of each tile."""
+
+    sums: Mapping[str, int]
+    noise: Sequence[float] = ()
+    signal: Sequence[float] = ()

@@ -9,7 +9,8 @@ from quantconvert.buffers import Workspace
 from quantconvert.checkpoint import Repo
 from quantconvert.checkpoint.ranges import Files
 from quantconvert.planning import Execution
-from quantconvert.run.work import count_nonfinite, nonfinite_text
+from quantconvert.run.complaints import nonfinite_text
+from quantconvert.run.tiled import count_nonfinite
 from quantconvert.sources import Read, open_rows
 
 

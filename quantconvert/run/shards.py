@@ -2,46 +2,28 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
-import torch
-from torch import Tensor
-
 from quantconvert import machine
-from quantconvert.buffers import Workspace, bytes_of
 from quantconvert.errors import OutputError
 from quantconvert.planning import Output, Plan, Task
 from quantconvert.run.disk import fsync_folder, write_all
 from quantconvert.run.partial import open_partial, read_back
-from quantconvert.run.result import Checksums
-from quantconvert.spans import spans
-
-READ_NBYTES = 1 << 20
-
-
-class _Sum:
-    """The checksum of one tensor's bytes as long as they are written from first to last."""
-
-    __slots__ = ("end", "hash")
-
-    def __init__(self) -> None:
-        self.hash, self.end = hashlib.sha256(), 0
+from quantconvert.run.pieces import piece_sum, pieces_of
 
 
 class ShardWriter:
     """Writes into the partial files of a plan's shards in `folder`.
 
-    Safe for several threads, and beside writers of other processes, as long as each task is one thread's.
+    Safe for several threads, and beside writers of other processes, as long as each part of a task is one thread's.
     """
 
     def __init__(self, plan: Plan, folder: Path) -> None:
         self.plan, self.folder = plan, folder
         self._fds: dict[int, int] = {}
-        self._sums: dict[str, _Sum] = {}
         self._lock = threading.Lock()
 
     def fd(self, shard: int) -> int:
@@ -51,64 +33,34 @@ class ShardWriter:
                 self._fds[shard] = open_partial(self.folder, self.plan.shards[shard])
             return self._fds[shard]
 
-    def write_rows(self, output: Output, block: Tensor, first_row: int) -> None:
-        """Write a block, row axis first, that source rows from `first_row` on make of `output`, stored as it is.
-
-        A block that does not depend on rows is written with the first rows only.
-        """
-        rows = output.spec.rows_per_element
-        if rows:
-            self._pwrite(output, bytes_of(block.contiguous()), output.offset_of_row(first_row // rows))
-        elif first_row == 0:
-            self._pwrite(output, bytes_of(block), 0)
-
-    def write_turned(self, output: Output, block: Tensor, first_row: int, work: Workspace) -> None:
-        """Write a block, row axis first, of an `output` that is stored transposed: a part of each of its rows."""
-        turned = work.tensor("turned", block.dtype, (block.shape[1], block.shape[0]))
-        turned.copy_(block.t())
-        data, total = bytes_of(turned), output.spec.shape[-1]
-        if block.shape[0] == total:
-            self._pwrite(output, data, 0)
-            return
-        part, stride = block.shape[0] * block.element_size(), total * block.element_size()
-        begin = first_row // output.spec.rows_per_element * block.element_size()
-        for row in range(block.shape[1]):
-            self._pwrite(output, data[row * part : (row + 1) * part], row * stride + begin)
-
-    def _pwrite(self, output: Output, data: memoryview, offset: int) -> None:
-        assert offset + len(data) <= output.nbytes, (output.name, offset, len(data), output.nbytes)
+    def write(self, output: Output, data: memoryview, begin: int) -> None:
+        """Write bytes of `output` from its byte `begin` on."""
+        assert begin + len(data) <= output.nbytes, (output.name, begin, len(data), output.nbytes)
         try:
-            write_all(self.fd(output.shard), data, output.offset + offset)
+            write_all(self.fd(output.shard), data, output.offset + begin)
         except OSError as error:
-            file = self.plan.shards[output.shard].file
-            raise OutputError(f"cannot write tensor `{output.name}` in `{file}`: {error.strerror}") from error
-        written = self._sums.setdefault(output.name, _Sum())
-        if written.end == offset:  # otherwise what follows is out of order too, and is read back in the end
-            written.hash.update(data)
-            written.end += len(data)
+            raise self.error(output, error.strerror) from error
 
-    def sums(self, task: Task, work: Workspace, pulse: Callable[[], None]) -> Checksums:
-        """Checksums of a task's outputs: of what was written, or of what is in the file where that was out of order.
+    def error(self, output: Output, reason: str | None) -> OutputError:
+        """A tensor that could not be written."""
+        file = self.plan.shards[output.shard].file
+        return OutputError(f"cannot write tensor `{output.name}` in `{file}`: {reason}")
 
-        A copy has none. `pulse` is called now and then, and may raise.
-        """
-        found = []
-        for output in task.outputs if task.has_sums else ():
-            written = self._sums.pop(output.name, None) or _Sum()
-            if written.end != output.nbytes:
-                written = _Sum()
-                for part in self._read_back(output, work):
-                    pulse()
-                    written.hash.update(part)
-            found.append(written.hash.hexdigest())
-        return tuple(found)
+    def write_piece(self, output: Output, data: memoryview, begin: int) -> int:
+        """The same of a whole piece (`run.pieces`); returns its sum."""
+        self.write(output, data, begin)
+        return piece_sum(data, begin)
 
-    def _read_back(self, output: Output, work: Workspace) -> Iterator[memoryview]:
-        """What the file holds of a tensor. Each part overwrites the one before."""
-        for begin, end in spans(0, output.nbytes, READ_NBYTES):
-            part = bytes_of(work.tensor("back", torch.uint8, (end - begin,)))
-            read_back(self.fd(output.shard), output, begin, part)
-            yield part
+    def written_sum(self, task: Task, output: Output, pulse: Callable[[], None] = lambda: None) -> int:
+        """The sum of all pieces of a tensor as the file has them. `pulse` is called now and then, and may raise."""
+        fd, total, buffer = self.fd(output.shard), 0, bytearray()
+        for begin, end in pieces_of(task, output):
+            if len(buffer) != end - begin:
+                buffer = bytearray(end - begin)
+            pulse()
+            read_back(fd, output, begin, memoryview(buffer))
+            total += piece_sum(memoryview(buffer), begin)
+        return total
 
     def sync(self) -> None:
         """Make what was written durable, and the names of the files: for a process whose ledger is elsewhere."""

@@ -1,273 +1,250 @@
-"""Carrying out one task: read, quantize, encode, write, slab by slab."""
+"""Carrying out tasks, a part at a time. A kernel takes a weight from file to file; torch does what no kernel does.
+
+Imports no torch until a task needs it.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
-from typing import Any
+import os
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from functools import cached_property
+from math import fsum
+from mmap import mmap
+from typing import TYPE_CHECKING, NoReturn
 
-import torch
-from torch import Tensor
-
-from quantconvert.buffers import Workspace, bytes_of, torch_dtype
 from quantconvert.checkpoint.ranges import Files
-from quantconvert.errors import CheckpointError, OutputError, UnsupportedError
-from quantconvert.kernels import Fast, find_kernel
+from quantconvert.dtypes import DTYPES
+from quantconvert.errors import CheckpointError
+from quantconvert.kernels import Direct, Kernel, Place, Unread, Unwritten, Way, find_direct, find_transport
 from quantconvert.layouts import LAYOUTS
-from quantconvert.machine import copy_range
-from quantconvert.methods import METHODS, BadInputs, Noise, NonFinite, ScaleOverflow
-from quantconvert.planning import Copy, Decode, Execution, Quantize, Repack, Split, Task
+from quantconvert.methods import NonFinite, ScaleOverflow
+from quantconvert.planning import Copy, Decode, Execution, Output, Quantize, Split, Task
 from quantconvert.planning.tasks import COPY_CHUNK_NBYTES
-from quantconvert.run.disk import write_all
-from quantconvert.run.knowing import input_max_of, inputs_of
-from quantconvert.run.result import TaskResult
+from quantconvert.run.complaints import nonfinite_error, overflow_error
+from quantconvert.run.pieces import sum_text
+from quantconvert.run.result import Done, TaskResult
 from quantconvert.run.shards import ShardWriter
-from quantconvert.sources import Read, open_rows
-from quantconvert.sources.blocks import BlockReader, recast
-from quantconvert.sources.rows import Rows, read_vector, tiles
 from quantconvert.spans import spans
 
-# First row, number of rows, and blocks by suffix, row axis first.
-Tile = tuple[int, int, dict[str, Tensor]]
+if TYPE_CHECKING:
+    from quantconvert.run.tiled import Tiled
+
+# What a copy reads and writes at a time: it stays in a core's cache.
+CHUNK_NBYTES = 1 << 20
 
 
-@dataclass(frozen=True, slots=True)
+def way_of(task: Task) -> Way | None:
+    """A task as kernels see it; None where it is none of theirs."""
+    specs = tuple(output.spec for output in task.outputs)
+    if isinstance(task, Quantize):
+        layout = LAYOUTS[task.layout]
+        return Way(task.source, specs, task.cut.tile_rows, task.method, task.scheme, layout)
+    return Way(task.source, specs, task.cut.tile_rows) if isinstance(task, Decode) else None
+
+
+def needs_torch(tasks: Iterable[Task]) -> bool:
+    """Whether any of them is torch's to do."""
+    for task in tasks:
+        if not isinstance(task, Copy | Split):
+            way = way_of(task)
+            if way is None or find_direct(way) is None:
+                return True
+    return False
+
+
+class Errand:
+    """A task under way: its parts (half-open ranges of rows, of bytes for a copy), and what came of them."""
+
+    def __init__(self, index: int, task: Task, files: Files) -> None:
+        self.index, self.task = index, task
+        way = way_of(task)
+        here = way is not None and files.fd(task.source.values.file) is not None
+        self.way, self.kernel = way, find_direct(way) if way and here else None
+        self.parts = tuple(_parts(task, self.kernel))
+        self._done: dict[int, Done] = {}
+        self._lock = threading.Lock()
+        self._direct: Direct | None = None
+
+    def direct(self, files: Files, writer: ShardWriter) -> Direct:
+        """The kernel's way, found by the first who asks."""
+        with self._lock:
+            if self._direct is None:
+                assert self.kernel is not None
+                assert self.way is not None
+                places = {o.spec.suffix: Place(writer.fd(o.shard), o.offset) for o in self.task.outputs}
+                self._direct = self.kernel.direct(self.way, files, places)
+            return self._direct
+
+    def add(self, begin: int, done: Done) -> bool:
+        """Take what the part that begins there gave; whether that was the last one."""
+        with self._lock:
+            self._done[begin] = done
+            return len(self._done) == len(self.parts)
+
+    def result(self, sums: Sequence[int]) -> TaskResult:
+        """What the task gave, once all parts are done. Sums of squares are those of tiles, added exactly and rounded
+        once: they do not depend on parts.
+        """
+        parts = self._done.values()
+        noise = None
+        if isinstance(self.task, Quantize):
+            noise = fsum(n for done in parts for n in done.noise), fsum(s for done in parts for s in done.signal)
+        return TaskResult(tuple(map(sum_text, sums)), noise)
+
+    def sum_of(self, output: Output) -> int | None:
+        """The sum of an output's pieces; None where parts of pieces were written."""
+        if output.spec.transposed and len(self._slabs) > 1:
+            return None
+        return sum(done.sums.get(output.spec.suffix, 0) for done in self._done.values())
+
+    @property
+    def _slabs(self) -> Sequence[tuple[int, int]]:
+        cut = getattr(self.task, "cut", None)
+        return () if cut is None else tuple(spans(0, self.task.source.matrix[0], cut.slab_rows))
+
+
+def _parts(task: Task, kernel: Kernel | None) -> Iterable[tuple[int, int]]:
+    if isinstance(task, Copy):
+        return tuple(spans(0, task.source.values.nbytes, 4 * COPY_CHUNK_NBYTES)) or ((0, 0),)
+    rows = task.source.matrix[0]
+    if kernel is None or not isinstance(task, Quantize | Decode) or not rows:
+        return ((0, rows),)
+    return spans(0, rows, task.cut.slab_rows)
+
+
+class Buffer:
+    """One thread's memory, as large as it was ever asked for, given back when a rare use left much behind."""
+
+    def __init__(self) -> None:
+        self._held = memoryview(b"")
+
+    def of(self, nbytes: int) -> memoryview:
+        """So many bytes, with whatever the last use left."""
+        if len(self._held) < nbytes:
+            self._held = memoryview(b"")
+            self._held = memoryview(mmap(-1, nbytes))
+        return self._held[:nbytes]
+
+    def trim(self, limit: int) -> None:
+        """Give back what is larger than `limit`."""
+        if len(self._held) > limit:
+            self._held = memoryview(b"")
+
+
 class Bench:
     """What a worker needs to carry out tasks: the source, the writer, its own buffers, and whom to tell of progress.
 
     advance: called with a tensor's name and how many more of its bytes are done, 0 too; may raise to stop the task.
     """
 
-    files: Files
-    writer: ShardWriter
-    work: Workspace
-    execution: Execution
-    advance: Callable[[str, int], None]
+    def __init__(
+        self, files: Files, writer: ShardWriter, execution: Execution, advance: Callable[[str, int], None]
+    ) -> None:
+        self.files, self.writer, self.execution, self.advance = files, writer, execution, advance
+        self.buffer = Buffer()
 
-    def carry_out(self, task: Task) -> TaskResult:
+    @cached_property
+    def tiled(self) -> Tiled:
+        """Torch's way."""
+        from quantconvert.run.tiled import Tiled
+
+        return Tiled(self.files, self.writer, self.execution, self.advance, self.writer.folder)
+
+    def carry_out(self, index: int, task: Task) -> TaskResult:
         """Do the whole task; its bytes are in the shard afterwards, not yet durable."""
-        noise = None
-        match task:
-            case Copy():
-                self._copy(task)
-            case Split():
-                self._split(task)
-            case Quantize():
-                noise = self._quantize(task)
-            case Repack():
-                self._repack(task)
-            case Decode():
-                self._decode(task)
-        return TaskResult(self.writer.sums(task, self.work, lambda: self.advance(task.source.name, 0)), noise)
+        errand = Errand(index, task, self.files)
+        for part in errand.parts:
+            errand.add(part[0], self.do(errand, *part))
+        return self.finish(errand)
 
-    def _copy(self, task: Copy) -> None:
-        """Bytes as they are, without passing through this process where the file systems can do it."""
+    def do(self, errand: Errand, begin: int, end: int) -> Done:
+        """Do a part of a task."""
+        task = errand.task
+        if isinstance(task, Copy):
+            return self._copy(task, begin, end)
+        if isinstance(task, Split):
+            return self._split(task)
+        if errand.kernel is None:
+            return self.tiled.carry_out(task)
+        assert isinstance(task, Quantize | Decode)
+        return self._direct(errand, task, begin, end)
+
+    def finish(self, errand: Errand) -> TaskResult:
+        """The result of a task all parts of which are done."""
+        task = errand.task
+        if not task.has_sums:
+            return TaskResult(())
+        sums = []
+        for output in task.outputs:
+            found = errand.sum_of(output)
+            if found is None:
+                found = self.writer.written_sum(task, output, lambda: self.advance(task.source.name, 0))
+            sums.append(found)
+        return errand.result(sums)
+
+    def _copy(self, task: Copy, begin: int, end: int) -> Done:
+        """Bytes as they are. The system's own copying of a range costs more: tensors lie across blocks of files."""
         (output,), ref = task.outputs, task.source.values
-        source, target = self.files.fd(ref.file), self.writer.fd(output.shard)
-        for begin, end in spans(0, ref.nbytes, 16 * COPY_CHUNK_NBYTES):
-            done = begin
-            while done < end:
-                count = copy_range(source, target, end - done, ref.offset + done, output.offset + done)
-                if count == 0:
-                    size = min(end - done, COPY_CHUNK_NBYTES)
-                    chunk = bytes_of(self.work.tensor("raw", torch.uint8, (size,)))
-                    self.files.read_into(ref.file, chunk, ref.offset + done)
-                    try:
-                        write_all(target, chunk, output.offset + done)
-                    except OSError as error:
-                        raise OutputError(f"cannot write tensor `{output.name}`: {error.strerror}") from error
-                    count = len(chunk)
-                done += count
-            self.advance(ref.name, end - begin)
+        source, transport = self.files.fd(ref.file), find_transport()
+        buffer = self.buffer.of(CHUNK_NBYTES)
+        if source is not None and transport is not None:
+            target = self.writer.fd(output.shard), output.offset + begin
+            try:
+                transport.copy((source, ref.offset + begin), target, end - begin, buffer)
+            except Unread:
+                self._read_again(ref.file, ref.offset + begin, end - begin)
+            except Unwritten as error:
+                raise self.writer.error(output, os.strerror(error.args[0])) from error
+        else:
+            for first, last in spans(begin, end, CHUNK_NBYTES):
+                self.files.read_into(ref.file, buffer[: last - first], ref.offset + first)
+                self.writer.write(output, buffer[: last - first], first)
+        self.advance(ref.name, end - begin)
+        return Done({})
 
-    def _stream(self, task: Quantize | Repack | Decode, make: Callable[[int, int], Iterator[Tile]]) -> None:
-        """Write what `make(begin, end)` yields for each slab of rows: straight away, or turned once a slab is full."""
-        rows, nbytes = task.source.matrix[0], task.source.nbytes
-        reported = 0
-        for begin, end in spans(0, rows, task.cut.slab_rows):
-            slabs = self._slabs(task, end - begin)
-            for first, count, blocks in make(begin, end):
-                for output in task.outputs:
-                    spec, block = output.spec, blocks[output.spec.suffix]
-                    assert block.dtype == torch_dtype(spec.dtype), f"{output.name}: {block.dtype} is not {spec.dtype}"
-                    if spec.transposed:
-                        at = (first - begin) // spec.rows_per_element
-                        slabs[spec.suffix][at : at + block.shape[0]] = block
-                    else:
-                        self.writer.write_rows(output, block, first)
-                done = nbytes * (first + count) // rows
-                self.advance(task.source.name, done - reported)
-                reported = done
-            for output in task.outputs:
-                if output.spec.transposed:
-                    self.writer.write_turned(output, slabs[output.spec.suffix], begin, self.work)
-        self.work.trim(self.execution.memory_limit // self.execution.workers)
-
-    def _rows(self, read: Read) -> Rows:
-        return open_rows(read, self.files, self.work, self.execution.slab_nbytes)
-
-    def _quantize(self, task: Quantize) -> tuple[float, float]:
-        source, scheme = task.source, task.scheme
-        rows, count, tile_rows = self._rows(source), source.matrix[0], task.cut.tile_rows
-        method, layout = METHODS[task.method], LAYOUTS[task.layout]
-        noise = Noise(lambda shape: self.work.tensor("rounded", torch.float32, shape))
-        try:
-            heard = self._heard(source.name, tiles(rows, 0, count, tile_rows))
-            span = method.span(heard, scheme, inputs_of(task, self.files))
-            constants = layout.constants(scheme, source.dtype, input_max_of(task, self.files))
-            fast = find_kernel(source, method, scheme, layout, self.files)
-            if fast is None:
-                encode = _reference(task, rows, span, noise)
-            else:
-                unchanged = fast.stored and source.steps
-                encode = _by_kernel(fast, self._rows(replace(source, steps=())) if unchanged else rows, span, noise)
-
-            def make(begin: int, end: int) -> Iterator[Tile]:
-                for first, last in spans(begin, end, tile_rows):
-                    yield first, last - first, encode(first, last) | constants
-
-            self._stream(task, make)
-            return noise.noise, noise.signal
-        except NonFinite:
-            raise nonfinite_error(source, self._nonfinite(source)) from None
-        except ScaleOverflow:
-            raise overflow_error(source, task.layout) from None
-        except BadInputs as error:
-            raise inputs_error(source, error) from None
-
-    def _nonfinite(self, source: Read) -> tuple[int, int, tuple[int, ...]]:
-        """What of a weight is not finite: as it is stored, before a step spread it, if it is not the step's own."""
-        stored = count_nonfinite(self._rows(replace(source, steps=())), source)
-        return stored if any(stored[:2]) else count_nonfinite(self._rows(source), source)
-
-    def _heard(self, name: str, read: Iterator[tuple[int, Tensor]]) -> Iterator[Tensor]:
-        """The tiles of a first pass, which tells of no progress but must stop when all workers do."""
-        for _, w_OI in read:
-            self.advance(name, 0)
-            yield w_OI
-
-    def _decode(self, task: Decode) -> None:
-        """A stored weight as plain floats."""
-        rows, (output,) = self._rows(task.source), task.outputs
-        dtype = torch_dtype(output.spec.dtype)
-
-        def make(begin: int, end: int) -> Iterator[Tile]:
-            for first, w_OI in tiles(rows, begin, end, task.cut.tile_rows):
-                yield first, w_OI.shape[0], {output.spec.suffix: plain(task, w_OI, dtype, rows)}
-
-        self._stream(task, make)
-
-    def _split(self, task: Split) -> None:
-        """One expert's share of the biases, as it is."""
-        part = read_vector(task.source, self.files)
-        assert part.numel() * part.element_size() == task.outputs[0].nbytes, task.source.name
-        self.writer.write_rows(task.outputs[0], part, 0)
+    def _split(self, task: Split) -> Done:
+        """One expert's share of a vector, as it is."""
+        (output,), ref, view = task.outputs, task.source.values, task.source.view
+        size, width = DTYPES[ref.dtype].bits // 8, ref.shape[-1]
+        raw = memoryview(bytearray(width * size))
+        self.files.read_into(ref.file, raw, ref.offset + (view.expert or 0) * width * size)
+        numbers = [raw[i : i + size] for i in range(0, len(raw), size)][view.start :: view.step][: task.source.shape[0]]
+        part = memoryview(bytearray().join(numbers))
+        assert len(part) == output.nbytes, task.source.name
         self.advance(task.source.name, task.source.nbytes)
+        return Done({output.spec.suffix: self.writer.write_piece(output, part, 0)})
 
-    def _repack(self, task: Repack) -> None:
-        """Stored codes into another layout."""
-        stored, target = task.source.stored, LAYOUTS[task.layout]
-        assert stored is not None
-        reader = BlockReader(stored, self.files, self.work)
-        scale_dtype = torch_dtype(target.scale_dtype(reader.scale_tag))
-        constants = reader.constants()
+    def _direct(self, errand: Errand, task: Quantize | Decode, begin: int, end: int) -> Done:
+        source, name = task.source, task.source.name
+        try:
+            direct = errand.direct(self.files, self.writer)
+            written = direct.convert(begin, end, self.buffer.of(direct.nbytes(begin, end)))
+        except NonFinite:
+            if isinstance(task, Decode):  # it knows what may stay so
+                return self.tiled.decode(task, begin, end)
+            raise nonfinite_error(source, self.tiled.nonfinite(source)) from None
+        except ScaleOverflow:
+            assert isinstance(task, Quantize)
+            raise overflow_error(source, task.layout) from None
+        except Unread:
+            self._read_again(source.file, source.values.offset, source.values.nbytes)
+        except Unwritten as error:
+            output = next(o for o in task.outputs if o.spec.suffix == error.args[1])
+            raise self.writer.error(output, os.strerror(error.args[0])) from error
+        self.buffer.trim(self.execution.memory_limit // self.execution.workers)
+        sums = dict(written.sums)
+        if begin == 0 and isinstance(task, Quantize):
+            for suffix, values in LAYOUTS[task.layout].shaped(task.scheme, source.shape).items():
+                output = next(o for o in task.outputs if o.spec.suffix == suffix)
+                sums[suffix] = self.writer.write_piece(output, memoryview(values).cast("B"), 0)
+        rows = source.matrix[0]
+        self.advance(name, source.nbytes * end // rows - source.nbytes * begin // rows)
+        return Done(sums, written.noise, written.signal)
 
-        def make(begin: int, end: int) -> Iterator[Tile]:
-            for first, last in spans(begin, end, task.cut.tile_rows):
-                quantized = recast(reader.quantized(first, last), scale_dtype, stored)
-                yield first, last - first, target.encode(quantized, task.scheme, stored.shape) | constants
-
-        self._stream(task, make)
-
-    def _slabs(self, task: Quantize | Repack | Decode, num_rows: int) -> dict[str, Tensor]:
-        """Where the blocks of transposed outputs are gathered, by suffix, row axis first."""
-        specs = [output.spec for output in task.outputs if output.spec.transposed]
-        return {
-            spec.suffix: self.work.tensor(
-                spec.suffix, torch_dtype(spec.dtype), (-(-num_rows // spec.rows_per_element), spec.shape[0])
-            )
-            for spec in specs
-        }
-
-
-# From a range of rows to blocks by suffix.
-Encoder = Callable[[int, int], dict[str, Tensor]]
-
-
-def _reference(task: Quantize, rows: Rows, span: Any, noise: Noise) -> Encoder:
-    """Decode, quantize, encode: what every kernel does in one call, to the bit."""
-    source, scheme = task.source, task.scheme
-    method, layout = METHODS[task.method], LAYOUTS[task.layout]
-    dtype, scale_dtype = torch_dtype(source.dtype), torch_dtype(layout.scale_dtype(source.dtype))
-
-    def encode(first: int, last: int) -> dict[str, Tensor]:
-        quantized = method.quantize(rows.rows(first, last), scheme, dtype, scale_dtype, span, noise)
-        return layout.encode(quantized, scheme, source.shape)
-
-    return encode
-
-
-def _by_kernel(fast: Fast, rows: Rows, span: Any, noise: Noise) -> Encoder:
-    def encode(first: int, last: int) -> dict[str, Tensor]:
-        tile = rows.raw(first, last) if fast.stored else {"weight": rows.rows(first, last)}
-        return fast.encode(tile, first, span, noise)
-
-    return encode
-
-
-def plain(task: Decode, w_OI: Tensor, dtype: torch.dtype, rows: Rows) -> Tensor:
-    """A tile of plain numbers in the dtype of the result; raises for what that does not hold."""
-    weight = w_OI.to(dtype)
-    lost = ~torch.isfinite(weight)
-    if bool(lost.any()):
-        finite = torch.isfinite(w_OI)
-        if task.reason is None and not bool(finite.all()):
-            raise nonfinite_error(task.source, count_nonfinite(rows, task.source))
-        if bool((lost & finite).any()):  # else kept: NaN of the source's own, as in a copy
-            raise UnsupportedError(
-                f"`{task.source.name}` has weights that {task.outputs[0].spec.dtype} does not hold",
-                hint="--dtype bfloat16 or float32" if task.reason is None else None,
-            )
-    return weight
-
-
-def count_nonfinite(reader: Rows, source: Read) -> tuple[int, int, tuple[int, ...]]:
-    """How many NaN and Inf a weight holds, and the index of the first of them."""
-    nan = inf = 0
-    first: tuple[int, ...] = ()
-    count, width = source.matrix
-    rows = max(64, (1 << 18) // max(1, width) // 64 * 64)
-    for begin, w_OI in tiles(reader, 0, count, rows):
-        bad = ~torch.isfinite(w_OI)
-        if bool(bad.any()):
-            if not first:
-                row, column = bad.nonzero()[0].tolist()
-                first = (begin + row, column)
-            nan += int(w_OI.isnan().sum())
-            inf += int(w_OI.isinf().sum())
-    return nan, inf, first
-
-
-def nonfinite_text(found: tuple[int, int, tuple[int, ...]]) -> str:
-    """`3 NaN, 1 Inf, first at [0, 17]`."""
-    nan, inf, first = found
-    counts = ", ".join(f"{count} {kind}" for count, kind in ((nan, "NaN"), (inf, "Inf")) if count)
-    return f"{counts}, first at {list(first)}"
-
-
-def nonfinite_error(ref: Read, found: tuple[int, int, tuple[int, ...]]) -> CheckpointError:
-    return CheckpointError(
-        f"tensor `{ref.name}` in `{ref.file}` holds {nonfinite_text(found)}: expected finite weights",
-        hint="--nan-policy keep leaves such tensors (and what is fused with them) unquantized",
-    )
-
-
-def inputs_error(ref: Read, error: BadInputs) -> CheckpointError:
-    return CheckpointError(f"tensor `{ref.name}`: {error}: expected what its {ref.matrix[1]} inputs can be")
-
-
-def overflow_error(ref: Read, fmt: str) -> UnsupportedError:
-    return UnsupportedError(
-        f"tensor `{ref.name}` in `{ref.file}` has a scale above 65504, the largest of float16, which {fmt} stores",
-        hint="--format compressed-tensors stores scales in the weight's own dtype, or --ignore this tensor",
-    )
+    def _read_again(self, file: str, offset: int, nbytes: int) -> NoReturn:
+        """Raise why a range could not be read, by reading it once more."""
+        buffer = memoryview(bytearray(CHUNK_NBYTES))
+        for begin, end in spans(0, nbytes, CHUNK_NBYTES):
+            self.files.read_into(file, buffer[: end - begin], offset + begin)
+        raise CheckpointError(f"cannot read `{file}` at byte {offset}")

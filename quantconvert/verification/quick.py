@@ -9,8 +9,9 @@ import threading
 from collections.abc import Sequence
 
 from quantconvert.checkpoint.ranges import Files
-from quantconvert.kernels.native.check import Checker, Steps, is_same, judges, packing_of, takes_rows
+from quantconvert.kernels.native.check import Checker, is_same, judges, packing_of, takes_rows
 from quantconvert.kernels.native.library import Library
+from quantconvert.kernels.native.template import read_steps
 from quantconvert.layouts import LAYOUTS, Stored
 from quantconvert.methods import Tolerance
 from quantconvert.planning.plan import Execution
@@ -67,7 +68,7 @@ class Quick:
         rows, row = origin.matrix[0], max(1, 4 * origin.matrix[1])
         if self.kernel is None or not origin.steps or not takes_rows(origin) or row > SLAB_NBYTES:
             return None
-        steps = Steps(origin, self.theirs)
+        steps = read_steps(origin, self.theirs)
         ours, theirs = Strip(tensor, self.files, self._buffer("result")), self._strip(origin)
         for begin, end in spans(0, rows, SLAB_NBYTES // row):
             pair = theirs.rows(begin, end), ours.rows(begin, end)
@@ -99,8 +100,8 @@ class Quick:
         if packing is None or (origin and not (takes_rows(origin) and origin.shape == tensor.shape)):
             return None
         assert self.kernel
-        checker = Checker(self.kernel, stored, packing, origin, Steps(origin, self.theirs), tolerance,
-                          tiny(dtypes_of(tensor, origin)))  # fmt: skip
+        steps, least = read_steps(origin or tensor, self.theirs), tiny(dtypes_of(tensor, origin))
+        checker = Checker(self.kernel, stored, packing, origin, steps, tolerance, least)
         strip = self._strip(origin) if origin else None
         suffixes = {stored.scale_suffix, *((packing.zeros.suffix,) if packing.zeros else ())}
         parts = self._parts(stored, suffixes | ({packing.codes.suffix} if strip else set()))

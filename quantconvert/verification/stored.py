@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from quantconvert.checkpoint import TensorRef
 from quantconvert.checkpoint.ranges import Files
-from quantconvert.kernels.native.check import Block, Rows, address_of
+from quantconvert.kernels.native.check import Block, Rows
+from quantconvert.kernels.native.library import address_of
 from quantconvert.layouts import TensorSpec
 from quantconvert.sources import Read
 
@@ -18,7 +19,7 @@ class Buffer:
 
     @property
     def address(self) -> int:
-        return address_of(self._bytes)
+        return address_of(self._view)
 
     def room(self, nbytes: int) -> memoryview:
         """So many bytes of it, whatever the last use left in them."""

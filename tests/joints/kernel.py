@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from quantconvert.kernels import Fast
+from quantconvert.kernels import Fast, Taken, Way
 from quantconvert.layouts import Layout
 from quantconvert.methods import METHODS, Noise
 from quantconvert.schemes import Scheme
@@ -30,6 +30,14 @@ class PackedInt4:
 
     def scratch(self, scheme: Scheme) -> int:
         return 24
+
+    def takes(self, way: Way) -> Taken:
+        if way.method is None or way.scheme is None or way.layout is None:
+            return "nothing"
+        return "tiles" if self.find(way.source, way.method, way.scheme, way.layout, None) else "nothing"
+
+    def direct(self, way: Way, files: Any, places: Any) -> Any:
+        raise NotImplementedError
 
     def find(self, source: Read, method: str, scheme: Scheme, layout: Layout, files: Any) -> Fast | None:
         fits = (source.encoding, method, layout.name, source.dtype) == ("plain", "rtn", "compressed-tensors", "BF16")

@@ -1,25 +1,29 @@
-"""Round to nearest in C: one call from rows to packed codes, for every layout whose packing is data.
+"""Round to nearest in C, for every layout whose packing is data.
 
-It takes plain weights as they are stored, with the steps that multiply and divide by factors, and the rows of all
-others as float32. `quantize.c` is the arithmetic of `methods/rounding.py`, to the bit.
+It takes plain weights as they are stored, with the steps that multiply and divide by factors, from file to file in one
+call a unit (`unit.py`), and the rows of all others as float32 (`encode.py`). `quantize.c` is the arithmetic of
+`methods/rounding.py`, to the bit.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from quantconvert.kernels.base import Fast
+from quantconvert.kernels.base import Direct, Fast, Place, Taken, Way
 from quantconvert.kernels.native.choice import chosen
-from quantconvert.kernels.native.library import ELEMENTS, Library
+from quantconvert.kernels.native.fields import ELEMENTS
+from quantconvert.kernels.native.library import Library
 from quantconvert.layouts import Layout
 from quantconvert.methods.rtn import Rtn
 from quantconvert.schemes import Scheme
 from quantconvert.sources import Read
-from quantconvert.sources.read import PLAIN
+from quantconvert.sources.read import PLAIN, WHOLE
 from quantconvert.sources.steps.scale import Scale
 
 if TYPE_CHECKING:
-    from quantconvert.sources.rows import Files
+    from quantconvert.checkpoint.ranges import Files
+    from quantconvert.sources.rows import Files as Ranges
 
 
 class Native:
@@ -32,28 +36,51 @@ class Native:
 
     @property
     def label(self) -> str | None:
-        found = self._given or chosen()
+        found = self._found()
         return f"{self.name} ({found[0].levels[found[1]]})" if found else None
+
+    def _found(self) -> tuple[Library, int] | None:
+        return self._given or chosen()
 
     def scratch(self, scheme: Scheme) -> int:
         """Nothing beside what a tile counts anyway: one row as float32, and codes of eight rows at most."""
         return 0
 
-    def find(self, source: Read, method: str, scheme: Scheme, layout: Layout, files: Files) -> Fast | None:
-        packing = layout.packing(scheme)
-        stored = takes_stored(source)
-        takes = (source.dtype, layout.scale_dtype(source.dtype), source.values.dtype if stored else "F32")
-        found = self._given or chosen()
-        if found is None or packing is None or method != Rtn.name or scheme.type != "int":
-            return None
-        if len(source.shape) != 2 or not set(takes) <= set(ELEMENTS):
+    def find(self, source: Read, method: str, scheme: Scheme, layout: Layout, files: Ranges) -> Fast | None:
+        packing, found, stored = layout.packing(scheme), self._found(), takes_stored(source)
+        element = source.values.dtype if stored else "F32"
+        if found is None or packing is None or not _takes(source, element, method, scheme, layout):
             return None
         from quantconvert.kernels.native.encode import Encoder
 
         return Fast(Encoder(*found, source, scheme, layout, packing, files if stored else None), stored)
 
+    def takes(self, way: Way) -> Taken:
+        source, stored = way.source, takes_stored(way.source)
+        if self._found() is None:
+            return "nothing"
+        if way.method is None or way.scheme is None or way.layout is None:
+            fits = {source.values.dtype, way.specs[0].dtype} <= set(ELEMENTS) and source.view == WHOLE
+            return "whole" if stored and fits else "nothing"
+        element = source.values.dtype if stored else "F32"
+        if way.layout.packing(way.scheme) is None or not _takes(source, element, way.method, way.scheme, way.layout):
+            return "nothing"
+        return "whole" if stored and not way.scheme.static else "tiles"
+
+    def direct(self, way: Way, files: Files, places: Mapping[str, Place]) -> Direct:
+        from quantconvert.kernels.native.unit import Conversion
+
+        found = self._found()
+        assert found is not None, "the caller has asked whether it goes"
+        return Conversion(*found, way, files, places)
+
+
+def _takes(source: Read, element: str, method: str, scheme: Scheme, layout: Layout) -> bool:
+    """Whether the arithmetic is the library's, for rows of dtype `element`."""
+    dtypes = {source.dtype, layout.scale_dtype(source.dtype), element}
+    return method == Rtn.name and scheme.type == "int" and len(source.shape) == 2 and dtypes <= set(ELEMENTS)
+
 
 def takes_stored(source: Read) -> bool:
-    """Whether the library takes the rows as stored: of a plain weight, with no step but factors of columns and rows."""
-    factors = (isinstance(step, Scale) and step.way in ("columns", "rows") for step in source.steps)
-    return source.encoding == PLAIN and all(factors)
+    """Whether the library takes the rows as stored: of a plain weight, with no step but factors."""
+    return source.encoding == PLAIN and all(isinstance(step, Scale) for step in source.steps)

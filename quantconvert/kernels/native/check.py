@@ -9,20 +9,17 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Mapping
 from math import inf, isfinite
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
-from quantconvert.kernels.native.library import ALONG, ELEMENTS, Call, Library, PackedFields, StepFields, order_of
+from quantconvert.kernels.native.fields import ALONG, ELEMENTS, Call, PackedFields, Wrong, order_of
+from quantconvert.kernels.native.library import Library
+from quantconvert.kernels.native.template import Steps
 from quantconvert.layouts import LAYOUTS, Layout, Packed, Packing, Stored
 from quantconvert.methods import Reach, Tolerance
 from quantconvert.schemes import NUM_BITS
 from quantconvert.sources import Read
 from quantconvert.sources.read import PLAIN
 from quantconvert.sources.steps.scale import Scale
-
-if TYPE_CHECKING:
-    from quantconvert.checkpoint.ranges import Files
-
-_WAYS = {"rows": 0, "columns": 1, "vector": 2, "1 + vector": 3}
 
 
 class StrideFields(ctypes.Structure):
@@ -79,24 +76,6 @@ class Rows(NamedTuple):
 
     address: int
     stride: int
-
-
-class Steps:
-    """Factors that rows of a weight are multiplied and divided by, as C reads them."""
-
-    def __init__(self, read: Read | None, files: Files | None) -> None:
-        scales = [step for step in read.steps if isinstance(step, Scale)] if read and files else []
-        self._held = [step.floats(files) for step in scales] if files else []
-        fields = [
-            StepFields(address_of(factors), step.start, _WAYS[step.way])
-            for step, factors in zip(scales, self._held, strict=True)
-        ]
-        self.fields = (StepFields * len(fields))(*fields)
-
-
-def address_of(data: bytearray) -> int:
-    """Where it begins; it must stay alive and of its size."""
-    return ctypes.addressof(ctypes.c_char.from_buffer(data)) if data else 0
 
 
 def takes_rows(read: Read) -> bool:
@@ -230,6 +209,6 @@ def _placed(packed: Packed | None, blocks: Mapping[str, Block]) -> tuple[PackedF
 
 
 def _run(wrong: int) -> bool:
-    if wrong & 4:
+    if wrong & Wrong.NO_MEMORY:
         raise MemoryError
     return wrong == 0

@@ -5,12 +5,7 @@
  */
 #include "check.h"
 #include "native.h"
-
-#if defined(_WIN32)
-#define EXPORTED __declspec(dllexport)
-#else
-#define EXPORTED __attribute__((visibility("default")))
-#endif
+#include "unit.h"
 
 #if defined(__x86_64__) || defined(_M_X64)
 #include <cpuid.h>
@@ -58,5 +53,6 @@ EXPORTED const char *quantconvert_level(int level) { return NAMES[level]; }
 
 /* Each returns 0, or what went wrong. */
 EXPORT(quantize, Call)
+EXPORT(convert, Unit)
 EXPORT(check, Check)
 EXPORT(same, Call)

@@ -1,4 +1,4 @@
-"""The C library: where it lies, what it offers, its one call. Needs no torch, and releases Python's lock while it runs.
+"""The C library: where it lies and what it offers. Needs no torch, and releases Python's lock while it runs.
 
 The library is compiled when the package is installed (`hatch_build.py`); without it there is none.
 """
@@ -7,98 +7,66 @@ from __future__ import annotations
 
 import ctypes
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass
-from enum import IntFlag
 from functools import cache
 from pathlib import Path
 
+from quantconvert.kernels.native.fields import Call, TransferFields, UnitFields, Wrong
+
 # As in `native.h`; a library of another number is left alone.
-ABI = 2
+ABI = 3
 FILE = {"win32": "quantconvert.dll", "darwin": "libquantconvert.dylib"}.get(sys.platform, "libquantconvert.so")
-ELEMENTS = {"BF16": 0, "F16": 1, "F32": 2}
-ALONG = {"columns": 0, "rows": 1, "pairs": 2, "bytes": 3, "nothing": 4}
-
-
-class Wrong(IntFlag):
-    """What can go wrong."""
-
-    NONFINITE = 1
-    OVERFLOW = 2
-    NO_MEMORY = 4
-
-
-class StepFields(ctypes.Structure):
-    """`Step` of native.h."""
-
-    _fields_ = (("factors", ctypes.c_void_p), ("start", ctypes.c_int64), ("columns", ctypes.c_int64))
-
-
-class PackedFields(ctypes.Structure):
-    """`Packed` of native.h."""
-
-    _fields_ = (
-        ("bytes", ctypes.c_void_p),
-        ("along", ctypes.c_int32),
-        ("shift", ctypes.c_int32),
-        ("order", ctypes.c_int32 * 8),
-    )
-
-
-class Call(ctypes.Structure):
-    """`Call` of native.h."""
-
-    _fields_ = (
-        ("weights", ctypes.c_void_p),
-        ("stride", ctypes.c_int64),
-        ("rows", ctypes.c_int64),
-        ("columns", ctypes.c_int64),
-        ("group_size", ctypes.c_int64),
-        ("first_row", ctypes.c_int64),
-        ("steps", ctypes.POINTER(StepFields)),
-        ("num_steps", ctypes.c_int64),
-        ("span", ctypes.c_void_p),
-        ("element", ctypes.c_int32),
-        ("dtype", ctypes.c_int32),
-        ("scale_dtype", ctypes.c_int32),
-        ("num_bits", ctypes.c_int32),
-        ("symmetric", ctypes.c_int32),
-        ("reserved", ctypes.c_int32),
-        ("codes", PackedFields),
-        ("zeros", PackedFields),
-        ("scales", ctypes.c_void_p),
-        ("noise", ctypes.c_double),
-        ("signal", ctypes.c_double),
-    )
 
 
 @dataclass(frozen=True, slots=True)
 class Library:
-    """levels: the instruction sets of it that this processor has, the fastest last."""
+    """levels: the instruction sets of it that this processor has, the fastest last. The outputs of a call mean
+    something where nothing went wrong.
+    """
 
     functions: ctypes.CDLL
     levels: tuple[str, ...]
 
     def quantize(self, call: Call, level: int) -> Wrong:
-        """Carry out a call; its outputs mean something where nothing went wrong."""
+        """Rows to codes, in memory."""
         return Wrong(self.functions.quantconvert_quantize(ctypes.byref(call), level))
 
+    def convert(self, unit: UnitFields, level: int) -> Wrong:
+        """Rows to codes or plain numbers, from file to file."""
+        return Wrong(self.functions.quantconvert_convert(ctypes.byref(unit), level))
 
-def order_of(places: Sequence[int]) -> ctypes.Array[ctypes.c_int32]:
-    """The order of `PackedFields`."""
-    return (ctypes.c_int32 * 8)(*places)
+    def copy(self, transfer: TransferFields) -> Wrong:
+        """Bytes from file to file."""
+        return Wrong(self.functions.quantconvert_copy(ctypes.byref(transfer)))
+
+    def xxh64(self, data: memoryview, seed: int) -> int:
+        """XXH64 of writable memory."""
+        found: int = self.functions.quantconvert_xxh64(address_of(data), len(data), seed)
+        return found
+
+
+def address_of(data: memoryview) -> int:
+    """Where writable memory begins; it must stay alive and of its size."""
+    return ctypes.addressof(ctypes.c_char.from_buffer(data)) if data else 0
 
 
 @cache
 def find_library() -> Library | None:
     """The library beside this file; None where there is none that fits this package and processor."""
     path = Path(__file__).with_name(FILE)
-    if sys.byteorder != "little" or not path.is_file():
-        return None
+    return open_library(path) if sys.byteorder == "little" and path.is_file() else None
+
+
+def open_library(path: Path) -> Library | None:
+    """The library at `path`, if it is one of ours."""
     try:
         functions = ctypes.CDLL(str(path))
         functions.quantconvert_level.restype = ctypes.c_char_p
         functions.quantconvert_quantize.argtypes = (ctypes.POINTER(Call), ctypes.c_int)
+        functions.quantconvert_convert.argtypes = (ctypes.POINTER(UnitFields), ctypes.c_int)
+        functions.quantconvert_copy.argtypes = (ctypes.POINTER(TransferFields),)
+        functions.quantconvert_xxh64.argtypes = (ctypes.c_void_p, ctypes.c_int64, ctypes.c_uint64)
+        functions.quantconvert_xxh64.restype = ctypes.c_uint64
         if functions.quantconvert_abi() != ABI:
             return None
         names = [functions.quantconvert_level(i) for i in range(functions.quantconvert_levels())]

@@ -8,7 +8,13 @@
 
 #include <stdint.h>
 
-#define ABI 2
+#define ABI 3
+
+#if defined(_WIN32)
+#define EXPORTED __declspec(dllexport)
+#else
+#define EXPORTED __attribute__((visibility("default")))
+#endif
 
 /* The name of a function at the level that is compiled. */
 #define JOINED(a, b) a##b
@@ -17,7 +23,8 @@
 enum { BF16, F16, F32 };                             /* element types of weights and scales */
 enum { COLUMNS, ROWS, PAIRS, BYTES, NOTHING };       /* how codes lie beside each other: `Packed` in layouts/base.py */
 enum { MULTIPLIED, DIVIDED, ELEMENTS, OF_ONE };      /* ways of a step */
-enum { NONFINITE = 1, OVERFLOW = 2, NO_MEMORY = 4, DOUBTFUL = 32 }; /* what can go wrong */
+/* what can go wrong; DOUBTFUL: what is stored may be */
+enum { NONFINITE = 1, OVERFLOW = 2, NO_MEMORY = 4, UNREAD = 8, UNWRITTEN = 16, DOUBTFUL = 32 };
 enum { PER_WORD_MAX = 8, LANES = 16, CHUNK = 128 };
 
 /* One step of sources/steps/scale.py. DIVIDED: columns by factors[column]. MULTIPLIED: rows from `start` on by

@@ -47,6 +47,14 @@ static inline void decode(const void *row, int32_t element, int64_t count, float
         memcpy(values, row, (size_t)count * sizeof *values);
 }
 
+/* A number that the dtype holds. */
+static inline void store(float value, int32_t dtype, void *values, int64_t index) {
+    if (dtype == F32)
+        ((float *)values)[index] = value;
+    else
+        ((uint16_t *)values)[index] = dtype == BF16 ? to_bf16(value) : to_f16(value);
+}
+
 /* Stores a scale and returns what was stored, inf where the dtype does not hold it; a scale that vanishes becomes the
  * smallest number. */
 static inline float store_scale(float scale, int32_t dtype, void *scales, int64_t index) {

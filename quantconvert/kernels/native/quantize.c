@@ -213,3 +213,19 @@ int NAMED(quantize_, LEVEL)(Call *call) {
     free(sums), free(values), free(codes), free(nothing), free(zeros);
     return wrong;
 }
+
+/* The lowest and the highest value of all rows, zero among them. */
+int NAMED(measure_, LEVEL)(Call *call, double *low, double *high) {
+    float *values = malloc((size_t)call->columns * sizeof *values);
+    int wrong = values ? 0 : NO_MEMORY;
+    *low = *high = 0;
+    for (int64_t row = 0; row < call->rows && !wrong; row++) {
+        float least, most;
+        read_row(call, row, values);
+        wrong = measure(values, call->columns, 0, &least, &most) ? NONFINITE : 0;
+        *low = least < *low ? least : *low;
+        *high = most > *high ? most : *high;
+    }
+    free(values);
+    return wrong;
+}

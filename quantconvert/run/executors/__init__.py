@@ -19,7 +19,7 @@ class Threads:
 
     def run(self, build: Build, tasks: Sequence[int], ledger: Ledger, report: Reporter) -> None:
         """Carry out `tasks`. The first error stops all workers and is raised."""
-        from quantconvert.run.executors.threads import ThreadRun  # which imports torch
+        from quantconvert.run.executors.threads import ThreadRun
 
         ThreadRun(build, tasks, ledger, report).run()
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-from quantconvert.buffers import Workspace
 from quantconvert.run.executors.base import Build
 from quantconvert.run.result import TaskResult
 from quantconvert.run.shards import ShardWriter
@@ -22,9 +21,9 @@ def carry_out_tasks(
     """
     files, writer = build.open_files(), ShardWriter(build.plan, build.folder)
     plan = build.plan
-    bench = Bench(files, writer, Workspace(build.folder), plan.execution, advance)
+    bench = Bench(files, writer, plan.execution, advance)
     try:
-        found = [(index, bench.carry_out(plan.tasks[index])) for index in tasks]
+        found = [(index, bench.carry_out(index, plan.tasks[index])) for index in tasks]
         writer.sync()
         return found
     finally:

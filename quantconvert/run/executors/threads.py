@@ -1,24 +1,24 @@
-"""The thread executor: tasks in the source's order, as many at once as workers and memory allow.
+"""The thread executor: parts of tasks in the order of their places in the result, as many at once as workers and memory
+allow.
 
-Torch runs single-threaded inside each worker (its operations release the interpreter's lock), so that the number of
-workers is the number of busy cores.
+A call of the C library releases the interpreter's lock once for about 16 MB. Torch, where a task needs it, runs
+single-threaded inside each worker, so that the number of workers is the number of busy cores.
 """
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Iterator, Sequence
+from typing import Any
 
-import torch
-
-from quantconvert.buffers import Workspace
 from quantconvert.events import Progress, Reporter
-from quantconvert.planning import Task
+from quantconvert.planning import Copy
 from quantconvert.run import ledger as books
 from quantconvert.run.executors.base import Build
 from quantconvert.run.ledger import Ledger
 from quantconvert.run.shards import ShardWriter
-from quantconvert.run.work import Bench
+from quantconvert.run.work import Bench, Errand
 
 POLL_SECONDS = 0.2
 
@@ -47,16 +47,28 @@ class ThreadRun:
     def __init__(self, build: Build, tasks: Sequence[int], ledger: Ledger, report: Reporter) -> None:
         self.plan, self.ledger, self.report = build.plan, ledger, report
         self.files, self.writer = build.open_files(), ShardWriter(build.plan, build.folder)
-        self._count = min(self.plan.execution.workers, len(tasks))
         self._lock = threading.Lock()
-        self._pending: Iterator[tuple[int, Task]] = ((index, self.plan.tasks[index]) for index in tasks)
+        self._pending = self._errands(sorted(tasks, key=self._place))
+        self._count = self.plan.execution.workers
         self._budget = _Budget(self.plan.execution.memory_limit)
         self._errors: list[BaseException] = []
         self._stop = threading.Event()
 
+    def _place(self, index: int) -> tuple[int, int]:
+        output = self.plan.tasks[index].outputs[0]
+        return output.shard, output.offset
+
+    def _errands(self, tasks: Sequence[int]) -> Iterator[tuple[Errand, tuple[int, int]]]:
+        """Each task's parts, in order; a task is looked at when its first part is asked for."""
+        for index in tasks:
+            errand = Errand(index, self.plan.tasks[index], self.files)
+            for part in errand.parts:
+                yield errand, part
+
     def run(self) -> None:
         """Start the workers, journal what they finish, and end when they have."""
-        threads_before = torch.get_num_threads()
+        torch: Any = sys.modules.get("torch")  # loaded before, where a task needs it
+        threads_before = torch.get_num_threads() if torch else 0
         ends = [threading.Event() for _ in range(self._count)]
         threads = [threading.Thread(target=self._work, args=(end,), daemon=True) for end in ends]
         try:
@@ -70,7 +82,8 @@ class ThreadRun:
                 thread.join()
             self.files.close()
             self.writer.close()
-            torch.set_num_threads(threads_before)
+            if torch:
+                torch.set_num_threads(threads_before)
         if self._errors:
             raise self._errors[0]
 
@@ -91,22 +104,26 @@ class ThreadRun:
             raise _Stopped
         self.report(Progress(name, nbytes))
 
-    def _next(self) -> tuple[int, Task] | None:
+    def _next(self) -> tuple[Errand, tuple[int, int]] | None:
         with self._lock:
             return None if self._stop.is_set() else next(self._pending, None)
 
     def _work(self, end: threading.Event) -> None:
-        torch.set_num_threads(1)
-        plan = self.plan
-        bench = Bench(self.files, self.writer, Workspace(self.writer.folder), plan.execution, self._advance)
+        if torch := sys.modules.get("torch"):
+            torch.set_num_threads(1)
+        bench = Bench(self.files, self.writer, self.plan.execution, self._advance)
         try:
             while (step := self._next()) is not None:
-                index, task = step
-                self._budget.acquire(task.peak_nbytes)
+                errand, part = step
+                self._budget.acquire(errand.task.peak_nbytes)
                 try:
-                    self.ledger.add(index, bench.carry_out(task))
+                    done = bench.do(errand, *part)
+                    if isinstance(errand.task, Copy):  # the largest tensors
+                        self.ledger.hashes.add_parts(((errand.task.outputs[0], *part),))
+                    if errand.add(part[0], done):
+                        self.ledger.add(errand.index, bench.finish(errand))
                 finally:
-                    self._budget.release(task.peak_nbytes)
+                    self._budget.release(errand.task.peak_nbytes)
                 while self.ledger.waiting_nbytes > books.MAX_WAITING_NBYTES and not self._stop.wait(0.01):
                     pass
         except _Stopped:

@@ -11,7 +11,7 @@ from quantconvert.checkpoint import Checkpoint
 from quantconvert.planning import Plan
 from quantconvert.version import __version__
 
-STATE_VERSION = 1
+STATE_VERSION = 2
 
 
 def identity(plan: Plan) -> dict[str, Any]:

@@ -35,10 +35,11 @@ class Heads(NamedTuple):
         """A factor a key-value channel [kv_width] as one a column [kv_width * repeat]."""
         return factors.view(self.shared, 1, self.head_dim).expand(-1, self.repeat, -1).reshape(-1)
 
-    def spread_bytes(self, factors: bytearray) -> bytearray:
-        """The same of float32 as bytes."""
+    def spread_bytes(self, factors: memoryview) -> memoryview:
+        """The same of the bytes of float32."""
         head = 4 * self.head_dim
-        return bytearray().join(factors[i : i + head] * self.repeat for i in range(0, len(factors), head))
+        heads = (factors[i * head : (i + 1) * head] for i in range(self.shared) for _ in range(self.repeat))
+        return memoryview(bytearray().join(heads))
 
     def gathered(self, values: Tensor) -> Tensor:
         """One value a column as the mean of those that share a key-value channel [kv_width]."""
@@ -68,11 +69,11 @@ class Scale(Step):
     def open(self, files: Files) -> Change:
         return self._change(self.read(files))
 
-    def floats(self, files: Files) -> bytearray:
-        """The factors as bytes of float32; one a column where heads share them."""
-        stored = bytearray(self.factors.nbytes)
-        files.read_into(self.factors.file, memoryview(stored), self.factors.offset)
-        return stored if self.heads is None else self.heads.spread_bytes(stored)
+    def floats(self, files: Files) -> memoryview:
+        """The factors as the bytes of float32; one a column where heads share them."""
+        raw = memoryview(bytearray(self.factors.nbytes))
+        files.read_into(self.factors.file, raw, self.factors.offset)
+        return raw if self.heads is None else self.heads.spread_bytes(raw)
 
     def read(self, files: Files) -> Tensor:
         """The same as a tensor."""
