@@ -16,10 +16,12 @@ import torch
 from torch import Tensor
 
 import quantconvert
+from quantconvert.checkpoint.ranges import Files
+from quantconvert.errors import CheckpointError
 from quantconvert.factors import FACTORS
 from quantconvert.kernels import VARIABLE
 from quantconvert.kernels.native.library import find_library
-from quantconvert.verification import Verification, quick, values
+from quantconvert.verification import Verification, quick, stored, values
 from tests.builders import LLAMA_CONFIG, llama_tensors, write_checkpoint
 from tests.equalized import OPTIONS, loud, repair
 from tests.inputs import fused_model
@@ -119,6 +121,24 @@ def test_what_is_stored_turned_is_read_in_parts(
     monkeypatch.setattr(quick, "SLAB_NBYTES", 5000)
     monkeypatch.setattr(quick, "TURNED_ROWS", 16)
     assert verify("native", results(kind), source, alone=True) == expected
+    monkeypatch.setattr(Files, "fd", lambda self, file: None)  # as if it were elsewhere
+    assert verify("native", results(kind), source, alone=True) == expected
+
+
+def test_what_cannot_be_read_is_a_finding(
+    results: Callable[[str], Path], source: Path, verify: Callable[..., Verification], monkeypatch: pytest.MonkeyPatch
+):
+    """A file that ends while it is read, in what is read in parts too."""
+
+    def short(self: Files, file: str, buffer: memoryview, offset: int) -> None:
+        raise CheckpointError(f"`{file}` became shorter")
+
+    monkeypatch.setattr(quick, "HELD_NBYTES", 3000)
+    monkeypatch.setattr(stored, "gather", lambda *args: False)
+    monkeypatch.setattr(Files, "read_into", short)
+    found = verify("native", results("awq"), source)
+    assert {finding.message for finding in found.findings} == {"`model.safetensors` became shorter"}
+    assert len(found.findings) == 12
 
 
 def tensors_of(path: Path) -> Iterator[tuple[str, int, int]]:
@@ -211,6 +231,7 @@ def test_torch_is_not_imported(tmp_path: Path):
     quantconvert.convert(source, out, format="awq", equalize=True, group_size=32)
     text = f"""
 import sys, quantconvert
+quantconvert.convert({str(source)!r}, {str(tmp_path / "plain")!r}, equalize=False, group_size=32, verify=True)
 assert quantconvert.verify({str(out)!r}, {str(source)!r}).is_ok
 assert quantconvert.verify({str(out)!r}).is_ok
 assert "torch" not in sys.modules

@@ -9,8 +9,7 @@ import threading
 from collections.abc import Sequence
 
 from quantconvert.checkpoint.ranges import Files
-from quantconvert.kernels.native.check import Checker, is_same, judges, packing_of, takes_rows
-from quantconvert.kernels.native.library import Library
+from quantconvert.kernels.native.check import Checker, Kernel, is_same, judges, packing_of, takes_rows
 from quantconvert.kernels.native.template import read_steps
 from quantconvert.layouts import LAYOUTS, Stored
 from quantconvert.methods import Tolerance
@@ -39,7 +38,7 @@ class Quick:
         theirs: Files | None,
         execution: Execution,
         method: str | None,
-        kernel: tuple[Library, int] | None,
+        kernel: Kernel | None,
     ) -> None:
         self.files, self.theirs, self.method, self.kernel = files, theirs, method, kernel
         self._held_nbytes = min(execution.slab_nbytes, HELD_NBYTES, ALL_HELD_NBYTES // execution.workers)
@@ -104,7 +103,7 @@ class Quick:
         checker = Checker(self.kernel, stored, packing, origin, steps, tolerance, least)
         strip = self._strip(origin) if origin else None
         suffixes = {stored.scale_suffix, *((packing.zeros.suffix,) if packing.zeros else ())}
-        parts = self._parts(stored, suffixes | ({packing.codes.suffix} if strip else set()))
+        parts = self._parts(self.kernel, stored, suffixes | ({packing.codes.suffix} if strip else set()))
         rows = tensor.matrix[0]
         if not all(part.fits(rows) for part in parts):
             return None
@@ -115,10 +114,10 @@ class Quick:
             meter.upto(end, rows)
         return self._judged(tensor, checker, tolerance) if origin else Values()
 
-    def _parts(self, stored: Stored, suffixes: set[str]) -> list[Part]:
-        specs = specs_of(stored)
+    def _parts(self, kernel: Kernel, stored: Stored, suffixes: set[str]) -> list[Part]:
+        specs, held = specs_of(stored), self._held_nbytes
         return [
-            Part(stored.refs[suffix], specs[suffix], self.files, self._buffer(f"stored {suffix}"), self._held_nbytes)
+            Part(stored.refs[suffix], specs[suffix], self.files, self._buffer(f"stored {suffix}"), held, kernel)
             for suffix in sorted(suffixes)
         ]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from quantconvert.checkpoint import TensorRef
 from quantconvert.checkpoint.ranges import Files
-from quantconvert.kernels.native.check import Block, Rows
+from quantconvert.kernels.native.check import Block, Kernel, Rows, gather
 from quantconvert.kernels.native.library import address_of
 from quantconvert.layouts import TensorSpec
 from quantconvert.sources import Read
@@ -62,9 +62,11 @@ class Strip:
 class Part:
     """One tensor of a quantized module. What is stored turned is held, as many rows as `held_nbytes` has room for."""
 
-    def __init__(self, ref: TensorRef, spec: TensorSpec, files: Files, buffer: Buffer, held_nbytes: int) -> None:
+    def __init__(
+        self, ref: TensorRef, spec: TensorSpec, files: Files, buffer: Buffer, held_nbytes: int, kernel: Kernel
+    ) -> None:
         self.ref, self.spec, self.files, self.buffer, self.held_nbytes = ref, spec, files, buffer, held_nbytes
-        self.suffix = spec.suffix
+        self.kernel, self.suffix = kernel, spec.suffix
         self.element = ref.nbytes // max(1, ref.num_elements)
         self._held = (0, 0)
 
@@ -100,8 +102,14 @@ class Part:
         if part == row:
             self._read(0, self.ref.nbytes)
         else:
-            view = self.buffer.room(height * part)
-            for i in range(height):
-                place = self.ref.offset + i * row + first * self.element
-                self.files.read_into(self.ref.file, view[i * part : (i + 1) * part], place)
+            self._gather(self.ref.offset + first * self.element, row, (height, part))
         self._held = (first, stop)
+
+    def _gather(self, offset: int, stride: int, shape: tuple[int, int]) -> None:
+        """Read a part of each stored row, at once where the file is on this machine."""
+        (count, nbytes), fd = shape, self.files.fd(self.ref.file)
+        view = self.buffer.room(count * nbytes)
+        if fd is not None and gather(self.kernel, fd, offset, stride, shape, view):
+            return
+        for i in range(count):
+            self.files.read_into(self.ref.file, view[i * nbytes : (i + 1) * nbytes], offset + i * stride)

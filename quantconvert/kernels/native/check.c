@@ -5,6 +5,7 @@
  * those of integers.
  */
 #include "check.h"
+#include "io.h"
 #include "lanes.h"
 #include "row.h"
 #include "unpack.h"
@@ -232,6 +233,7 @@ int NAMED(check_, LEVEL)(Check *check) {
     return wrong;
 }
 
+/* Rows after their steps, beside the plain numbers that are stored of them: `codes`, of `dtype`. */
 int NAMED(same_, LEVEL)(Call *call) {
     const int64_t columns = call->columns;
     float *values = malloc((size_t)columns * sizeof *values), *stored = malloc((size_t)columns * sizeof *stored);
@@ -246,4 +248,13 @@ int NAMED(same_, LEVEL)(Call *call) {
     }
     free(values), free(stored);
     return wrong;
+}
+
+int NAMED(gather_, LEVEL)(Strips *strips) {
+    for (int64_t i = 0; i < strips->count; i++) {
+        uint8_t *bytes = strips->bytes + i * strips->nbytes;
+        if (read_all(strips->fd, bytes, strips->nbytes, strips->offset + i * strips->stride))
+            return UNREAD;
+    }
+    return 0;
 }

@@ -38,8 +38,14 @@ typedef struct {
     double high;
 } Check;
 
-/* Rows after their steps, beside the plain numbers that are stored of them (`codes`, of `dtype`). */
-int NAMED(check_, LEVEL)(Check *check);
-int NAMED(same_, LEVEL)(Call *call);
+/* A part of each of `count` rows of a file, `nbytes` long and `stride` bytes after the one before. */
+typedef struct {
+    int64_t fd;
+    int64_t offset;
+    int64_t stride;
+    int64_t nbytes;
+    int64_t count;
+    uint8_t *bytes;
+} Strips;
 
 #endif

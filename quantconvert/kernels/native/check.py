@@ -12,7 +12,7 @@ from math import inf, isfinite
 from typing import NamedTuple
 
 from quantconvert.kernels.native.fields import ALONG, ELEMENTS, Call, PackedFields, Wrong, order_of
-from quantconvert.kernels.native.library import Library
+from quantconvert.kernels.native.library import Library, address_of
 from quantconvert.kernels.native.template import Steps
 from quantconvert.layouts import LAYOUTS, Layout, Packed, Packing, Stored
 from quantconvert.methods import Reach, Tolerance
@@ -20,6 +20,9 @@ from quantconvert.schemes import NUM_BITS
 from quantconvert.sources import Read
 from quantconvert.sources.read import PLAIN
 from quantconvert.sources.steps.scale import Scale
+
+# The library and the number of its level.
+Kernel = tuple[Library, int]
 
 
 class StrideFields(ctypes.Structure):
@@ -58,6 +61,19 @@ class CheckFields(ctypes.Structure):
         ("signal", ctypes.c_double),
         ("low", ctypes.c_double),
         ("high", ctypes.c_double),
+    )
+
+
+class StripFields(ctypes.Structure):
+    """`Strips` of check.h."""
+
+    _fields_ = (
+        ("fd", ctypes.c_int64),
+        ("offset", ctypes.c_int64),
+        ("stride", ctypes.c_int64),
+        ("nbytes", ctypes.c_int64),
+        ("count", ctypes.c_int64),
+        ("bytes", ctypes.c_void_p),
     )
 
 
@@ -112,7 +128,7 @@ class Checker:
 
     def __init__(
         self,
-        kernel: tuple[Library, int],
+        kernel: Kernel,
         stored: Stored,
         packing: Packing,
         origin: Read | None,
@@ -159,7 +175,7 @@ class Checker:
 
 
 def is_same(
-    kernel: tuple[Library, int], origin: Read, steps: Steps, rows: tuple[Rows, Rows], span: tuple[int, int], dtype: str
+    kernel: Kernel, origin: Read, steps: Steps, rows: tuple[Rows, Rows], span: tuple[int, int], dtype: str
 ) -> bool:
     """Whether rows of a tensor in high precision (the second of `rows`) are the source's after their steps, rounded to
     `dtype` once. False where a value is NaN, too.
@@ -179,6 +195,15 @@ def is_same(
         codes=PackedFields(ours.address, ALONG["bytes"]),
     )
     return _run(library.functions.quantconvert_same(ctypes.byref(call), level))
+
+
+def gather(kernel: Kernel, fd: int, offset: int, stride: int, shape: tuple[int, int], view: memoryview) -> bool:
+    """Fill `view` with parts [count, nbytes] of an open file, from `offset` on and `stride` bytes apart. False where
+    that cannot be read.
+    """
+    (library, level), (count, nbytes) = kernel, shape
+    fields = StripFields(fd, offset, stride, nbytes, count, address_of(view))
+    return not library.functions.quantconvert_gather(ctypes.byref(fields), level)
 
 
 def judges(tolerance: Tolerance) -> bool:
