@@ -27,6 +27,7 @@ from quantconvert.machine import peak_rss_nbytes
 from quantconvert.planning import Plan
 from quantconvert.run.execute import execute
 from quantconvert.run.executors import EXECUTORS
+from quantconvert.run.first import first_needs_torch, first_pass
 from quantconvert.run.folder import (
     OutputFolder,
     State,
@@ -57,7 +58,7 @@ SMALL_FILES_NBYTES = 1_000_000
 class Result:
     """What a conversion did: the plan it followed, where the result is, and what it took.
 
-    `peak_rss_nbytes` is the largest resident memory of this process so far, interpreter and torch included.
+    `peak_rss_nbytes` is the largest resident memory of this process so far, interpreter included.
     """
 
     plan: Plan
@@ -237,16 +238,12 @@ def _may_pass(error: BaseException) -> bool:
 def _execute(plan: Plan, repo: Repo, folder: OutputFolder, journal: Journal, target: Target) -> Outcome:
     report, is_begun = without_repeats(target.report), bool(journal.done)
     report(opening(plan, is_begun))
-    has_first = plan.factors is not None or (plan.knowledge is not None and plan.knowledge.walk is not None)
-    if has_first or needs_torch(plan.tasks):
+    if first_needs_torch(plan) or needs_torch(plan.tasks):
         load_torch()
 
     needed = _needed(plan)
     repo.prepare(needed)
-    if has_first:
-        from quantconvert.run.first import first_pass
-
-        first_pass(plan, repo, folder.state, is_begun, report)
+    first_pass(plan, repo, folder.state, is_begun, report)
     report(tasks_started(plan))
     sums = execute(plan, repo, folder.state, journal, report)
     noises = ((plan.tasks[index].source.name, result.noise) for index, result in journal.done.items())

@@ -18,7 +18,7 @@ from quantconvert.planning import Output
 from quantconvert.run.folder import OutputFolder
 from quantconvert.run.ledger import Ledger
 from quantconvert.run.partial import read_back
-from quantconvert.run.pieces import piece_sum, pieces_of, sum_text
+from quantconvert.run.pieces import Sums, pieces_of
 from quantconvert.run.result import TaskResult
 from tests import inputs
 from tests.builders import llama_tensors, read_tensors, write_checkpoint
@@ -383,8 +383,8 @@ def test_checksums_of_the_result(source: Path, out: Path, monkeypatch: pytest.Mo
     for name, value in found.items():
         content = bytearray(bytes(tensors[name].untyped_storage()))
         pieces = (slice(*piece) for piece in pieces_of(tasks[name], outputs[name]))
-        total = sum(piece_sum(memoryview(content)[piece], piece.start) for piece in pieces)
-        assert sum_text(total) == value
+        total = sum(Sums().of(memoryview(content)[piece], piece.start) for piece in pieces)
+        assert Sums().text(total) == value
 
 
 def test_the_library_installs_no_signal_handlers(source: Path, out: Path):

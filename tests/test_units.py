@@ -19,7 +19,7 @@ from quantconvert.errors import CheckpointError, OutputError
 from quantconvert.kernels.native.library import find_library
 from quantconvert.planning import Plan, memory
 from quantconvert.run import work
-from quantconvert.run.pieces import piece_sum, pieces_of
+from quantconvert.run.pieces import Sums, pieces_of
 from quantconvert.run.result import TaskResult
 from quantconvert.run.shards import ShardWriter
 from quantconvert.run.work import Bench, Errand
@@ -88,7 +88,8 @@ def test_sums_are_those_of_xxhash(monkeypatch: pytest.MonkeyPatch):
                 part = memoryview(data)[:size]
                 assert LIBRARY.xxh64(part, seed) == xxhash.xxh64_intdigest(bytes(part), seed)
     monkeypatch.setenv("QUANTCONVERT_KERNEL", "torch")
-    found = {piece_sum(memoryview(data)[:size], seed) for size in (0, 1, 100) for seed in (0, 1, 1 << 20)}
+    sums = Sums()
+    found = {sums.of(memoryview(data)[:size], seed) for size in (0, 1, 100) for seed in (0, 1, 1 << 20)}
     assert len(found) == 9
 
 

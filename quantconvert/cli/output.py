@@ -144,7 +144,7 @@ def print_result(result: Result) -> None:
         rows.append(("verified", _compared(result.verification)))
     speed = plan.checkpoint.nbytes / max(result.seconds, 1e-9)
     rows.append(("time", f"{duration(result.seconds)} ({duration(result.cpu_seconds)} of CPU), {size(speed)}/s"))
-    rows.append(("peak memory", f"{size(result.peak_rss_nbytes)}, Python and torch included"))
+    rows.append(("peak memory", f"{size(result.peak_rss_nbytes)}, Python included"))
     for i, hint in enumerate(load_hint(plan, str(result.out)) or [NOBODY]):
         rows.append(("load it" if i == 0 else "", hint))
     print_facts(stderr, rows)

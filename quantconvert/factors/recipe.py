@@ -11,6 +11,8 @@ A group's step is set by its largest column in each row; columns are divided by 
 it. AWQ uses such a mean as one factor of its search (mit-han-lab/llm-awq, `auto_scale.py`, `get_weight_scale`); here
 it is iterated, and nothing is searched. Imports torch.
 
+`kernels/native/factors.c` does the same to the bit, so every sum here has one order: rows after rows, as they come.
+
 Shapes: R rows of a block, I columns, G groups of a row, S columns of a group, C factors (I, or fewer where query heads
 share them).
 """
@@ -41,18 +43,19 @@ Blocks = Callable[[], Iterable[tuple[Tensor, int | None]]]
 def equalize(blocks: Blocks, count: int, heads: Heads | None = None) -> Tensor:
     """mu float32 [count], as above but for its clamp; 1 where a column is zero in every row, or not finite."""
     mu = torch.ones(count)
+    tiny = torch.finfo(torch.float32).tiny
     for _ in range(PASSES):
-        total = torch.zeros(count, dtype=torch.float64)
+        total = torch.zeros(count * (heads.repeat if heads else 1), dtype=torch.float64)
         rows = 0
         for w_RI, group in blocks():
             w_RI.abs_().div_(heads.spread(mu) if heads else mu)
             w_RGS = w_RI.view(len(w_RI), -1, group or w_RI.shape[1])
-            w_RGS.div_(w_RGS.amax(-1, keepdim=True).clamp_(min=torch.finfo(torch.float32).tiny))
-            share = w_RI.sum(0, dtype=torch.float64)
-            total += heads.gathered(share) if heads else share
+            w_RGS.div_(w_RGS.amax(-1, keepdim=True).clamp_(min=tiny))
+            for w_I in w_RI:
+                total.add_(w_I)
             rows += len(w_RI)
-        mean = (total / max(1, rows)).float()
-        mu = mu * torch.where(torch.isfinite(mean) & (mean > 0), mean, torch.ones(()))
+        mean = ((heads.gathered(total) if heads else total) / max(1, rows)).float()
+        mu = (mu * torch.where(torch.isfinite(mean) & (mean > 0), mean, torch.ones(()))).clamp_(min=tiny)
     return mu
 
 
@@ -117,8 +120,11 @@ def calm_norm(mu: Tensor, gain: Tensor) -> Tensor:
 
 
 def power_of_two(mu: Tensor) -> Tensor:
-    """The nearest powers of two, which every float is multiplied by exactly."""
-    return torch.exp2(mu.log2().round_())
+    """The nearest powers of two by ratio, which every float is multiplied by exactly. mu: float32, at least 2^-126.
+
+    By the bits: adding this carries into the exponent from the first significand above the square root of two on.
+    """
+    return ((mu.view(torch.int32) + (0x00800000 - 0x003504F4)) & 0x7F800000).view(torch.float32)
 
 
 def settled(mu: Tensor, vectors: Sequence[tuple[Tensor, int]]) -> Tensor:

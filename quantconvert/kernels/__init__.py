@@ -14,6 +14,7 @@ from quantconvert.errors import UsageError
 from quantconvert.kernels.base import Direct, Encode, Fast, Kernel, Place, Taken, Unread, Unwritten, Way, Written
 from quantconvert.kernels.native import Native
 from quantconvert.kernels.native.choice import VARIABLE, check_choice, chosen
+from quantconvert.kernels.native.factors import Equalizer
 from quantconvert.kernels.native.transport import Transport
 from quantconvert.layouts import Layout
 from quantconvert.methods import Method
@@ -25,9 +26,9 @@ if TYPE_CHECKING:
     from quantconvert.sources.rows import Files
 
 __all__ = [
-    "KERNELS", "VARIABLE", "Direct", "Encode", "Fast", "Kernel", "Place", "Taken", "Transport", "Unread", "Unwritten",
-    "Way", "Written", "check_choice", "find_direct", "find_kernel", "find_transport", "kernel_label", "most_workers",
-    "scratch",
+    "KERNELS", "VARIABLE", "Direct", "Encode", "Equalizer", "Fast", "Kernel", "Place", "Taken", "Transport",
+    "Unread", "Unwritten", "Way", "Written", "check_choice", "find_direct", "find_equalizer", "find_kernel",
+    "find_transport", "kernel_label", "most_workers", "scratch",
 ]  # fmt: skip
 
 NATIVE_WORKERS, TORCH_WORKERS = 8, 3
@@ -45,6 +46,12 @@ def find_direct(way: Way) -> Kernel | None:
     taken = ((kernel, kernel.takes(way)) for kernel in KERNELS.values())
     kernel, how = next(((kernel, how) for kernel, how in taken if how != "nothing"), (None, "nothing"))
     return kernel if how == "whole" else None
+
+
+def find_equalizer() -> Equalizer | None:
+    """Factors by the C library, where that is to be used."""
+    found = chosen()
+    return Equalizer(*found) if found else None
 
 
 def find_transport() -> Transport | None:

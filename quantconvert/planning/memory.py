@@ -25,8 +25,8 @@ TILE_BYTES, DECODE_SCRATCH = 13, 9
 MAX_SLAB_NBYTES = 32_000_000
 # Elements of a slab, and of one of a matrix that is stored transposed, which is read as a strip.
 SLAB_ELEMENTS, STRIP_ELEMENTS = 1 << 23, 1 << 22
-# What a slab is gathered in: enough for 8192 x 2048 int4 with its scales; of all workers together.
-MAX_TURNED_NBYTES, ALL_TURNED_NBYTES = 9_000_000, 50_000_000
+# What a slab is gathered in: enough for 8192 x 2048 int4 with its scales, which are then written in one piece.
+MAX_TURNED_NBYTES = 9_000_000
 
 
 def execution_for(limits: Limits) -> Execution:
@@ -83,8 +83,7 @@ def _cut(
     if not turned_nbytes:
         return Cut(tile_rows, _tiles(min(most, SLAB_ELEMENTS // max(1, columns)), tile_rows, rows), tile)
     per_row = turned_nbytes / rows
-    room = min(execution.slab_nbytes, MAX_TURNED_NBYTES, ALL_TURNED_NBYTES // execution.workers)
-    slab = min(room, (execution.memory_limit - tile) // 2)
+    slab = min(execution.slab_nbytes, MAX_TURNED_NBYTES, (execution.memory_limit - tile) // 2)
     slab_rows = _tiles(min(most, _aligned(int(slab / per_row), multiple, rows)), tile_rows, rows)
     return Cut(tile_rows, slab_rows, tile + 2 * int(slab_rows * per_row))
 

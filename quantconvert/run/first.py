@@ -1,7 +1,7 @@
 """The first pass of a conversion: importances and factors, kept before any weight is changed.
 
 What it finds does not depend on the number of workers, and is synced under its final name: a run that continues
-another uses the factors of that one. Imports torch.
+another uses the factors of that one. Imports torch only for what no kernel takes.
 """
 
 from __future__ import annotations
@@ -10,48 +10,41 @@ import hashlib
 import os
 import threading
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
 
-import torch
-from torch import Tensor
-
-from quantconvert.buffers import Workspace, bytes_of
 from quantconvert.checkpoint import Repo, TensorRef
 from quantconvert.checkpoint.ranges import Files
 from quantconvert.errors import CheckpointError, OutputError
 from quantconvert.events import Progress, Reporter, Started
 from quantconvert.factors import FACTORS, IMPORTANCES, VectorFile, Wanted, beside, place_vectors, read_places
-from quantconvert.factors.bag import bag
-from quantconvert.factors.recipe import (
-    calm_norm,
-    calm_rows,
-    clamped,
-    combined,
-    equalize,
-    joint,
-    largest,
-    power_of_two,
-    settled,
-    smooth,
-)
-from quantconvert.factors.wanted import sampled_rows
+from quantconvert.factors.sampling import RUN_ELEMENTS, sample, slab_nbytes
+from quantconvert.factors.wanted import PASSES, sampled_rows
+from quantconvert.kernels import Unread, find_equalizer
+from quantconvert.lazy import load_torch
 from quantconvert.machine import sync
 from quantconvert.planning import Execution, Plan
 from quantconvert.run.disk import fsync_folder, write_all
-from quantconvert.run.knowing import read_floats
 from quantconvert.run.ledger import one_at_a_time
 from quantconvert.run.phases import bag_started, factors_started
-from quantconvert.sources import Read, cost_of, open_rows
-from quantconvert.sources.rows import read_vector
-from quantconvert.workers import worker_pool
+from quantconvert.sources import Read, cost_of
+from quantconvert.spans import spans
 
-# Rows that are read at once: neighbours cost one read, and what is stored transposed is read in strips.
-RUN_ROWS, TURNED_ROWS = 8, 64
-# Elements of float32 that a block holds.
-BLOCK_ELEMENTS = 1 << 18
+if TYPE_CHECKING:
+    from quantconvert.run.recipes import Recipes
+
 # What a column takes beside its blocks: factors, sums, and the candidates of `settled`.
 VECTOR_BYTES = 1500
+
+
+def first_needs_torch(plan: Plan) -> bool:
+    """Whether importances or factors of a plan are torch's to find."""
+    if plan.knowledge is not None and plan.knowledge.walk is not None:
+        return True
+    equalizer, wanted = find_equalizer(), plan.factors.wanted if plan.factors else ()
+    return any(equalizer is None or not equalizer.takes(item) for item in wanted)
 
 
 def first_pass(plan: Plan, repo: Repo, folder: Path, is_begun: bool, report: Reporter) -> None:
@@ -77,6 +70,10 @@ def _find_importances(plan: Plan, files: Files, folder: Path, is_begun: bool, re
     if _is_there(IMPORTANCES, place_vectors(file, IMPORTANCES), folder, is_begun):
         return
     _tell(report, bag_started(plan))
+    load_torch()
+    from quantconvert.buffers import bytes_of
+    from quantconvert.factors.bag import bag
+
     found = bag(walk, files, plan.execution, lambda name, nbytes: report(Progress(name, nbytes)))
     _write(folder, IMPORTANCES, file, (bytes_of(found[name]) for name, _ in file.vectors))
 
@@ -87,7 +84,7 @@ def _find_factors(plan: Plan, files: Files, folder: Path, is_begun: bool, report
         return
     _tell(report, factors_started(plan))
     with _Pass(files, plan.execution, report).run(factors.wanted) as found:
-        _write(folder, FACTORS, factors.file, (bytes_of(mu) for mu in found))
+        _write(folder, FACTORS, factors.file, found)
 
 
 def _tell(report: Reporter, event: Started | None) -> None:
@@ -135,87 +132,76 @@ def _is_there(name: str, places: Sequence[TensorRef], folder: Path, is_begun: bo
 
 
 class _Pass:
-    """Sites, as many at once as there are workers; torch runs single-threaded in each."""
+    """Sites, as many at once as there are workers."""
 
     def __init__(self, files: Files, execution: Execution, report: Reporter) -> None:
         self.files, self.execution, self.report = files, execution, report
-        self._own, self._stop = threading.local(), threading.Event()
+        self.equalizer = find_equalizer()
+        self._recipes: Recipes | None = None
+        self._stop = threading.Event()
 
     def _count(self, wanted: Sequence[Wanted]) -> int:
         """Workers: as many as there is memory for."""
-        most = max(cost_of(d.read, _slab_nbytes(d.read)).held for w in wanted for d in w.drivers)
+        most = max(cost_of(d.read, slab_nbytes(d.read)).held for w in wanted for d in w.drivers)
         vectors = max(VECTOR_BYTES * w.drivers[0].read.matrix[1] for w in wanted)
-        return max(
-            1, min(self.execution.workers, self.execution.memory_limit // (most + vectors + 20 * BLOCK_ELEMENTS))
-        )
+        return max(1, min(self.execution.workers, self.execution.memory_limit // (most + vectors + 20 * RUN_ELEMENTS)))
 
     @contextmanager
-    def run(self, wanted: Sequence[Wanted]) -> Iterator[Iterator[Tensor]]:
-        """Each site's factors, in order, as they are found."""
-        with worker_pool(self._count(wanted)) as pool:
+    def run(self, wanted: Sequence[Wanted]) -> Iterator[Iterator[memoryview]]:
+        """Each site's factors, in order, as they are found: float32."""
+        with self._pool(wanted) as pool:
             try:
                 yield pool.map(self._found, wanted)
             except BaseException:
                 self._stop.set()
                 raise
 
-    def _found(self, wanted: Wanted) -> Tensor:
+    @contextmanager
+    def _pool(self, wanted: Sequence[Wanted]) -> Iterator[ThreadPoolExecutor]:
+        """Its threads, in each of which torch is single-threaded, if there is something for it."""
+        if all(map(self._is_native, wanted)):
+            with ThreadPoolExecutor(self._count(wanted)) as pool:
+                yield pool
+            return
+        load_torch()
+        from quantconvert.run.recipes import Recipes
+        from quantconvert.workers import worker_pool
+
+        self._recipes = Recipes(self.files, self._advance)
+        with worker_pool(self._count(wanted)) as pool:
+            yield pool
+
+    def _is_native(self, wanted: Wanted) -> bool:
+        """Whether the kernel takes it, and its files are on this machine."""
+        if self.equalizer is None or not self.equalizer.takes(wanted):
+            return False
+        return all(self.files.fd(driver.read.file) is not None for driver in wanted.drivers)
+
+    def _advance(self, read: Read, nbytes: int) -> None:
         if self._stop.is_set():
             raise InterruptedError
-        work: Workspace = self._own.__dict__.setdefault("work", Workspace())
-        site = wanted.site
-        mu = self._factors(wanted, work)
-        kept = [] if wanted.exact else [read for read in site.givers if len(read.shape) == 1]
-        part = slice(site.start, site.start + site.width)
-        vectors = [(read_vector(read, self.files)[part], site.base(read)) for read in kept]
-        if site.fold.kind == "rows":
-            mu = calm_rows(mu)
-        elif vectors:
-            mu = calm_norm(mu, vectors[0][0].float() + vectors[0][1])
-        return settled(power_of_two(mu) if wanted.exact else mu, vectors).contiguous()
+        if nbytes:
+            self.report(Progress(read.name, nbytes))
 
-    def _factors(self, wanted: Wanted, work: Workspace) -> Tensor:
-        """mu [C] by the site's recipe, before what gives the vector has a say."""
-        site = wanted.site
-        if wanted.recipe == "smooth":
-            known = [read_floats(ref, self.files) for ref in wanted.maxima or wanted.importances]
-            maxima_x = torch.stack(known).amax(0)
-            maxima_w = largest((block for block, _ in self._blocks(wanted, work)), len(maxima_x))
-            pair = [site.heads.largest(m) if site.heads else m for m in (maxima_x, maxima_w)]
-            return smooth(pair[0] if wanted.maxima else pair[0].sqrt(), pair[1], wanted.alpha)
-        mu = equalize(lambda: self._blocks(wanted, work), site.width, site.heads)
-        if not wanted.importances:
-            return clamped(mu)
-        h = joint(read_floats(ref, self.files) for ref in wanted.importances)
-        return combined(mu, site.heads.gathered(h) if site.heads else h)
-
-    def _blocks(self, wanted: Wanted, work: Workspace) -> Iterator[tuple[Tensor, int | None]]:
+    def _found(self, wanted: Wanted) -> memoryview:
+        if self._stop.is_set():
+            raise InterruptedError
+        if self.equalizer is None or not self._is_native(wanted):
+            assert self._recipes is not None
+            return self._recipes.factors(wanted)
+        try:
+            found = self.equalizer.factors(wanted, self.files)
+        except Unread as error:
+            self._read_again(error.args[0])
         for driver in wanted.drivers:
-            read = driver.read
-            rows = open_rows(read, self.files, work, _slab_nbytes(read))
-            done = 0
-            for first, last in sample(read, sampled_rows(wanted, driver)):
-                if self._stop.is_set():
-                    raise InterruptedError
-                yield rows.rows(first, last), driver.group_size
-                done += last - first
-            self.report(Progress(read.name, read.nbytes * done // max(1, read.matrix[0])))
+            read, count = driver.read, sample(driver.read, sampled_rows(wanted, driver)).count
+            for _ in range(PASSES):
+                self._advance(read, read.nbytes * count // max(1, read.matrix[0]))
+        return found
 
-
-def _slab_nbytes(read: Read) -> int:
-    """Room for one run of rows where they are stored transposed."""
-    return TURNED_ROWS * 4 * read.matrix[1]
-
-
-def sample(read: Read, count: int) -> Iterator[tuple[int, int]]:
-    """Runs of neighbouring rows of a weight, evenly spaced, `count` rows or a few more in all."""
-    rows, columns = read.matrix
-    run = TURNED_ROWS if read.view.transposed else RUN_ROWS
-    run = max(1, min(run, count, BLOCK_ELEMENTS // max(1, columns)))
-    runs = -(-count // run)
-    if runs * run >= rows:
-        yield from ((begin, min(rows, begin + run)) for begin in range(0, rows, run))
-        return
-    for i in range(runs):
-        begin = i * (rows - run) // max(1, runs - 1)
-        yield begin, begin + run
+    def _read_again(self, read: Read) -> NoReturn:
+        """Raise what is wrong with a weight that could not be read."""
+        ref, buffer = read.values, memoryview(bytearray(1 << 20))
+        for begin, end in spans(0, ref.nbytes, len(buffer)):
+            self.files.read_into(ref.file, buffer[: end - begin], ref.offset + begin)
+        raise CheckpointError(f"cannot read `{ref.name}` in `{ref.file}`")

@@ -64,7 +64,8 @@ class Hashes:
         with self._changed:
             for output, begin, end in parts:
                 self._chain(output.shard).add(output.offset + begin, output.offset + end)
-            self._changed.notify_all()
+            if self._due() is not None:
+                self._changed.notify()
 
     def _chain(self, number: int) -> _Chain:
         if number not in self._chains:
@@ -108,15 +109,15 @@ class Hashes:
                     self._changed.notify_all()
 
     def _next(self) -> _Chain | None:
-        def due() -> _Chain | None:
-            return next((chain for chain in self._chains.values() if chain.is_due), None)
-
         with self._changed:
-            self._changed.wait_for(lambda: self._stop or self._errors or due() is not None)
-            chain = None if self._stop or self._errors else due()
+            self._changed.wait_for(lambda: self._stop or self._errors or self._due() is not None)
+            chain = None if self._stop or self._errors else self._due()
             if chain is not None:
                 chain.is_taken = True
             return chain
+
+    def _due(self) -> _Chain | None:
+        return next((chain for chain in self._chains.values() if chain.is_due), None)
 
     def _hash(self, chain: _Chain, buffer: memoryview) -> None:
         """A run of what is whole, so that a thread soon looks again who needs it most."""

@@ -24,7 +24,7 @@ from quantconvert.run.disk import fsync_folder
 from quantconvert.run.hashing import Hashes
 from quantconvert.run.journal import Journal
 from quantconvert.run.partial import open_partial, read_back
-from quantconvert.run.pieces import piece_sum, pieces_of, sum_text
+from quantconvert.run.pieces import Sums, pieces_of
 from quantconvert.run.result import TaskResult
 from quantconvert.spans import spans
 
@@ -41,7 +41,7 @@ class Ledger:
 
     def __init__(self, plan: Plan, folder: Path, journal: Journal, report: Reporter) -> None:
         self.plan, self.folder, self.journal, self.report = plan, folder, journal, report
-        self.hashes = Hashes(plan, folder)
+        self.hashes, self.sums = Hashes(plan, folder), Sums()
         self.waiting_nbytes = 0
         self._waiting: list[tuple[int, TaskResult]] = []
         self._left = Counter(_shard(task) for task in plan.tasks)
@@ -131,8 +131,8 @@ class Ledger:
             if len(buffer) != end - begin:
                 buffer = bytearray(end - begin)
             self._read_back(output, begin, memoryview(buffer), stop)
-            total += piece_sum(memoryview(buffer), begin)
-        return sum_text(total)
+            total += self.sums.of(memoryview(buffer), begin)
+        return self.sums.text(total)
 
     def _read_back(self, output: Output, begin: int, buffer: memoryview, stop: threading.Event) -> None:
         if stop.is_set():

@@ -15,13 +15,13 @@ from quantconvert.buffers import Workspace, torch_dtype
 from quantconvert.checkpoint import Repo
 from quantconvert.checkpoint.ranges import Files
 from quantconvert.events import Progress, Reporter, Started
+from quantconvert.factors.sampling import sample
 from quantconvert.factors.wanted import SAMPLED_ROWS
 from quantconvert.layouts import LAYOUTS
 from quantconvert.methods import DEFAULT_METHOD, METHODS, Noise, NonFinite
 from quantconvert.planning import Execution
 from quantconvert.planning.budget import Offer
 from quantconvert.run.complaints import nonfinite_error
-from quantconvert.run.first import sample
 from quantconvert.run.tiled import count_nonfinite
 from quantconvert.schemes import Scheme
 from quantconvert.sources import Read, open_rows

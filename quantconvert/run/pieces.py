@@ -32,16 +32,20 @@ def pieces_of(task: Task, output: Output) -> Iterator[tuple[int, int]]:
             yield first // shared * row_nbytes, -(-last // shared) * row_nbytes
 
 
-def piece_sum(data: memoryview, begin: int) -> int:
-    """The sum of the piece that begins at byte `begin`; `data` is writable memory, and stays as it is."""
-    transport = find_transport()
-    if transport is not None:
-        return transport.sum(data, begin)
-    digest = hashlib.blake2b(data, digest_size=8, salt=begin.to_bytes(16, "little"))
-    return int.from_bytes(digest.digest(), "little")
+class Sums:
+    """What sums here: XXH64 by the C library, else blake2b of eight bytes."""
 
+    def __init__(self) -> None:
+        self._transport = find_transport()
+        self.name = self._transport.name if self._transport else "blake2b"
 
-def sum_text(total: int) -> str:
-    """A tensor's sum as the journal has it: `xxh64:0123456789abcdef`."""
-    transport = find_transport()
-    return f"{transport.name if transport else 'blake2b'}:{total % (1 << 64):016x}"
+    def of(self, data: memoryview, begin: int) -> int:
+        """The sum of the piece that begins at byte `begin`; `data` is writable memory, and stays as it is."""
+        if self._transport is not None:
+            return self._transport.sum(data, begin)
+        digest = hashlib.blake2b(data, digest_size=8, salt=begin.to_bytes(16, "little"))
+        return int.from_bytes(digest.digest(), "little")
+
+    def text(self, total: int) -> str:
+        """A tensor's sum as the journal has it: `xxh64:0123456789abcdef`."""
+        return f"{self.name}:{total % (1 << 64):016x}"

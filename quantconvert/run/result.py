@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-# Checksums of a task's outputs (`run.pieces.sum_text`), in the order of `Task.outputs`; none for a copy.
+# Checksums of a task's outputs (`run.pieces.Sums.text`), in the order of `Task.outputs`; none for a copy.
 Checksums = tuple[str, ...]
 
 

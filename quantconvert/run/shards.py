@@ -12,7 +12,7 @@ from quantconvert.errors import OutputError
 from quantconvert.planning import Output, Plan, Task
 from quantconvert.run.disk import fsync_folder, write_all
 from quantconvert.run.partial import open_partial, read_back
-from quantconvert.run.pieces import piece_sum, pieces_of
+from quantconvert.run.pieces import Sums, pieces_of
 
 
 class ShardWriter:
@@ -25,6 +25,7 @@ class ShardWriter:
         self.plan, self.folder = plan, folder
         self._fds: dict[int, int] = {}
         self._lock = threading.Lock()
+        self.sums = Sums()
 
     def fd(self, shard: int) -> int:
         """The descriptor of a shard's partial file, created on first use."""
@@ -49,7 +50,7 @@ class ShardWriter:
     def write_piece(self, output: Output, data: memoryview, begin: int) -> int:
         """The same of a whole piece (`run.pieces`); returns its sum."""
         self.write(output, data, begin)
-        return piece_sum(data, begin)
+        return self.sums.of(data, begin)
 
     def written_sum(self, task: Task, output: Output, pulse: Callable[[], None] = lambda: None) -> int:
         """The sum of all pieces of a tensor as the file has them. `pulse` is called now and then, and may raise."""
@@ -59,7 +60,7 @@ class ShardWriter:
                 buffer = bytearray(end - begin)
             pulse()
             read_back(fd, output, begin, memoryview(buffer))
-            total += piece_sum(memoryview(buffer), begin)
+            total += self.sums.of(memoryview(buffer), begin)
         return total
 
     def sync(self) -> None:

@@ -22,7 +22,6 @@ from quantconvert.methods import NonFinite, ScaleOverflow
 from quantconvert.planning import Copy, Decode, Execution, Output, Quantize, Split, Task
 from quantconvert.planning.tasks import COPY_CHUNK_NBYTES
 from quantconvert.run.complaints import nonfinite_error, overflow_error
-from quantconvert.run.pieces import sum_text
 from quantconvert.run.result import Done, TaskResult
 from quantconvert.run.shards import ShardWriter
 from quantconvert.spans import spans
@@ -82,7 +81,7 @@ class Errand:
             self._done[begin] = done
             return len(self._done) == len(self.parts)
 
-    def result(self, sums: Sequence[int]) -> TaskResult:
+    def result(self, sums: Sequence[str]) -> TaskResult:
         """What the task gave, once all parts are done. Sums of squares are those of tiles, added exactly and rounded
         once: they do not depend on parts.
         """
@@ -90,7 +89,7 @@ class Errand:
         noise = None
         if isinstance(self.task, Quantize):
             noise = fsum(n for done in parts for n in done.noise), fsum(s for done in parts for s in done.signal)
-        return TaskResult(tuple(map(sum_text, sums)), noise)
+        return TaskResult(tuple(sums), noise)
 
     def sum_of(self, output: Output) -> int | None:
         """The sum of an output's pieces; None where parts of pieces were written."""
@@ -142,7 +141,7 @@ class Bench:
         self, files: Files, writer: ShardWriter, execution: Execution, advance: Callable[[str, int], None]
     ) -> None:
         self.files, self.writer, self.execution, self.advance = files, writer, execution, advance
-        self.buffer = Buffer()
+        self.buffer, self.transport = Buffer(), find_transport()
 
     @cached_property
     def tiled(self) -> Tiled:
@@ -180,13 +179,13 @@ class Bench:
             found = errand.sum_of(output)
             if found is None:
                 found = self.writer.written_sum(task, output, lambda: self.advance(task.source.name, 0))
-            sums.append(found)
+            sums.append(self.writer.sums.text(found))
         return errand.result(sums)
 
     def _copy(self, task: Copy, begin: int, end: int) -> Done:
         """Bytes as they are. The system's own copying of a range costs more: tensors lie across blocks of files."""
         (output,), ref = task.outputs, task.source.values
-        source, transport = self.files.fd(ref.file), find_transport()
+        source, transport = self.files.fd(ref.file), self.transport
         buffer = self.buffer.of(CHUNK_NBYTES)
         if source is not None and transport is not None:
             target = self.writer.fd(output.shard), output.offset + begin

@@ -4,6 +4,7 @@
  * EXPORT gives it out as `quantconvert_f(fields, level)`.
  */
 #include "check.h"
+#include "factors.h"
 #include "native.h"
 #include "unit.h"
 
@@ -57,3 +58,4 @@ EXPORT(convert, Unit)
 EXPORT(check, Check)
 EXPORT(same, Call)
 EXPORT(gather, Strips)
+EXPORT(factors, Site)

@@ -35,6 +35,10 @@ class Library:
         """Rows to codes or plain numbers, from file to file."""
         return Wrong(self.functions.quantconvert_convert(ctypes.byref(unit), level))
 
+    def factors(self, site: ctypes.Structure, level: int) -> Wrong:
+        """Factors of a vector from rows of the weights that read it. site: `SiteFields`."""
+        return Wrong(self.functions.quantconvert_factors(ctypes.byref(site), level))
+
     def copy(self, transfer: TransferFields) -> Wrong:
         """Bytes from file to file."""
         return Wrong(self.functions.quantconvert_copy(ctypes.byref(transfer)))
@@ -64,6 +68,7 @@ def open_library(path: Path) -> Library | None:
         functions.quantconvert_level.restype = ctypes.c_char_p
         functions.quantconvert_quantize.argtypes = (ctypes.POINTER(Call), ctypes.c_int)
         functions.quantconvert_convert.argtypes = (ctypes.POINTER(UnitFields), ctypes.c_int)
+        functions.quantconvert_factors.argtypes = (ctypes.c_void_p, ctypes.c_int)
         functions.quantconvert_copy.argtypes = (ctypes.POINTER(TransferFields),)
         functions.quantconvert_xxh64.argtypes = (ctypes.c_void_p, ctypes.c_int64, ctypes.c_uint64)
         functions.quantconvert_xxh64.restype = ctypes.c_uint64

@@ -23,8 +23,13 @@ from quantconvert.run.work import Bench, Errand
 POLL_SECONDS = 0.2
 
 
+# What tasks that a kernel carries out may promise to take together (they take less than half of it): about four of
+# large weights whose codes are gathered to be turned, and more would only wait for each other's writes into one file.
+KERNEL_NBYTES = 100_000_000
+
+
 class _Budget:
-    """Admits tasks while the sum of their peaks stays within the limit; one task is always admitted."""
+    """Admits parts while the sum of their peaks stays within the limit; one is always admitted."""
 
     def __init__(self, limit: int) -> None:
         self._limit, self._used = limit, 0
@@ -50,7 +55,8 @@ class ThreadRun:
         self._lock = threading.Lock()
         self._pending = self._errands(sorted(tasks, key=self._place))
         self._count = self.plan.execution.workers
-        self._budget = _Budget(self.plan.execution.memory_limit)
+        limit = self.plan.execution.memory_limit
+        self._budget, self._kernel_budget = _Budget(limit), _Budget(min(limit, KERNEL_NBYTES))
         self._errors: list[BaseException] = []
         self._stop = threading.Event()
 
@@ -115,7 +121,8 @@ class ThreadRun:
         try:
             while (step := self._next()) is not None:
                 errand, part = step
-                self._budget.acquire(errand.task.peak_nbytes)
+                budget = self._kernel_budget if errand.kernel else self._budget
+                budget.acquire(errand.task.peak_nbytes)
                 try:
                     done = bench.do(errand, *part)
                     if isinstance(errand.task, Copy):  # the largest tensors
@@ -123,7 +130,7 @@ class ThreadRun:
                     if errand.add(part[0], done):
                         self.ledger.add(errand.index, bench.finish(errand))
                 finally:
-                    self._budget.release(errand.task.peak_nbytes)
+                    budget.release(errand.task.peak_nbytes)
                 while self.ledger.waiting_nbytes > books.MAX_WAITING_NBYTES and not self._stop.wait(0.01):
                     pass
         except _Stopped:

@@ -42,8 +42,12 @@ class Heads(NamedTuple):
         return memoryview(bytearray().join(heads))
 
     def gathered(self, values: Tensor) -> Tensor:
-        """One value a column as the mean of those that share a key-value channel [kv_width]."""
-        return values.view(self.shared, self.repeat, self.head_dim).mean(1).reshape(-1)
+        """One value a column as the mean of those that share a key-value channel [kv_width], added in order."""
+        first, *others = values.view(self.shared, self.repeat, self.head_dim).unbind(1)
+        total = first.clone()
+        for other in others:
+            total += other
+        return (total / self.repeat).reshape(-1)
 
     def largest(self, values: Tensor) -> Tensor:
         """The same, the largest of them."""
