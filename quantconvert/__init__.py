@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 from quantconvert.version import __version__
 
 if TYPE_CHECKING:
-    from quantconvert.api import Result, convert, dequantize, inspect, iter_quantized, observe, plan, repack, verify
+    from quantconvert.api import convert, dequantize, inspect, iter_quantized, observe, plan, repack, verify
+    from quantconvert.conversion import Result
     from quantconvert.errors import (
         CheckpointError,
         OutputError,
@@ -68,6 +69,7 @@ _MODULES = {
     "Observation": "observation",
     "Plan": "planning",
     "Refusal": "errors",
+    "Result": "conversion",
     "Scheme": "schemes",
     "Verification": "verification",
 }

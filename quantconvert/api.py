@@ -1,6 +1,7 @@
 """The library: `plan`, `convert`, `verify`, `repack`, `dequantize`, `observe`, `inspect`.
 
-The command line is a shell on it.
+The command line is a shell on it. A plan imports nothing of what runs it, so that it is there at once; what each other
+function needs it imports itself.
 """
 
 from __future__ import annotations
@@ -12,15 +13,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
 from quantconvert.checkpoint import Checkpoint, LocalFolder, Repo, load_checkpoint, reader_of
-from quantconvert.conversion import Builder, Result, Target, make_plan, run
 from quantconvert.errors import UsageError
 from quantconvert.events import Reporter, silent
 from quantconvert.hub import open_repo
-from quantconvert.inventory import Inventory, take_inventory
 from quantconvert.job import Job
 from quantconvert.lazy import load_torch
-from quantconvert.observation import Observation, Request
-from quantconvert.observation import observe as run_observation
 from quantconvert.options import (
     DEFAULT_DTYPE,
     Activations,
@@ -39,15 +36,18 @@ from quantconvert.options import (
     check_values,
     read_group,
 )
+from quantconvert.planned import Builder, planned
 from quantconvert.planning import Plan, build_plan, build_transcode
-from quantconvert.planning.budget import find_offer, spend
-from quantconvert.verification import Verification
-from quantconvert.verification.check import verify_folder
-
-__all__ = ["Result", "convert", "dequantize", "inspect", "iter_quantized", "observe", "plan", "repack", "verify"]
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from quantconvert.conversion import Result, Target
+    from quantconvert.inventory import Inventory
+    from quantconvert.observation import Observation
+    from quantconvert.verification import Verification
+
+__all__ = ["convert", "dequantize", "inspect", "iter_quantized", "observe", "plan", "repack", "verify"]
 
 Source = str | os.PathLike[str]
 
@@ -62,8 +62,11 @@ def plan(source: Source, out: Source | None = None, **options: Unpack[PlanOption
     """
     values = check_values(PlanOptions, options)
     job, repo = _job(values), _open(source, values)
-    folder = None if out is None else _folder(out)
-    return make_plan(repo, folder, values.get("overwrite", False), _builder(repo, job))
+    if out is None:
+        return planned(repo, _builder(repo, job))
+    from quantconvert.conversion import make_plan
+
+    return make_plan(repo, _folder(out), values.get("overwrite", False), _builder(repo, job))
 
 
 def convert(source: Source, out: Source, *, report: Reporter = silent, **options: Unpack[ConvertOptions]) -> Result:
@@ -76,6 +79,8 @@ def convert(source: Source, out: Source, *, report: Reporter = silent, **options
     shows only in the data (NaN, a file that ends early, a full disk).
     """
     values = check_values(ConvertOptions, options)
+    from quantconvert.conversion import run
+
     job, repo = _job(values), _open(source, values)
     return run(repo, _builder(repo, job, report), _target(out, values, report))
 
@@ -120,6 +125,8 @@ def dequantize(
 
 
 def _transcode(source: Source, out: Source, job: Job, values: Mapping[str, Any], report: Reporter) -> Result:
+    from quantconvert.conversion import run
+
     repo = _open(source, values)
 
     def build(checkpoint: Checkpoint) -> Plan:
@@ -149,9 +156,9 @@ def iter_quantized(
 
     values = check_values(RankOptions, options)
     job, repo = _job(values | {"tensor_parallel": tp_size}), _open(source, values)
-    planned = make_plan(repo, None, False, _builder(repo, job))
-    repo.prepare(tuple(file.path for file in planned.checkpoint.weight_files))
-    return iter_rank(planned, repo, tp_rank, tp_size, merged)
+    plan = planned(repo, _builder(repo, job))
+    repo.prepare(tuple(file.path for file in plan.checkpoint.weight_files))
+    return iter_rank(plan, repo, tp_rank, tp_size, merged)
 
 
 def verify(
@@ -165,6 +172,8 @@ def verify(
     quantconvert.json is a finding. workers, memory_limit: as in `convert`. Findings are returned, not raised;
     raises `CheckpointError` where `out` is no folder or the source cannot be read.
     """
+    from quantconvert.verification.check import verify_folder
+
     values = check_values(VerifyOptions, options)
     limits = Job.from_options({name: values[name] for name in read_group(LimitOptions) if name in values}).limits
     folder = Path(out)
@@ -188,6 +197,9 @@ def observe(
     else all of it; a note says so. The same call gives the same bytes on the same machine. No code of the source runs.
     Raises `UsageError`, `CheckpointError`, `UnsupportedError`, `OutputError`, or one `Refusal` with all of them.
     """
+    from quantconvert.observation import Request
+    from quantconvert.observation import observe as run_observation
+
     values = check_values(ObserveOptions, options)
     how = {name: values[name] for name in values if name not in ("text", *read_group(SourceOptions))}
     text = Path(values["text"]) if "text" in values else None
@@ -196,6 +208,8 @@ def observe(
 
 def inspect(folder: Source, **where: Unpack[SourceOptions]) -> Inventory:
     """What a checkpoint holds, quantized or not: dtypes, sizes, schemes. Reads headers only."""
+    from quantconvert.inventory import take_inventory
+
     return take_inventory(load_checkpoint(_open(folder, check_values(SourceOptions, where))))
 
 
@@ -220,6 +234,8 @@ def _folder(out: Source) -> Path:
 
 
 def _target(out: Source, values: Mapping[str, Any], report: Reporter) -> Target:
+    from quantconvert.conversion import Target
+
     flags = {name: values.get(name, False) for name in ("overwrite", "restart", "verify")}
     return Target(_folder(out), report=report, **flags)
 
@@ -238,15 +254,17 @@ def _builder(repo: Repo, job: Job, report: Reporter = silent) -> Builder:
 
 def _spend(job: Job, target: float, plan_of: Callable[[Job], Plan], repo: Repo, report: Reporter) -> Plan:
     """With --target-bits, measure every weight before planning: the plan is that of the rules that follow."""
+    from quantconvert.planning.budget import find_offer, spend
+
     job = replace(job, target_bits=None)
-    planned = plan_of(job)
-    offer = find_offer(job, planned, plan_of)
+    first = plan_of(job)
+    offer = find_offer(job, first, plan_of)
     offer.check(target)
     load_torch()
     from quantconvert.run.measure import measure
 
-    repo.prepare(tuple(file.path for file in planned.checkpoint.weight_files))
-    budget = spend(offer, measure(offer, repo, planned.execution, report), target)
+    repo.prepare(tuple(file.path for file in first.checkpoint.weight_files))
+    budget = spend(offer, measure(offer, repo, first.execution, report), target)
     plan = plan_of(replace(job, rules=(*job.rules, *budget.rules)))
     return replace(plan, budget=budget, notes=(*plan.notes, *offer.notes))
 
@@ -259,5 +277,5 @@ def _find_nonfinite(checkpoint: Checkpoint, repo: Repo, job: Job) -> Mapping[str
     from quantconvert.run.scan import find_nonfinite
 
     repo.prepare(tuple(file.path for file in checkpoint.weight_files))
-    planned = build_plan(checkpoint, job, reader_of(repo))
-    return find_nonfinite([task.source for task in planned.quantized], repo, planned.execution)
+    first = build_plan(checkpoint, job, reader_of(repo))
+    return find_nonfinite([task.source for task in first.quantized], repo, first.execution)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import shlex
+from typing import TYPE_CHECKING
 
 from quantconvert.engines import NOBODY, load_lines, snippets
 from quantconvert.layouts import LAYOUTS
@@ -16,8 +17,10 @@ from quantconvert.methods import METHODS
 from quantconvert.options import DEFAULT_DTYPE
 from quantconvert.planning import Plan
 from quantconvert.text import printable, redacted, size
-from quantconvert.verification.findings import Quality
 from quantconvert.version import __version__
+
+if TYPE_CHECKING:
+    from quantconvert.verification.findings import Quality
 
 BASE_CARD = "Card of the base model"
 BASE_NOTE = "What follows was written for the base model: its commands load that one, and its results are that one's."

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import gc
 import json
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from quantconvert.checkpoint import Checkpoint, LocalFolder, Repo, load_checkpoint
+from quantconvert.checkpoint import LocalFolder, Repo
 from quantconvert.checkpoint.files import INDEX_NAME
 from quantconvert.checkpoint.ranges import Files
 from quantconvert.errors import (
@@ -21,12 +18,12 @@ from quantconvert.errors import (
     some,
 )
 from quantconvert.events import Finished, Note, Reporter
-from quantconvert.factors import Summary, summarize
+from quantconvert.factors.summary import Summary, summarize
 from quantconvert.lazy import load_torch
 from quantconvert.machine import peak_rss_nbytes
+from quantconvert.planned import Builder, planned
 from quantconvert.planning import Plan
 from quantconvert.run.execute import execute
-from quantconvert.run.executors import EXECUTORS
 from quantconvert.run.first import first_needs_torch, first_pass
 from quantconvert.run.folder import (
     OutputFolder,
@@ -89,9 +86,6 @@ class Target:
     restart: bool
     verify: bool
     report: Reporter
-
-
-Builder = Callable[[Checkpoint], Plan]
 
 
 def run(repo: Repo, build: Builder, target: Target) -> Result:
@@ -158,25 +152,21 @@ def _path(repo: Repo) -> Path | None:
     return repo.path if isinstance(repo, LocalFolder) else None
 
 
-def make_plan(repo: Repo, out: Path | None, overwrite: bool, build: Builder) -> Plan:
+def make_plan(repo: Repo, out: Path, overwrite: bool, build: Builder) -> Plan:
     """The plan by `build`, and every refusal about it and about the folder `out` at once."""
     errors: list[QuantConvertError] = []
-    finished = False
-    if out is not None:
-        check_unlocked(out)
-        errors += check_place(out)
-        finished = not errors and read_state(out) is State.DONE
-        errors = errors or check_output(out, _path(repo), overwrite, finished)
+    check_unlocked(out)
+    errors += check_place(out)
+    finished = not errors and read_state(out) is State.DONE
+    errors = errors or check_output(out, _path(repo), overwrite, finished)
     usable, plan = not errors, None
     try:
-        with _no_garbage():
-            plan = build(load_checkpoint(repo))
-        EXECUTORS.find(plan.job.limits.executor)
+        plan = planned(repo, build)
     except Refusal as refusal:
         errors += refusal.errors
     except QuantConvertError as error:
         errors.append(error)
-    if plan is not None and out is not None and usable and not (finished and _is_result(out, plan)):
+    if plan is not None and usable and not (finished and _is_result(out, plan)):
         errors += [exists_error(out)] if finished and not overwrite else []
         needed = plan.output_nbytes + plan.scratch_nbytes + _small_nbytes(plan) + _importances_nbytes(plan)
         errors += check_disk(out, needed, repo.download(_needed(plan)))
@@ -199,18 +189,6 @@ def _needed(plan: Plan) -> tuple[str, ...]:
     """Every file of the source that is read whole."""
     files = plan.checkpoint
     return tuple(file.path for file in (*files.weight_files, *files.side_files, *files.rewritten_files))
-
-
-@contextmanager
-def _no_garbage() -> Iterator[None]:
-    """Planning makes hundreds of thousands of small values and no cycles; looking for cycles took a third of it."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
 
 
 def _fill(folder: OutputFolder, plan: Plan, repo: Repo, target: Target) -> Outcome:

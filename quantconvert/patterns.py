@@ -11,11 +11,12 @@ import fnmatch
 import re
 from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
+from sys import intern
 
 from quantconvert.errors import UnsupportedError, UsageError
 from quantconvert.text import quoted
 
-_NUMBER = re.compile(r"(?<=\.)\d+(?=\.)|^\d+(?=\.)|(?<=\.)\d+$")
+_NUMBER = re.compile(r"\.\d+(?=\.|$)")
 WEIGHT_SUFFIX = ".weight"
 MAX_PATTERN_LENGTH, MAX_REPEATS = 10_000, 8
 
@@ -29,9 +30,9 @@ def module_of(name: str) -> str:
 @lru_cache(maxsize=1 << 20)
 def template_of(name: str) -> str:
     """The name with every numeric part replaced by `N`: tensors of all layers share one template."""
-    if name.endswith(WEIGHT_SUFFIX):  # whose module is asked for as often
-        return template_of(name[: -len(WEIGHT_SUFFIX)]) + WEIGHT_SUFFIX
-    return _NUMBER.sub("N", name)
+    if "." in name and name[0].isdecimal():
+        return intern(_NUMBER.sub(".N", f".{name}")[1:])
+    return intern(_NUMBER.sub(".N", name))
 
 
 _LAYER = re.compile(r"(?:^|\.)(?:layers|layer|h|blocks|block|albert_layers)\.\d+\.")
@@ -112,18 +113,25 @@ def cover(selected: Sequence[str], others: Sequence[str], fused: Sequence[tuple[
     numbers become `\\d+` when every layer agrees. Where all members of a fused set are selected, the engine's
     fused name is matched too.
     """
-    other_templates = {template_of(name) for name in others}
-    by_template: dict[str, list[str]] = {}
-    for name in selected:
-        by_template.setdefault(template_of(name), []).append(name)
+    theirs = _by_template(others)
     names: list[str] = []
-    for template, members in by_template.items():
-        names += [template] if template not in other_templates else _numbered(template, members, others)
-    return sorted({_tail_regex(name, other_templates) for name in _merge_fused(names, fused)})
+    for template, members in _by_template(selected).items():
+        names += [template] if template not in theirs else _numbered(template, members, theirs[template])
+    return sorted({_tail_regex(name, theirs) for name in _merge_fused(names, fused)})
+
+
+def _by_template(names: Iterable[str]) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    cut = -len(WEIGHT_SUFFIX)
+    for name in names:
+        # planning has asked for those of weights
+        template = template_of(name + WEIGHT_SUFFIX)[:cut] if "." in name else template_of(name)
+        found.setdefault(template, []).append(name)
+    return found
 
 
 def _numbered(template: str, members: Sequence[str], others: Sequence[str]) -> list[str]:
-    """Names for members of a template that others have too: `layers.(0|31).mlp...`, by their first number.
+    """Names for members of a template that `others` have too: `layers.(0|31).mlp...`, by their first number.
 
     Where a layer is split between both (experts of one layer), its members stand one by one.
     """
@@ -131,7 +139,7 @@ def _numbered(template: str, members: Sequence[str], others: Sequence[str]) -> l
     def first_number(name: str) -> str:
         return next(part for part in name.split(".") if part.isdigit())
 
-    theirs = {first_number(name) for name in others if template_of(name) == template}
+    theirs = set(map(first_number, others))
     mine = dict.fromkeys(first_number(name) for name in members)
     whole = [number for number in mine if number not in theirs]
     names = [name for name in members if first_number(name) in theirs]

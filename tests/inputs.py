@@ -17,11 +17,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 import quantconvert
-import quantconvert.families
 from quantconvert.buffers import Workspace
 from quantconvert.checkpoint import LocalFolder
 from quantconvert.checkpoint.ranges import Files
-from quantconvert.families import Dims, Family, FusedExperts, FusedSet, Reason
+from quantconvert.families import Dims, Family, FusedExperts, FusedSet, Reason, tables
 from quantconvert.sources import open_rows
 from tests.builders import weight
 
@@ -64,7 +63,7 @@ ROWS = (
 @pytest.fixture
 def toy_families(monkeypatch: pytest.MonkeyPatch) -> None:
     """The rows above, known to quantconvert."""
-    monkeypatch.setattr(quantconvert.families, "FAMILIES", (*ROWS, *quantconvert.families.FAMILIES))
+    monkeypatch.setattr(tables, "FAMILIES", (*ROWS, *tables.FAMILIES))
 
 
 @dataclass

@@ -87,7 +87,9 @@ def interrupted_while_importing(module: str, number: signal.Signals, *words: obj
     return done.returncode, done.stderr
 
 
-@pytest.mark.parametrize("module", ["typer.core", "rich.console", "quantconvert.hub", "quantconvert.planning.plan"])
+@pytest.mark.parametrize(
+    "module", ["typer.core", "quantconvert.cli.output", "quantconvert.hub", "quantconvert.planning.plan"]
+)
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_interrupted_while_our_modules_are_imported(
     source: Path, module: str, number: signal.Signals, code: int

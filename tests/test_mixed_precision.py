@@ -12,7 +12,7 @@ import pytest
 import quantconvert
 from quantconvert.cli.output import size_rows
 from quantconvert.options import JobOptions, read_group
-from tests.llama70b import write_llama_70b
+from tests.llama_shapes import write_llama_70b
 
 ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "docs" / "mixed-precision.md").read_text()

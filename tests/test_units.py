@@ -52,7 +52,7 @@ def carried_out(plan: Plan, source: Path, folder: Path) -> tuple[list[TaskResult
 
 @native
 @pytest.mark.parametrize("layout", ["awq", "compressed-tensors", "gptq", "rtn"])
-@pytest.mark.parametrize("kind", ["plain", "granite", "llama4", "gpt2"])
+@pytest.mark.parametrize("kind", ["plain", "fp8", "granite", "llama4", "gpt2"])
 def test_it_is_torch_to_the_bit(kind: str, layout: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Whole rows, rows of experts, every other row, and columns; small tiles, and slabs of one or a few of them."""
     source = byte_cases.source_folder(tmp_path, kind)
@@ -64,7 +64,7 @@ def test_it_is_torch_to_the_bit(kind: str, layout: str, tmp_path: Path, monkeypa
             monkeypatch.setattr(memory, "STRIP_ELEMENTS", slab)
             monkeypatch.setattr(memory, "MAX_TURNED_NBYTES", turned)
             try:
-                plan = quantconvert.plan(source, format=layout, scheme=scheme, allow_incomplete=True)
+                plan = quantconvert.plan(source, format=layout, scheme=scheme, allow_incomplete=True, requantize=True)
             except quantconvert.QuantConvertError:
                 continue
             name = f"{scheme.replace(':', '-')}{i}"

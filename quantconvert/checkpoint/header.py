@@ -11,6 +11,7 @@ import struct
 import sys
 from collections.abc import Callable
 from math import prod
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 from quantconvert.dtypes import DTYPES
@@ -89,8 +90,10 @@ def parse_header(raw: bytes, file: str, file_nbytes: int) -> list[TensorRef]:
     entries = parse_object(raw, f"header of `{file}`", strict=True)
     del raw
     _check_metadata(entries.pop("__metadata__", None), file)
-    refs = [_tensor_ref(name, entry, file, data_start) for name, entry in entries.items()]
-    refs.sort(key=lambda ref: (ref.offset, ref.offset + ref.nbytes))
+    ref_of = _Entries(file, data_start).ref
+    refs = list(map(ref_of, entries, entries.values()))
+    del entries
+    refs.sort(key=itemgetter(4, 5))  # by offset; of those without a byte, first
     _check_layout(refs, file, data_start, file_nbytes)
     return refs
 
@@ -111,16 +114,17 @@ def parse_object(raw: bytes, subject: str, strict: bool = False, max_values: int
     """
     if sum(map(raw.count, (b",", b":", b"[", b"{"))) > max_values:
         raise CheckpointError(f"{subject} holds too many values: expected at most {max_values}")
+    colons = raw.count(b":")
     try:
         text = raw.decode("utf-8")
         del raw
         if sys.getsizeof(text) > MAX_TEXT_NBYTES:  # four bytes a character once one of them is rare
             raise CheckpointError(f"{subject} is too large: expected at most {MAX_TEXT_NBYTES} bytes in memory")
-        if strict:
-            hook = _whole if "-0" in text else None
-            value = json.loads(text, object_pairs_hook=_unique_object, parse_constant=_no_constant, parse_int=hook)
-        else:
-            value = json.loads(text, object_pairs_hook=_unique_object)
+        whole = _whole if strict and "-0" in text else None
+        constant = _no_constant if strict else None
+        value = json.loads(text, parse_constant=constant, parse_int=whole)
+        if colons != _num_pairs(value):  # a colon in a string, a deeper object; or a key given twice
+            value = json.loads(text, object_pairs_hook=_unique_object, parse_constant=constant, parse_int=whole)
     except _DuplicateKey as error:
         raise CheckpointError(f"{subject} names {quoted(str(error))} twice") from None
     except UnicodeDecodeError:
@@ -130,6 +134,14 @@ def parse_object(raw: bytes, subject: str, strict: bool = False, max_values: int
     if not isinstance(value, dict):
         raise CheckpointError(f"{subject} is not a JSON object")
     return value
+
+
+def _num_pairs(value: object) -> int:
+    """Keys of an object and of those right inside it: as many colons has its text at least, and more if one is given
+    twice.
+    """
+    inside = value.values() if isinstance(value, dict) else ()
+    return len(inside) + sum(len(part) for part in inside if isinstance(part, dict))
 
 
 def _exactly(read: Callable[[int, int], bytes], offset: int, nbytes: int, file: str) -> bytes:
@@ -189,22 +201,36 @@ def _check_name(name: str, file: str) -> None:
 _BITS = {tag: dtype.bits for tag, dtype in DTYPES.items()}
 
 
-def _is_common(name: str) -> bool:
-    return len(name) <= MAX_NAME_LENGTH and name.isascii() and name.isprintable()
+class _Entries:
+    """The refs of one file's entries: at once where an entry is what nearly all are, else all that can be wrong is
+    looked at. What a dtype and a shape take is found once for all entries that have the same.
+    """
 
+    def __init__(self, file: str, data_start: int) -> None:
+        self.file, self.data_start = file, data_start
+        self._sizes: dict[str, tuple[str, tuple[int, ...], int]] = {}
 
-def _tensor_ref(name: str, entry: object, file: str, data_start: int) -> TensorRef:
-    """The ref of a header's entry: at once where it is what nearly all are, else all that can be wrong is looked at."""
-    if type(entry) is dict and len(entry) == 3 and _is_common(name):
-        dtype, shape, offsets = entry.get("dtype"), entry.get("shape"), entry.get("data_offsets")
-        if type(dtype) is str and type(shape) is list and type(offsets) is list:
-            numbers = shape + offsets
-            counts = {*map(type, numbers)} == {int} and min(numbers) >= 0 and max(numbers) < 2**63
-            if counts and len(offsets) == 2 and len(shape) <= MAX_RANK and dtype in _BITS:
+    def ref(self, name: str, entry: Any) -> TensorRef:
+        """Raises `CheckpointError` for an entry that is none."""
+        if type(entry) is dict and len(entry) == 3 and len(name) <= MAX_NAME_LENGTH:
+            dtype, shape, offsets = entry.get("dtype"), entry.get("shape"), entry.get("data_offsets")
+            if type(shape) is list and type(offsets) is list and len(offsets) == 2:
                 begin, end = offsets
-                if prod(shape) * _BITS[dtype] == 8 * (end - begin) >= 0:
-                    return TensorRef(name, dtype, tuple(shape), file, data_start + begin, end - begin)
-    return _checked_ref(name, entry, file, data_start)
+                known = self._sizes.get(f"{dtype}{shape}") or self._size(dtype, shape)
+                whole = type(begin) is int is type(end) and begin >= 0 and end < 2**63
+                if known and whole and end - begin == known[2] and name.isascii() and name.isprintable():
+                    return TensorRef(name, known[0], known[1], self.file, self.data_start + begin, known[2])
+        return _checked_ref(name, entry, self.file, self.data_start)
+
+    def _size(self, dtype: object, shape: list[object]) -> tuple[str, tuple[int, ...], int] | None:
+        """Dtype, shape and bytes, where they are well-formed. (A text tells 1 from 1.0 and from true.)"""
+        if type(dtype) is not str or dtype not in _BITS or len(shape) > MAX_RANK:
+            return None
+        sizes = tuple(size for size in shape if type(size) is int and 0 <= size < 2**63)
+        bits = prod(sizes) * _BITS[dtype]
+        if len(sizes) < len(shape) or bits % 8:
+            return None
+        return self._sizes.setdefault(f"{dtype}{shape}", (dtype, sizes, bits // 8))
 
 
 def _checked_ref(name: str, entry: object, file: str, data_start: int) -> TensorRef:

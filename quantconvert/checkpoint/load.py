@@ -217,6 +217,8 @@ def _check_index(weight_map: dict[str, str] | None, tensors: list[TensorRef], er
     """
     if weight_map is None or errors:
         return
+    if weight_map == {ref.name: ref.file for ref in tensors}:  # as nearly always
+        return
     at = {(ref.name, ref.file) for ref in tensors}
     absent = ((name, file) for name, file in weight_map.items() if (name, file) not in at)
     for name, file in islice(absent, MAX_REPORTED):
@@ -226,6 +228,8 @@ def _check_index(weight_map: dict[str, str] | None, tensors: list[TensorRef], er
 
 
 def _check_duplicates(tensors: list[TensorRef], errors: list[QuantConvertError]) -> None:
+    if len({ref.name for ref in tensors}) == len(tensors):
+        return
     first: dict[str, str] = {}
     twice: list[tuple[TensorRef, str]] = []
     for ref in tensors:

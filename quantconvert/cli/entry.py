@@ -5,11 +5,15 @@ Nothing heavy is imported at the top: a Ctrl-C while the program's own modules a
 
 from __future__ import annotations
 
+import gc
 import sys
 
 
 def run() -> None:
     """The console script."""
+    # Modules and plans are many values without cycles; looking for those takes a tenth of the time. What runs long asks
+    # for it again.
+    gc.disable()
     from quantconvert.cli.signals import IMPORTING, take_signals
     from quantconvert.cli.streams import mend_streams
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Literal
 
-from rich.table import Table
-
-from quantconvert.cli.output import accounts, kept_rows, method_rows, plain, plan_rows, print_facts, size_rows, stdout
+from quantconvert.cli.lines import stdout
+from quantconvert.cli.output import accounts, kept_rows, method_rows, plan_rows, print_facts, size_rows
 from quantconvert.families import REASON_TEXT
 from quantconvert.patterns import template_of
 from quantconvert.planning import Plan, Task
@@ -20,7 +20,7 @@ Detail = Literal["totals", "kinds", "tensors"]
 def print_plan(plan: Plan, free: int | None, detail: Detail) -> None:
     """Totals and kinds of decision; before them what `detail` asks for. free: bytes where the result would go."""
     if detail != "totals":
-        stdout.print(_kinds(plan) if detail == "kinds" else _tensors(plan))
+        _print_kinds(plan) if detail == "kinds" else _print_tensors(plan)
     rows = plan_rows(plan) + size_rows(plan)
     rows.append(("tensors", accounts(plan)))
     rows += kept_rows(plan) + method_rows(plan)
@@ -31,15 +31,10 @@ def print_plan(plan: Plan, free: int | None, detail: Detail) -> None:
     print_facts(stdout, rows)
 
 
-def _table(*names: str) -> Table:
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for name in names:
-        table.add_column(name, overflow="fold")
-    return table
-
-
-def _kinds(plan: Plan) -> Table:
+def _print_kinds(plan: Plan) -> None:
     """A row for all tensors that differ in numbers of their names alone and fare alike."""
+    from quantconvert.cli.tables import print_table
+
     rows: dict[tuple[str, ...], int] = {}
     for task in plan.tasks:
         row = (template_of(task.source.name), _dtypes(task), _what(task))
@@ -47,11 +42,11 @@ def _kinds(plan: Plan) -> Table:
     for dropped in plan.dropped:
         row = (template_of(dropped.ref.name), dropped.ref.dtype, f"dropped: {dropped.reason}")
         rows[row] = rows.get(row, 0) + 1
-    table = _table("tensor (N = any number)", "count", "dtype", "what becomes of it")
-    table.columns[0].min_width = min(NAME_WIDTH, max((len(name) for name, _, _ in rows), default=0))
-    for (name, dtype, what), count in rows.items():
-        table.add_row(plain(name), str(count), dtype, plain(what))
-    return table
+    print_table(
+        ("tensor (N = any number)", "count", "dtype", "what becomes of it"),
+        ((name, str(count), dtype, what) for (name, dtype, what), count in rows.items()),
+        min(NAME_WIDTH, max((len(name) for name, _, _ in rows), default=0)),
+    )
 
 
 def _what(task: Task) -> str:
@@ -66,17 +61,21 @@ def _changed(task: Task) -> str:
     return ", changed" if task.source.steps else ""
 
 
-def _tensors(plan: Plan) -> Table:
-    table = _table("tensor", "shape", "dtype", "role", "decision", "rule")
+def _print_tensors(plan: Plan) -> None:
+    from quantconvert.cli.tables import print_table
+
+    print_table(("tensor", "shape", "dtype", "role", "decision", "rule"), _rows(plan))
+
+
+def _rows(plan: Plan) -> Iterator[tuple[str, ...]]:
     for task in plan.tasks:
         decision = task.scheme.label if task.scheme else f"keep{_changed(task)}: {task.reason}"
         shape = "x".join(map(str, task.source.shape))
-        table.add_row(plain(task.source.name), shape, _dtypes(task), role_of(task), decision, plain(task.evidence))
+        yield task.source.name, shape, _dtypes(task), role_of(task), decision, task.evidence
     for dropped in plan.dropped:
         ref = dropped.ref
         shape = "x".join(map(str, ref.shape))
-        table.add_row(plain(ref.name), shape, ref.dtype, "duplicate or scale", "drop", plain(dropped.reason))
-    return table
+        yield ref.name, shape, ref.dtype, "duplicate or scale", "drop", dropped.reason
 
 
 def _dtypes(task: Task) -> str:

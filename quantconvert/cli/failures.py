@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import typer
-
-from quantconvert.cli.output import plain, print_json, stderr
+from quantconvert.cli.lines import print_json, stderr
 from quantconvert.cli.signals import Terminated
 from quantconvert.cli.streams import ReaderGone, StdoutError, drop_stdout
 from quantconvert.errors import QuantConvertError, Refusal, UsageError
 from quantconvert.options.option import did_you_mean, nearest_word
 
-# The parser's own exceptions; older versions of typer take them from click.
-ParserError: type[Exception] = next(k for k in typer.BadParameter.__mro__ if k.__name__ == "ClickException")
 CLOSED_PIPE = 141  # as a shell says it for SIGPIPE
 
 
@@ -45,20 +42,43 @@ def guarded(session: Session) -> Iterator[Ending]:
         ending.code = CLOSED_PIPE
     except (KeyboardInterrupt, Terminated) as interruption:
         notes = getattr(interruption, "__notes__", ["the output folder is as it was before"])
-        stderr.print(f"interrupted: {plain(notes[-1])}")
+        stderr.print(f"interrupted: {notes[-1]}")
         ending.code = 130 if isinstance(interruption, KeyboardInterrupt) else interruption.exit_code
-    except typer.Abort:
-        ending.code = 1
-    except typer.Exit as asked:
-        ending.code = asked.exit_code
+    except Exit as asked:
+        ending.code = asked.code
     except QuantConvertError as error:
         ending.code = _report(error, session.as_json)
-    except ParserError as error:
-        if type(error).__name__ == "NoArgsIsHelpError":
-            stderr.print(plain(str(error.args[0])))
-            ending.code = UsageError.exit_code
-        else:
-            ending.code = _report(_usage(error), session.as_json)
+    except _of_parser() as error:
+        ending.code = _answer(error, session.as_json)
+
+
+class Exit(Exception):
+    """The command ends with an exit code, and has said why."""
+
+    def __init__(self, code: int) -> None:
+        super().__init__(code)
+        self.code = code
+
+
+def _of_parser() -> tuple[type[Exception], ...]:
+    """The parser's own exceptions, if it was imported; older versions of typer take them from click."""
+    typer = sys.modules.get("typer")
+    if typer is None:
+        return ()
+    return typer.Abort, typer.Exit, next(k for k in typer.BadParameter.__mro__ if k.__name__ == "ClickException")
+
+
+def _answer(error: Any, as_json: bool) -> int:
+    """The exit code of what the parser raised."""
+    kind = type(error).__name__
+    if kind == "Exit":
+        return int(error.exit_code)
+    if kind == "Abort":
+        return 1
+    if kind == "NoArgsIsHelpError":
+        stderr.print(str(error.args[0]))
+        return UsageError.exit_code
+    return _report(_usage(error), as_json)
 
 
 def _report(error: QuantConvertError, as_json: bool) -> int:
@@ -86,11 +106,12 @@ def print_error(error: QuantConvertError) -> None:
     for i, part in enumerate(_parts(error)):
         if i:
             stderr.print()
-        stderr.print(f"[red]error:[/red] {plain(part.message)}")
+        stderr.print(part.message, label="error:", style="red")
         if part.hint:
-            stderr.print(f"\n[bold]hint:[/bold] {plain(part.hint)}")
+            stderr.print()
+            stderr.print(part.hint, label="hint:")
     for note in getattr(error, "__notes__", ()):
-        stderr.print(f"\n{plain(note)}")
+        stderr.print(f"\n{note}")
 
 
 def _usage(error: Any) -> UsageError:

@@ -1,79 +1,39 @@
-"""The one place for output: stdout is data, stderr is talk; tables for people, JSON for programs."""
+"""What was decided, done and found, for people: stdout is data, stderr is talk; and a result as JSON for programs."""
 
 from __future__ import annotations
 
-import json
-import os
-import sys
 from collections import defaultdict
 from dataclasses import asdict
 from textwrap import wrap
-from typing import TextIO
+from typing import TYPE_CHECKING
 
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
-
-from quantconvert.api import Result
 from quantconvert.card import columns, load_hint, method
+from quantconvert.cli.lines import Lines, stderr, stdout
 from quantconvert.engines import NOBODY
 from quantconvert.families import REASON_TEXT
-from quantconvert.inventory import Inventory
 from quantconvert.kernels import kernel_label
 from quantconvert.methods import METHODS
-from quantconvert.observation import Observation
-from quantconvert.planning import Plan
-from quantconvert.text import clean, counted, duration, escaped_json, redacted, size
-from quantconvert.verification import TensorError, Verification
+from quantconvert.text import clean, counted, duration, size
 
-LOG_WIDTH = 160  # where there is no terminal to ask
+if TYPE_CHECKING:
+    from quantconvert.conversion import Result
+    from quantconvert.inventory import Inventory
+    from quantconvert.observation import Observation
+    from quantconvert.planning import Plan
+    from quantconvert.verification import TensorError, Verification
+
 VERBATIM = ("load it", "")  # what is to be copied
 
 
-def _console(stream: TextIO) -> Console:
-    """Plain where there is no terminal or NO_COLOR is set; text of ours is never taken for emoji or numbers."""
-    return Console(
-        stderr=stream is sys.stderr,
-        soft_wrap=True,
-        highlight=False,
-        emoji=False,
-        color_system=None if os.environ.get("NO_COLOR") else "auto",
-        width=None if stream.isatty() else LOG_WIDTH,
-    )
-
-
-stdout, stderr = _console(sys.stdout), _console(sys.stderr)
-
-
-def plain(text: str) -> str:
-    """Text for `print` of the consoles: no markup, no control characters, no tokens, whatever it came from."""
-    return escape(clean(text))
-
-
-def print_json(value: object) -> None:
-    """Data for programs, plain whatever the terminal."""
-    print_text(redacted(escaped_json(json.dumps(value, indent=2, ensure_ascii=False))) + "\n")
-
-
-def print_text(text: str) -> None:
-    """Data as it is."""
-    sys.stdout.write(text)
-
-
-def flush_stdout() -> None:
-    """Write what is still to be written, while an error can still be reported."""
-    sys.stdout.flush()
-
-
-def print_facts(console: Console, rows: list[tuple[str, str]]) -> None:
+def print_facts(lines: Lines, rows: list[tuple[str, str]]) -> None:
     """`key  value` lines. On a terminal long values go on below their beginning; commands stay whole, to be copied."""
     width = max(len(key) for key, _ in rows)
-    room = console.width - width - 2 if console.is_terminal else 0
+    room = lines.width - width - 2 if lines.is_terminal else 0
     for key, value in rows:
-        text = plain(value)
+        text = clean(value)
         if room > 20 and key not in VERBATIM and len(text) > room:
             text = ("\n" + " " * (width + 2)).join(wrap(text, room, break_long_words=False, break_on_hyphens=False))
-        console.print(f"[bold]{plain(key):<{width}}[/bold]  {text}")
+        lines.print(f" {text}", label=f"{clean(key):<{width}}")
 
 
 def kept_rows(plan: Plan) -> list[tuple[str, str]]:
@@ -148,7 +108,7 @@ def print_result(result: Result) -> None:
     for i, hint in enumerate(load_hint(plan, str(result.out)) or [NOBODY]):
         rows.append(("load it" if i == 0 else "", hint))
     print_facts(stderr, rows)
-    stderr.print(f"[green]done[/green] {plain(str(result.out))}")
+    stderr.print(str(result.out), label="done", style="green")
 
 
 def result_json(result: Result) -> dict[str, object]:
@@ -183,10 +143,10 @@ def print_verification(found: Verification, verbose: bool) -> None:
     wrong = f"failed at {found.failed}: {counted(len(found.findings), 'finding')}"
     rows.append(("result", "ok" if found.is_ok else wrong))
     if verbose and found.errors:
-        stdout.print(_error_table(found))
+        _print_errors(found)
     print_facts(stdout, rows)
     for finding in found.findings:
-        stderr.print(f"[red]{finding.check}:[/red] {plain(finding.where)}: {plain(finding.message)}")
+        stderr.print(f"{finding.where}: {finding.message}", label=f"{finding.check}:", style="red")
 
 
 def _worst(found: Verification) -> TensorError:
@@ -204,14 +164,14 @@ def _error_text(error: TensorError) -> str:
     return f"{sqnr}, relative error {error.relative_error:.3g}, at most {error.max_error:.3f} steps off"
 
 
-def _error_table(found: Verification) -> Table:
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for name in ("weight", "scheme", "SQNR dB", "relative error", "max error in steps"):
-        table.add_column(name, overflow="fold")
+def _print_errors(found: Verification) -> None:
+    from quantconvert.cli.tables import print_table
+
+    rows = []
     for error in found.errors:
         sqnr = "-" if error.sqnr is None else f"{error.sqnr:.2f}"
-        table.add_row(plain(error.name), error.scheme, sqnr, f"{error.relative_error:.3g}", f"{error.max_error:.4f}")
-    return table
+        rows.append((error.name, error.scheme, sqnr, f"{error.relative_error:.3g}", f"{error.max_error:.4f}"))
+    print_table(("weight", "scheme", "SQNR dB", "relative error", "max error in steps"), rows)
 
 
 def print_observation(found: Observation) -> None:
@@ -227,11 +187,13 @@ def print_observation(found: Observation) -> None:
         ("size", size(found.nbytes)),
         ("time", duration(found.seconds)),
     ])  # fmt: skip
-    stderr.print(f"[green]done[/green] {plain(str(found.out))}")
+    stderr.print(str(found.out), label="done", style="green")
 
 
 def print_inventory(inventory: Inventory, verbose: bool) -> None:
     """What a checkpoint holds, on stdout."""
+    from quantconvert.cli.tables import print_table
+
     kind = f"{inventory.model_type or 'no model_type'} (family {inventory.family or 'unknown'})"
     rows = [
         ("checkpoint", f"{inventory.location}: {kind}"),
@@ -242,14 +204,11 @@ def print_inventory(inventory: Inventory, verbose: bool) -> None:
         *((f"  {row.dtype}", f"{counted(row.num_tensors, 'tensor')}, {size(row.nbytes)}") for row in inventory.dtypes),
     ]  # fmt: skip
     print_facts(stdout, rows)
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for name in ("tensor (N = any number)", "dtype", "shape", "count", "size"):
-        table.add_column(name, overflow="fold")
-    shown = inventory.templates if verbose else inventory.templates[:40]
+    shown, lines = inventory.templates if verbose else inventory.templates[:40], []
     for row in shown:
         shape = "x".join(map(str, row.shapes[0])) + (f" and {len(row.shapes) - 1} more" if len(row.shapes) > 1 else "")
-        table.add_row(plain(row.template), row.dtype, shape, str(row.num_tensors), size(row.nbytes))
+        lines.append((row.template, row.dtype, shape, str(row.num_tensors), size(row.nbytes)))
     stdout.print()
-    stdout.print(table)
+    print_table(("tensor (N = any number)", "dtype", "shape", "count", "size"), lines)
     if len(shown) < len(inventory.templates):
         stdout.print(f"... and {len(inventory.templates) - len(shown)} more kinds (--verbose shows all)")

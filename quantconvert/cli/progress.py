@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import time
+from typing import TYPE_CHECKING
 
-from tqdm import tqdm
-
-from quantconvert.cli.output import plain, stderr
+from quantconvert.cli.lines import Style, stderr
 from quantconvert.events import Event, Note, Progress, ShardWritten, Started
 from quantconvert.patterns import layer_of
 from quantconvert.text import counted, printable, size
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
 
 LOG_EVERY_SECONDS = 10.0
 # Below this width the bar would be nothing beside a tensor's name.
@@ -41,7 +42,7 @@ class ProgressReporter:
     def __call__(self, event: Event) -> None:
         match event:
             case Note(_, message):
-                self.close_line(f"[yellow]note[/yellow] {plain(message)}")
+                self.close_line(message, label="note", style="yellow")
             case Started(num_tasks, nbytes, word, num_layers):
                 self.close()
                 self._start, self._done, self._total = None, 0, nbytes
@@ -50,7 +51,7 @@ class ProgressReporter:
             case Progress(name, nbytes):
                 self._advance(name, nbytes)
             case ShardWritten(file, nbytes):
-                self.close_line(plain(f"wrote {file}, {size(nbytes)}"))
+                self.close_line(f"wrote {file}, {size(nbytes)}")
             case _:
                 self.close()
 
@@ -58,6 +59,8 @@ class ProgressReporter:
         """The clock and the bar start with the first bytes: before them torch is imported."""
         self._last = time.monotonic()
         if self._tty:
+            from tqdm import tqdm
+
             self._bar = tqdm(
                 total=self._total,
                 unit="B",
@@ -79,7 +82,7 @@ class ProgressReporter:
             self._name = name
             self._layers |= {layer_of(name) or ""}
             if self._verbose and not self._tty:
-                stderr.print(f"  {plain(name)}")
+                stderr.print(f"  {name}")
             if self._bar is not None:
                 self._bar.set_postfix_str(self._tail(), refresh=is_first)
         if self._bar is not None:
@@ -88,7 +91,7 @@ class ProgressReporter:
             self._last = time.monotonic()
             speed = self._done / (self._last - self._start)
             left = (self._total - self._done) / max(speed, 1)
-            stderr.print(f"{self._done / max(1, self._total):.0%} {size(speed)}/s, {left:.0f} s left, at {plain(name)}")
+            stderr.print(f"{self._done / max(1, self._total):.0%} {size(speed)}/s, {left:.0f} s left, at {name}")
 
     def _tail(self) -> str:
         """`layers  6/16`, and on a wide terminal the tensor; always as wide, so that the bar does not jump."""
@@ -96,15 +99,15 @@ class ProgressReporter:
         if self._num_layers:
             total = str(self._num_layers)
             parts.append(f"layers {len(self._layers - {''}):>{len(total)}}/{total}")
-        if _columns() >= NAMES_FROM_COLUMNS:
+        if stderr.width >= NAMES_FROM_COLUMNS:
             parts.append(printable(self._name[-NAME_WIDTH:], newlines=False)[-NAME_WIDTH:].ljust(NAME_WIDTH))
         return ", ".join(parts)
 
-    def close_line(self, markup: str) -> None:
+    def close_line(self, text: str, *, label: str = "", style: Style = "bold") -> None:
         """A line above the bar, or in the log."""
         if self._bar is not None:
             self._bar.clear()
-        stderr.print(markup)
+        stderr.print(text, label=label, style=style)
         if self._bar is not None:
             self._bar.refresh()
 
@@ -113,10 +116,3 @@ class ProgressReporter:
         if self._bar is not None:
             self._bar.close()
             self._bar = None
-
-
-def _columns() -> int:
-    try:
-        return os.get_terminal_size(sys.stderr.fileno()).columns
-    except OSError:
-        return 0

@@ -7,11 +7,12 @@ that it vouches for itself; names, shapes and places are known before anything i
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
+from json.encoder import encode_basestring_ascii
 from pathlib import Path
 
 from quantconvert.checkpoint import TensorRef
@@ -24,7 +25,7 @@ FACTORS = "quantconvert.factors"
 IMPORTANCES, STATISTICS = ".importances", ":statistics"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)  # without slots, so that its header is measured once
 class VectorFile:
     """What the file will hold, in order: names and lengths of vectors."""
 
@@ -32,24 +33,31 @@ class VectorFile:
 
     def header(self, sha256: str = "0" * 64) -> bytes:
         """The bytes before the first vector; as long for every `sha256` (hexadecimal, of all vectors' bytes)."""
-        entries: dict[str, object] = {"__metadata__": {"sha256": sha256}}
+        entries = [f'{{"__metadata__":{{"sha256":{encode_basestring_ascii(sha256)}}}']
         offset = 0
         for name, count in self.vectors:
-            entries[name] = {"dtype": "F32", "shape": [count], "data_offsets": [offset, offset + 4 * count]}
-            offset += 4 * count
-        raw = json.dumps(entries, separators=(",", ":")).encode()
+            end = offset + 4 * count
+            own = f'{{"dtype":"F32","shape":[{count}],"data_offsets":[{offset},{end}]}}'
+            entries.append(f"{encode_basestring_ascii(name)}:{own}")
+            offset = end
+        raw = (",".join(entries) + "}").encode()
         raw += b" " * (-len(raw) % 8)
         return struct.pack("<Q", len(raw)) + raw
+
+    @cached_property
+    def data_start(self) -> int:
+        """Bytes before the first vector."""
+        return len(self.header())
 
     @property
     def nbytes(self) -> int:
         """Size of the whole file."""
-        return len(self.header()) + 4 * sum(count for _, count in self.vectors)
+        return self.data_start + 4 * sum(count for _, count in self.vectors)
 
 
 def place_vectors(file: VectorFile, name: str) -> tuple[TensorRef, ...]:
     """Where each vector will be, in the file of this name."""
-    offset, places = len(file.header()), []
+    offset, places = file.data_start, []
     for vector, count in file.vectors:
         places.append(TensorRef(vector, "F32", (count,), name, offset, 4 * count))
         offset += 4 * count

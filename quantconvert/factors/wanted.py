@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from quantconvert.checkpoint import TensorRef
 from quantconvert.factors.file import VectorFile
@@ -13,8 +13,7 @@ from quantconvert.sources.sites import Site
 from quantconvert.text import counted
 
 
-@dataclass(frozen=True, slots=True)
-class Driver:
+class Driver(NamedTuple):
     """A weight whose columns decide the factors, and the columns of a group as it will be quantized; None: a row."""
 
     read: Read
@@ -25,8 +24,7 @@ class Driver:
 Recipe = Literal["weights", "combined", "smooth"]
 
 
-@dataclass(frozen=True, slots=True)
-class Wanted:
+class Wanted(NamedTuple):
     """The factors of one site. place: where they are kept. exact: powers of two alone, which any float takes exactly:
     what gives the vector is a matrix that stays in high precision. importances: of the inputs of the drivers, E[x_j^2],
     or, for `smooth`, maxima: max |x_j| of each, where these are known.

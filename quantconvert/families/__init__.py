@@ -7,10 +7,10 @@ two-dimensional, sits in a numbered layer, and no name rule says otherwise; the 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from functools import cache
-from typing import Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-from quantconvert.checkpoint import Checkpoint
 from quantconvert.dtypes import DTYPES
 from quantconvert.families.block import Block, Experts, Mlp, NormKind
 from quantconvert.families.common import EXPERT_NAMES, FUSED_COMMON, KEEP_BY_NAME, TOWERS
@@ -29,8 +29,11 @@ from quantconvert.families.row import (
     Stream,
     Values,
 )
-from quantconvert.families.tables import FAMILIES
 from quantconvert.patterns import WEIGHT_SUFFIX, template_of
+
+if TYPE_CHECKING:
+    from quantconvert.checkpoint import Checkpoint
+    from quantconvert.families.tables import FAMILIES
 
 __all__ = [
     "FAMILIES", "KEEP_BY_NAME", "REASONS", "REASON_TEXT", "Block", "Classifier", "Dims", "Experts", "Family", "Fold",
@@ -42,8 +45,19 @@ NO_TABLE = Family("unknown", (), (), fused=FUSED_COMMON)
 _LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.")
 
 
+def __getattr__(name: str) -> Any:
+    """`FAMILIES`, whose rows are imported by those who look into them."""
+    if name != "FAMILIES":
+        raise AttributeError(f"module `{__name__}` has no attribute `{name}`")
+    from quantconvert.families.tables import FAMILIES
+
+    return FAMILIES
+
+
 def find_family(checkpoint: Checkpoint) -> Family | None:
     """The table whose `model_types` names the config's model_type (or its text_config's)."""
+    from quantconvert.families.tables import FAMILIES
+
     types = (checkpoint.model_type, str(checkpoint.text_config.get("model_type") or ""))
     return next((family for family in FAMILIES for t in types if t and t in family.model_types), None)
 
@@ -68,7 +82,7 @@ class Tensor(Protocol):
 
 
 class Classifier:
-    """Gives each tensor of one checkpoint its `Role`; answers are remembered per name template."""
+    """Gives each tensor of one checkpoint its `Role`, decided once for all of one name template, dtype and shape."""
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         config = checkpoint.text_config
@@ -77,6 +91,9 @@ class Classifier:
         layers = config.get("num_hidden_layers") if config.get("num_nextn_predict_layers") else None
         self.num_layers = layers if isinstance(layers, int) else None
         self._by_template = cache(self._classify)
+        self._known: dict[tuple[str, str, tuple[int, ...]], Role] = {}
+        self._beyond = cache(self._mtp)
+        self._roles: tuple[Sequence[Tensor], list[Role]] = (), []
 
     @property
     def fused(self) -> tuple[FusedSet, ...]:
@@ -91,13 +108,27 @@ class Classifier:
         if self.num_layers is not None:
             layer = _LAYER.search(ref.name)
             if layer and int(layer[1]) >= self.num_layers:
-                return Role("mtp", f"config: layer {layer[1]} of num_hidden_layers {self.num_layers}", by_table=True)
-        role = self._by_template(template_of(ref.name), len(ref.shape))
+                return self._beyond(layer[1])
+        kind = template_of(ref.name), ref.dtype, ref.shape
+        return self._known.get(kind) or self._known.setdefault(kind, self._kind_of(ref, kind[0]))
+
+    def _kind_of(self, ref: Tensor, template: str) -> Role:
+        """What `ref` is, and all tensors of its kind."""
+        role = self._by_template(template, len(ref.shape))
         if role.reason is None and not ref.nbytes:
             return Role("not a weight", "no elements", role.is_expert)
         if role.reason is None and not DTYPES[ref.dtype].is_weight:
             return Role("not a weight", f"dtype {ref.dtype}", role.is_expert)
         return role
+
+    def roles(self, refs: Sequence[Tensor]) -> Sequence[Role]:
+        """The role of each; those of the sequence that was asked for last are remembered."""
+        if self._roles[0] is not refs:
+            self._roles = refs, list(map(self.role, refs))
+        return self._roles[1]
+
+    def _mtp(self, layer: str) -> Role:
+        return Role("mtp", f"config: layer {layer} of num_hidden_layers {self.num_layers}", by_table=True)
 
     def _classify(self, template: str, rank: int) -> Role:
         is_weight = template.endswith(WEIGHT_SUFFIX)

@@ -13,9 +13,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from quantconvert.checkpoint import TensorRef
 from quantconvert.errors import CheckpointError, UnsupportedError
-from quantconvert.families.common import TOWERS
 from quantconvert.layouts.base import (
     Layout,
     ModuleReader,
@@ -35,6 +33,7 @@ from quantconvert.schemes import Scheme
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from quantconvert.checkpoint import TensorRef
     from quantconvert.quantized import Quantized
 
 ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
@@ -154,6 +153,8 @@ def _towers(selection: Selection) -> set[str]:
     `vision_tower.vision_model.encoder`), and compares from the start of a name, as regular expressions, or its end
     (`quantizers/quantizers_utils.py`, `should_convert_module`).
     """
+    from quantconvert.families.common import TOWERS
+
     found = (re.search(pattern, name) for name in selection.kept for pattern, reason in TOWERS if reason != "mtp")
     names = {match[0].strip(".") for match in found if match}
     return {f".*{name}.*" for name in names if not any(name in quantized for quantized in selection.quantized)}

@@ -8,21 +8,21 @@ from __future__ import annotations
 import re
 from abc import ABC, abstractmethod
 from array import array
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from quantconvert.checkpoint import TensorRef
 from quantconvert.dtypes import nbytes_of
 from quantconvert.errors import UnsupportedError
-from quantconvert.families import FusedSet
 from quantconvert.patterns import check_foreign, compile_pattern
 from quantconvert.schemes import Scheme
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from quantconvert.checkpoint import TensorRef
+    from quantconvert.families import FusedSet
     from quantconvert.quantized import Quantized
 
 
@@ -70,6 +70,12 @@ class Stored:
         """The tensor of scales."""
         return self.refs[self.scale_suffix]
 
+    @property
+    def form(self) -> Hashable:
+        """All of it but whose it is."""
+        what = self.scheme, self.shape, self.zero_offset, self.reordered, self.only_dequantize
+        return *what, self.layout, self.scale_suffix
+
 
 @dataclass(frozen=True, slots=True)
 class Packed:
@@ -95,7 +101,7 @@ class Packing:
 
 
 # Reads what a config block says of one module, given its tensors by suffix; None where it is not quantized.
-ModuleReader = Callable[[str, Mapping[str, TensorRef]], Stored | None]
+ModuleReader = Callable[[str, "Mapping[str, TensorRef]"], Stored | None]
 
 
 @dataclass(frozen=True, slots=True)

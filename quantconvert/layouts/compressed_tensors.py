@@ -27,7 +27,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from quantconvert.checkpoint import TensorRef
 from quantconvert.errors import UnsupportedError
 from quantconvert.layouts.base import Layout, ModuleReader, Packed, Packing, Selection, Stored, TensorSpec
 from quantconvert.patterns import check_foreign, compile_pattern, cover
@@ -37,6 +36,7 @@ from quantconvert.text import quoted
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from quantconvert.checkpoint import TensorRef
     from quantconvert.quantized import Quantized
 
 PACKED, INT = "pack-quantized", "int-quantized"

@@ -19,7 +19,6 @@ from array import array
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from quantconvert.checkpoint import TensorRef
 from quantconvert.errors import CheckpointError, UnsupportedError
 from quantconvert.layouts.base import (
     Layout,
@@ -41,6 +40,7 @@ from quantconvert.version import __version__
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from quantconvert.checkpoint import TensorRef
     from quantconvert.quantized import Quantized
 
 

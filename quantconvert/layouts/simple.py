@@ -27,7 +27,6 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from quantconvert.checkpoint import TensorRef
 from quantconvert.layouts.base import Layout, ModuleReader, Packed, Packing, Selection, Stored, TensorSpec
 from quantconvert.patterns import check_foreign, cover
 from quantconvert.schemes import Scheme, width_of
@@ -35,6 +34,7 @@ from quantconvert.schemes import Scheme, width_of
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from quantconvert.checkpoint import TensorRef
     from quantconvert.quantized import Quantized
 
 

@@ -28,7 +28,6 @@ from quantconvert.planning.notes import notes_on
 from quantconvert.planning.place import place
 from quantconvert.planning.plan import Plan
 from quantconvert.planning.presence import check_presence
-from quantconvert.planning.transcode import decide_transcode
 from quantconvert.sources import find_sources
 
 
@@ -50,6 +49,8 @@ def build_transcode(
     checkpoint: Checkpoint, job: Job, read: Callable[[TensorRef], bytes], dtype: PlainDType | None = None
 ) -> Plan:
     """The plan of `repack` (to `job.format`) or, with a `dtype`, of `dequantize`; raises every refusal at once."""
+    from quantconvert.planning.transcode import decide_transcode
+
     return _plan_of(decide_transcode(checkpoint, job, read, dtype))
 
 

@@ -7,7 +7,7 @@ compressed-tensors, the only other one thought of.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,7 +16,8 @@ from quantconvert.errors import QuantConvertError, UnsupportedError, some
 from quantconvert.families.parallel import part_of
 from quantconvert.job import Job
 from quantconvert.layouts import LAYOUTS, Layout
-from quantconvert.planning.decision import Decision
+from quantconvert.patterns import template_of
+from quantconvert.planning.decision import Decision, requests_of
 from quantconvert.schemes import Request, Scheme
 
 USUAL = ("awq", "compressed-tensors")
@@ -51,7 +52,7 @@ def choose_format(
     model: the checkpoint as engines meet it, but for layout and schemes.
     """
     quantized = [d for d in decisions if d.request]
-    requests = list(dict.fromkeys(d.request for d in quantized if d.request))
+    requests = requests_of(quantized)
     if job.format != "auto":
         found = _Candidate.of(LAYOUTS.find(job.format), model, requests)
         choice = Choice(found.layout, "asked for by name", found.loadable)
@@ -83,12 +84,10 @@ class _Candidate:
         mixed = self.layout.mix_problem(schemes) if len(schemes) > 1 else None
         if mixed:
             return mixed
-        for d in quantized:
-            assert d.request
-            scheme = d.request.settled(self.layout.symmetric_by_default)
-            problems = self.layout.problems(scheme, d.ref.shape, d.module)
+        for alike in _kinds(quantized):
+            problems = _problems(self.layout, alike[0])
             if problems:
-                return f"{problems[0]}: `{d.module}`"
+                return f"{problems[0]}: `{alike[0].module}`"
         return None
 
     def refused(self, engines: Sequence[Engine]) -> str | None:
@@ -181,13 +180,28 @@ def _check(
         hint = f"--format {able[0]}" if able else None
         errors.append(UnsupportedError(f"{mixed}: {', '.join(s.label for s in schemes)}", hint=hint))
     found: dict[str, list[Decision]] = {}
-    for decision in quantized:
-        assert decision.request
-        for problem in fmt.problems(choice.scheme(decision.request), decision.ref.shape, decision.module):
-            found.setdefault(problem, []).append(decision)
+    problems = ((problem, alike) for alike in _kinds(quantized) for problem in _problems(fmt, alike[0]))
+    for problem, alike in problems:
+        found.setdefault(problem, []).extend(alike)
+    places = {d.ref.name: i for i, d in enumerate(quantized)} if found else {}
     for problem, decisions in found.items():
+        decisions.sort(key=lambda d: places[d.ref.name])
         names = some([d.module for d in decisions])
         errors.append(UnsupportedError(f"{problem}: {names}", hint=_other_format(choice, decisions)))
+
+
+def _kinds(quantized: Iterable[Decision]) -> Iterable[list[Decision]]:
+    """Those together that a layout holds alike: numbers in names tell nothing."""
+    found: dict[Hashable, list[Decision]] = {}
+    for d in quantized:
+        found.setdefault((id(d.request), d.ref.shape, template_of(d.ref.name)), []).append(d)
+    return found.values()
+
+
+def _problems(layout: Layout, decision: Decision) -> list[str]:
+    """Why a layout cannot hold a weight that is quantized."""
+    assert decision.request
+    return layout.problems(decision.request.settled(layout.symmetric_by_default), decision.ref.shape, decision.module)
 
 
 def _check_ranks(
@@ -216,10 +230,6 @@ def _check_ranks(
 def _other_format(choice: Choice, decisions: Sequence[Decision]) -> str | None:
     """A format that holds all of `decisions`, as the flag to try."""
     for fmt in LAYOUTS.values():
-        if fmt is not choice.format and not any(
-            fmt.problems(d.request.settled(fmt.symmetric_by_default), d.ref.shape, d.module)
-            for d in decisions
-            if d.request
-        ):
+        if fmt is not choice.format and not any(_problems(fmt, alike[0]) for alike in _kinds(decisions)):
             return f"--format {fmt.name}"
     return None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
+from typing import Any
 
 from quantconvert.checkpoint import Checkpoint
 from quantconvert.errors import QuantConvertError, UnsupportedError
@@ -30,11 +31,13 @@ def decide(
     """One decision a tensor, in the checkpoint's order; refusals are appended to `errors`."""
     rules = verdicts(checkpoint, sources.reads, job, errors)
     decisions = []
-    for ref in sources.reads:
+    fates: dict[tuple[int, int, bool], tuple[Any, ...]] = {}  # of all tensors with one role and one verdict
+    for ref, role in zip(sources.reads, classifier.roles(sources.reads), strict=True):
         verdict = rules.get(ref.name)
-        decision = _by_rule(ref, classifier.role(ref), verdict, job.base)
-        if decision.request and verdict is None and sources.method and ref.num_bits is None:
-            decision = decision.kept("plain", f"source is quantized by {sources.method}, and left this one alone")
+        alike = id(role), id(verdict), ref.num_bits is None
+        if alike not in fates:
+            fates[alike] = _fate(ref, role, verdict, job.base, sources.method)[1:]
+        decision = Decision(ref, *fates[alike])
         if verdict and verdict.forced and verdict.request and decision.reason:
             why = f"stays in high precision: {REASON_TEXT[decision.reason]}"
             errors.append(UnsupportedError(f"{verdict.evidence}: `{ref.name}` {why}", hint="drop this rule"))
@@ -48,6 +51,16 @@ def decide(
     _check_experts(decisions, errors)
     check_sources(decisions, sources, job, errors)
     return merge_kept(decisions)
+
+
+def _fate(ref: Read, role: Role, verdict: Verdict | None, base: Request, method: str | None) -> Decision:
+    """What becomes of `ref`, and of all that have its role and verdict and are quantized in the source or not, as it
+    is. method: the source's own quantization.
+    """
+    decision = _by_rule(ref, role, verdict, base)
+    if decision.request and verdict is None and method and ref.num_bits is None:
+        return decision.kept("plain", f"source is quantized by {method}, and left this one alone")
+    return decision
 
 
 def _by_rule(ref: Read, role: Role, verdict: Verdict | None, base: Request) -> Decision:
@@ -65,8 +78,8 @@ def _by_rule(ref: Read, role: Role, verdict: Verdict | None, base: Request) -> D
 def _check_head(checkpoint: Checkpoint, decisions: Sequence[Decision], errors: list[QuantConvertError]) -> None:
     """A tied output head is the embedding: quantizing it would leave the embedding without its table."""
     tied = checkpoint.config.get("tie_word_embeddings", checkpoint.text_config.get("tie_word_embeddings", False))
-    for d in decisions:
-        if d.request and tied and d.module.endswith("lm_head"):
+    for d in decisions if tied else ():
+        if d.request and d.module.endswith("lm_head"):
             errors.append(
                 UnsupportedError(
                     f"`{d.module}` is tied to the embeddings (tie_word_embeddings): engines read the embedding instead",
@@ -77,7 +90,8 @@ def _check_head(checkpoint: Checkpoint, decisions: Sequence[Decision], errors: l
 
 def _fused_groups(decisions: Sequence[Decision], fused: Sequence[FusedSet]) -> list[tuple[FusedSet, list[int]]]:
     """Each fused set that the checkpoint holds, with the positions of its members' weights."""
-    at = {d.module: i for i, d in enumerate(decisions) if d.ref.name.endswith(WEIGHT_SUFFIX)}
+    parts = tuple(f".{member}{WEIGHT_SUFFIX}" for fused_set in fused for member in fused_set.members)
+    at = {d.module: i for i, d in enumerate(decisions) if d.ref.name.endswith(parts)}
     return [(fused_set, [at[module] for module in members]) for fused_set, members in fused_groups(at, fused)]
 
 
@@ -107,6 +121,9 @@ def _check_fused(decisions: Sequence[Decision], fused: Sequence[FusedSet], error
     """vLLM and SGLang refuse a fused layer whose parts do not share one scheme; one refusal a kind of layer."""
     seen: set[tuple[str, tuple[str, ...]]] = set()
     for fused_set, members in _fused_groups(decisions, fused):
+        first = decisions[members[0]]
+        if all(decisions[i].request is first.request and decisions[i].reason == first.reason for i in members):
+            continue
         parts = {decisions[i].module.rpartition(".")[2]: _says(decisions[i]) for i in members}
         stem = decisions[members[0]].module.rpartition(".")[0]
         key = (template_of(stem), tuple(parts.values()))
@@ -135,6 +152,8 @@ def _width_rank(decision: Decision) -> int:
 
 def _check_experts(decisions: Sequence[Decision], errors: list[QuantConvertError]) -> None:
     """vLLM and SGLang read one scheme for all routed experts of a layer (that of expert 0's first projection)."""
+    if len({(id(d.request), d.reason) for d in decisions if d.is_expert}) < 2:
+        return
     layers: dict[str, dict[str, Decision]] = {}
     for d in decisions:
         experts = experts_of(d.module) if d.is_expert else None

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, replace
+from collections.abc import Iterable
+from typing import NamedTuple
 
 from quantconvert.families import Reason
 from quantconvert.patterns import WEIGHT_SUFFIX
@@ -31,8 +32,7 @@ def is_kept_linear(name: str, rank: int, reason: Reason | None) -> bool:
     return bool(_MULTIPLIES.search(last)) or _TABLE.search(last) is None
 
 
-@dataclass(frozen=True, slots=True)
-class Decision:
+class Decision(NamedTuple):
     """One tensor: to be quantized as `request` asks, its codes to be stored anew under `scheme`, to be decoded to
     `dtype` (a safetensors tag), or kept for a `reason`.
 
@@ -68,4 +68,10 @@ class Decision:
         return self.reason is not None and self.ref.num_bits is not None
 
     def kept(self, reason: Reason, evidence: str) -> Decision:
-        return replace(self, reason=reason, evidence=evidence, request=None, by_table=reason == "ignored")
+        return self._replace(reason=reason, evidence=evidence, request=None, by_table=reason == "ignored")
+
+
+def requests_of(decisions: Iterable[Decision]) -> list[Request]:
+    """The requests of what is quantized, each once, in their order: by `id` first, as nearly all are one object."""
+    found = {id(d.request): d.request for d in decisions if d.request is not None}
+    return list(dict.fromkeys(found.values()))

@@ -27,12 +27,16 @@ def check_dims(
         return (row, (sizes[0], sizes[1])) if row and type(sizes[0]) is int and type(sizes[1]) is int else None
 
     seen: set[str] = set()
+    right: set[tuple[str, tuple[int, ...]]] = set()
     for source in sources.reads if rows else ():
-        if len(source.shape) != 2 or not source.name.endswith(WEIGHT_SUFFIX):
+        if len(source.shape) != 2 or (kind := (template_of(source.name), source.shape)) in right:
             continue
-        template = template_of(source.name.removesuffix(WEIGHT_SUFFIX))
-        found = expected(template)
-        if found is None or source.shape == found[1] or template in seen:
+        template = kind[0].removesuffix(WEIGHT_SUFFIX)
+        found = expected(template) if kind[0].endswith(WEIGHT_SUFFIX) else None
+        if found is None or source.shape == found[1]:
+            right.add(kind)
+            continue
+        if template in seen:
             continue
         if classifier.role(source).reason is not None:
             continue  # a vision tower has an `mlp` of its own

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from quantconvert.checkpoint import Checkpoint, TensorRef
@@ -47,7 +47,7 @@ def equalized(
     by_name = {d.ref.name: d for d in decisions}
     chosen: list[tuple[Site, tuple[Driver, ...], bool]] = []
     for site in sites:
-        drivers = tuple(_drivers(site, by_name, bool(job.equalize) or job.smooth is not None))
+        drivers = _drivers(site, by_name, bool(job.equalize) or job.smooth is not None)
         problem = (_problem(site, by_name, lacks) or _unknown(drivers, job, knowledge)) if drivers else None
         if problem:
             notes.append(f"`{site.name}` {problem}")
@@ -62,7 +62,7 @@ def equalized(
         for (site, drivers, exact), place in zip(chosen, place_vectors(file, FACTORS), strict=True)
     )
     scaled = with_steps(reads, [(item.site, item.place) for item in wanted])
-    changed = [replace(d, ref=read) if read is not d.ref else d for d, read in zip(decisions, scaled, strict=True)]
+    changed = [Decision(read, *d[1:]) if read is not d.ref else d for d, read in zip(decisions, scaled, strict=True)]
     return changed, Factors(wanted, file), [f"not equalized: {_listed(notes)}"] if notes else []
 
 
@@ -70,7 +70,7 @@ def _wanted(
     site: Site, drivers: tuple[Driver, ...], place: TensorRef, exact: bool, job: Job, knowledge: Knowledge
 ) -> Wanted:
     """By SmoothQuant where that is asked for, else by the weights, and by importances where they are known."""
-    modules = [driver.read.module for driver in drivers]
+    modules = [driver.read.module for driver in drivers] if knowledge.modules else ()
     importances, maxima = knowledge.importances(modules), knowledge.maxima(modules)
     if job.smooth is not None:
         return Wanted(site, drivers, place, exact, "smooth", importances, maxima, job.smooth)
@@ -78,17 +78,18 @@ def _wanted(
     return Wanted(site, drivers, place, exact, recipe, importances)
 
 
-def _drivers(site: Site, by_name: dict[str, Decision], asked: bool) -> Iterator[Driver]:
+def _drivers(site: Site, by_name: Mapping[str, Decision], asked: bool) -> tuple[Driver, ...]:
     """The readers that are quantized; none where none of them asks for it."""
     requests = [(read, by_name[read.name].request) for read in site.readers]
-    quantized = [(read, request) for read, request in requests if request is not None]
-    if asked or any(request.num_bits == AUTO_BITS for _, request in quantized):
-        yield from (Driver(read, request.group_size) for read, request in quantized)
+    drivers = tuple([Driver(read, request.group_size) for read, request in requests if request is not None])
+    if asked or any(request.num_bits == AUTO_BITS for _, request in requests if request is not None):
+        return drivers
+    return ()
 
 
-def _problem(site: Site, by_name: dict[str, Decision], lacks: Lacks) -> str | None:
+def _problem(site: Site, by_name: Mapping[str, Decision], lacks: Lacks) -> str | None:
     """Why a site's tensors cannot take factors as they will be stored, all of those that should."""
-    keys = ((layer_of(site.name) or "", template_of(reader)) for reader in site.fold.readers)
+    keys = ((layer_of(site.name) or "", template_of(reader)) for reader in site.fold.readers) if lacks else ()
     missing = next((lacks[key] for key in keys if key in lacks), None)
     if missing:
         return f"should be read by `{missing}`, which the source lacks"

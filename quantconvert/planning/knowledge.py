@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from quantconvert.checkpoint import TensorRef
-from quantconvert.factors import VectorFile, Walk
+from quantconvert.factors import VectorFile
 from quantconvert.planning.tasks import UNKNOWN, Known
+
+if TYPE_CHECKING:
+    from quantconvert.factors.walk import Walk
 
 
 @dataclass(frozen=True, slots=True)

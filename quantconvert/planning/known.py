@@ -6,8 +6,7 @@ from collections.abc import Sequence
 
 from quantconvert.checkpoint import Checkpoint
 from quantconvert.errors import QuantConvertError, UnsupportedError, UsageError, some
-from quantconvert.factors import IMPORTANCES, STATISTICS, bag_file, find_walk, place_vectors
-from quantconvert.factors.room import bag_nbytes
+from quantconvert.factors import IMPORTANCES, STATISTICS, place_vectors
 from quantconvert.families import Family
 from quantconvert.job import Job
 from quantconvert.methods import DEFAULT_METHOD, METHODS, Method
@@ -37,6 +36,20 @@ def find_knowledge(
     if method.needs == "moments":
         errors.append(lacking_moments(method))
         return Knowledge()
+    return _from_bag(job, method, decisions, checkpoint, family, errors)
+
+
+def _from_bag(
+    job: Job,
+    method: Method,
+    decisions: Sequence[Decision],
+    checkpoint: Checkpoint,
+    family: Family | None,
+    errors: list[QuantConvertError],
+) -> Knowledge:
+    from quantconvert.factors.room import bag_nbytes
+    from quantconvert.factors.walk import bag_file, find_walk
+
     walk = find_walk({d.ref.name: d.ref for d in decisions}, family, checkpoint)
     if isinstance(walk, str):
         asked = f"--method {method.name}" if method.needs != "nothing" else "--smooth"
@@ -77,6 +90,8 @@ def method_for(method: Method, known: Known) -> Method:
 
 def note_unknown(method: Method, knowledge: Knowledge, decisions: Sequence[Decision]) -> list[str]:
     """That some weights are quantized by the default method, and why."""
+    if method.needs == "nothing":
+        return []
     left = [d.module for d in decisions if d.request and method_for(method, knowledge.of(d.module)) is not method]
     if not left:
         return []

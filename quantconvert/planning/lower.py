@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from functools import lru_cache
+from collections.abc import Hashable, Mapping
 from types import MappingProxyType
+from typing import NamedTuple
 
 from quantconvert.kernels import scratch
 from quantconvert.layouts import Layout, TensorSpec
@@ -15,9 +15,9 @@ from quantconvert.planning.known import method_for
 from quantconvert.planning.memory import cut
 from quantconvert.planning.place import Unit, unchanged
 from quantconvert.planning.plan import Execution
-from quantconvert.planning.tasks import Copy, Cut, Decode, Known, Output, Quantize, Repack, Split, Task
+from quantconvert.planning.tasks import UNKNOWN, Copy, Cut, Decode, Output, Quantize, Repack, Split, Task
 from quantconvert.schemes import Scheme
-from quantconvert.sources import Read
+from quantconvert.sources import Read, form_of
 
 _NOTHING: Mapping[str, float] = MappingProxyType({})
 _KNOWN_NOTHING = Knowledge()
@@ -39,49 +39,80 @@ class Lowering:
     ) -> None:
         self.layout, self.method, self.execution = layout, method, execution
         self.maxima, self.knowledge = maxima, knowledge
-        self._specs = lru_cache(maxsize=4096)(layout.outputs) if layout else None  # the experts of a model are alike
+        # The experts of a model are alike, and so are its layers: what they share is found once. Requests are known by
+        # their `id`, as each outlives this and is asked for so often.
+        self._promises: dict[Hashable, _Promise] = {}
+        self._cuts: dict[Hashable, Cut] = {}
 
     def scheme(self, decision: Decision) -> Scheme | None:
         """The scheme of the codes that a decision leads to; None where it leads to none."""
         if decision.request is None or self.layout is None:
             return decision.scheme
-        return decision.request.settled(self.layout.symmetric_by_default)
+        return self._promise(decision).scheme
 
     def unit(self, decision: Decision) -> Unit:
         """The module and what is promised for it."""
-        ref, scheme = decision.ref, self.scheme(decision)
-        if scheme is not None:
-            assert self._specs is not None
-            shape = ref.shape if ref.stored is None else ref.stored.shape
-            return decision.module, self._specs(shape, ref.dtype, scheme)
+        ref = decision.ref
+        if decision.scheme is not None or (decision.request is not None and self.layout is not None):
+            return ref.module, self._promise(decision).specs
         if decision.dtype is not None:
             return ref.name, (TensorSpec("", decision.dtype, ref.shape),)
         return unchanged(ref)
 
-    def _cut(self, ref: Read, scheme: Scheme, method: Method, known: Known, turned_nbytes: int, multiple: int) -> Cut:
-        """How a weight is cut for the method."""
-        told = 8 * sum(place.num_elements for place in known if place) if method.needs != "nothing" else 0
-        held = method.held(scheme, ref.matrix[1]) + told
-        taken = scratch(method, scheme)
-        return cut(ref, ref.matrix, turned_nbytes, multiple, self.execution, taken, held, method.block_rows)
+    def _promise(self, decision: Decision) -> _Promise:
+        """What the layout promises for all weights of one shape and dtype under one scheme."""
+        ref, request = decision.ref, decision.request
+        shape = ref.shape if ref.stored is None else ref.stored.shape
+        key = id(request), decision.scheme, shape, ref.dtype
+        if key not in self._promises:
+            assert self.layout is not None
+            scheme = request.settled(self.layout.symmetric_by_default) if request else decision.scheme
+            assert scheme is not None
+            specs = self.layout.outputs(shape, ref.dtype, scheme)
+            turned = sum(spec.nbytes for spec in specs if spec.transposed)
+            self._promises[key] = _Promise(scheme, specs, turned, self.layout.row_multiple(scheme))
+        return self._promises[key]
+
+    def _cut(self, ref: Read, promise: _Promise | None = None, method: Method | None = None, told: int = 0) -> Cut:
+        """How a tensor is cut, for a method where it is quantized. told: bytes of what that is told of inputs."""
+        key = form_of(ref), promise and id(promise), method and method.name, told
+        if key not in self._cuts:
+            self._cuts[key] = self._new_cut(ref, promise, method, told)
+        return self._cuts[key]
+
+    def _new_cut(self, ref: Read, promise: _Promise | None, method: Method | None, told: int) -> Cut:
+        turned, multiple = (promise.turned_nbytes, promise.row_multiple) if promise else (0, 1)
+        if promise is None or method is None:
+            return cut(ref, ref.matrix, turned, multiple, self.execution)
+        held = method.held(promise.scheme, ref.matrix[1]) + (told if method.needs != "nothing" else 0)
+        taken = scratch(method, promise.scheme)
+        return cut(ref, ref.matrix, turned, multiple, self.execution, taken, held, method.block_rows)
 
     def task(self, decision: Decision, outputs: tuple[Output, ...]) -> Task:
         """The task of a decision whose outputs have their places."""
-        ref, scheme = decision.ref, self.scheme(decision)
-        if scheme is not None:
+        ref = decision.ref
+        if decision.scheme is not None or (decision.request is not None and self.layout is not None):
             assert self.layout is not None
-            turned = sum(output.nbytes for output in outputs if output.spec.transposed)
-            multiple = self.layout.row_multiple(scheme)
+            promise, layout = self._promise(decision), self.layout.name
             if decision.scheme is not None:
-                parts = cut(ref, ref.matrix, turned, multiple, self.execution)
-                return Repack(ref, outputs, decision.evidence, scheme, self.layout.name, parts)
-            known, largest = self.knowledge.of(decision.module), self.maxima.get(decision.module)
+                return Repack(ref, outputs, decision.evidence, promise.scheme, layout, self._cut(ref, promise))
+            known = self.knowledge.of(decision.module) if self.knowledge.modules else UNKNOWN
+            largest = self.maxima.get(decision.module) if self.maxima else None
             method = method_for(self.method, known)
-            parts, name = self._cut(ref, scheme, method, known, turned, multiple), self.layout.name
-            return Quantize(ref, outputs, decision.evidence, scheme, method.name, name, parts, largest, known)
+            told = 8 * sum(place.num_elements for place in known if place)
+            parts = self._cut(ref, promise, method, told)
+            return Quantize(ref, outputs, decision.evidence, promise.scheme, method.name, layout, parts, largest, known)
         if decision.reason is None or decision.is_decoded or ref.steps:
-            parts = cut(ref, ref.matrix, 0, 1, self.execution)
-            return Decode(ref, outputs, decision.evidence, decision.reason, parts)
+            return Decode(ref, outputs, decision.evidence, decision.reason, self._cut(ref))
         if ref.is_stored:
             return Copy(ref, outputs, decision.evidence, decision.reason)
         return Split(ref, outputs, decision.evidence, decision.reason)
+
+
+class _Promise(NamedTuple):
+    """What holds for all weights of one shape: turned_nbytes are of outputs that are stored transposed."""
+
+    scheme: Scheme
+    specs: tuple[TensorSpec, ...]
+    turned_nbytes: int
+    row_multiple: int

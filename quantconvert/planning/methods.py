@@ -24,12 +24,13 @@ def check_schemes(
 ) -> None:
     """Refuse the schemes that the method has no codes for, with the modules that have them."""
     modules: dict[str, list[str]] = {}
-    for decision in decisions:
-        if decision.request is not None:
-            scheme = choice.scheme(decision.request)
-            problem = method.supports(scheme)
-            if problem:
-                modules.setdefault(f"no codes for {scheme.label} ({problem})", []).append(decision.module)
+    requests = {id(d.request): d.request for d in decisions if d.request}
+    schemes = {key: choice.scheme(request) for key, request in requests.items()}
+    without = {key: (scheme, problem) for key, scheme in schemes.items() if (problem := method.supports(scheme))}
+    for decision in decisions if without else ():
+        if id(decision.request) in without:
+            scheme, problem = without[id(decision.request)]
+            modules.setdefault(f"no codes for {scheme.label} ({problem})", []).append(decision.module)
     for problem, names in modules.items():
         errors.append(
             UnsupportedError(

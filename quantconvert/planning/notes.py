@@ -11,7 +11,7 @@ from quantconvert.errors import some
 from quantconvert.job import Job
 from quantconvert.patterns import template_of
 from quantconvert.planning.choose import Choice
-from quantconvert.planning.decision import Decision
+from quantconvert.planning.decision import Decision, requests_of
 from quantconvert.planning.origin import requantized
 from quantconvert.sources import Sources
 
@@ -32,7 +32,7 @@ def notes_on(
             f"unknown family ({kind}): which weights are linear was decided from names; check the plan (--explain). "
             f"Quantized: {some(linear)}"
         )
-    requests = list(dict.fromkeys(d.request for d in decisions if d.request))
+    requests = requests_of(decisions)
     if job.preset and len(requests) == 1:
         notes.append(f"--preset {job.preset} makes no difference here: every quantized weight is {requests[0].label}")
     notes += _on_decisions(decisions, sources)
@@ -69,7 +69,7 @@ def _on_rotation(decisions: Sequence[Decision], job: Job) -> Iterator[str]:
     """What a rotation does to accuracy, as measured (mean KL to the bfloat16 model, SmolLM2-135M), and to size."""
     if not job.rotate:
         return
-    requests = {d.request for d in decisions if d.request}
+    requests = requests_of(decisions)
     if any(request.num_bits < 8 and request.strategy == "group" for request in requests):
         yield (
             "--rotate costs accuracy at int4 by groups (SmolLM2-135M: KL 0.338 without, 0.516 with, 0.175 "

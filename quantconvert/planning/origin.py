@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 from quantconvert.errors import QuantConvertError, UnsupportedError, some
 from quantconvert.job import Job
@@ -25,7 +24,8 @@ def check_sources(decisions: Sequence[Decision], sources: Sources, job: Job, err
                 hint="--requantize does that (both errors add up); better, give the original checkpoint",
             )
         )
-    turned = [d for d in decisions if d.is_decoded and d.ref.view.transposed]
+    kept = [d for d in decisions if d.reason is not None]
+    turned = [d for d in kept if d.is_decoded and d.ref.view.transposed]
     turned = [d for d in turned if _expert(d) is None]
     if turned:
         errors.append(
@@ -35,7 +35,7 @@ def check_sources(decisions: Sequence[Decision], sources: Sources, job: Job, err
                 hint="quantize them: drop the rule that keeps them",
             )
         )
-    changed = [d for d in decisions if d.reason is not None and d.ref.steps and d.ref.view != WHOLE]
+    changed = [d for d in kept if d.ref.steps and d.ref.view != WHOLE]
     if changed:
         errors.append(
             UnsupportedError(
@@ -44,7 +44,7 @@ def check_sources(decisions: Sequence[Decision], sources: Sources, job: Job, err
                 hint="quantize them: drop the rule that keeps them",
             )
         )
-    stuck = [d for d in decisions if d.is_decoded and (len(d.ref.shape) != 2 or _expert(d) is not None)]
+    stuck = [d for d in kept if d.is_decoded and (len(d.ref.shape) != 2 or _expert(d) is not None)]
     if stuck:
         errors.append(
             UnsupportedError(
@@ -65,7 +65,7 @@ def merge_kept(decisions: Sequence[Decision]) -> list[Decision]:
 
     Only where those experts are quantized, one by one, what belongs to them (their biases) is split like them.
     """
-    split = {_expert(d) for d in decisions if d.request}
+    split = {_expert(d) for d in decisions if d.request and d.ref.view is not WHOLE}
     merged, seen = [], set()
     for d in decisions:
         ref = d.ref
@@ -73,7 +73,7 @@ def merge_kept(decisions: Sequence[Decision]) -> list[Decision]:
             merged.append(d)
         elif ref.values.name not in seen:
             seen.add(ref.values.name)
-            merged.append(replace(d, ref=as_stored(ref.values)))
+            merged.append(d._replace(ref=as_stored(ref.values)))
     return merged
 
 

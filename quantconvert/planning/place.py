@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import struct
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import groupby
 from json.encoder import encode_basestring
+from operator import itemgetter
 
 from quantconvert.checkpoint.files import SINGLE_NAME
 from quantconvert.dtypes import DTYPES
@@ -48,45 +50,64 @@ _RANKS = {tag: -dtype.rank for tag, dtype in DTYPES.items()}
 
 def place(units: Sequence[Unit], max_nbytes: int) -> tuple[list[tuple[Output, ...]], tuple[Shard, ...]]:
     """Outputs with shard and offset, unit by unit, and the shards. Raises `UnsupportedError` for a name given twice."""
-    numbers = split_shards((sum(spec.nbytes for spec in specs) for _, specs in units), max_nbytes)
+    sizes: dict[int, int] = {}  # of the specs of a unit: those of alike weights are one object
+    for _, specs in units:
+        if id(specs) not in sizes:
+            sizes[id(specs)] = sum(spec.nbytes for spec in specs)
+    numbers = split_shards((sizes[id(specs)] for _, specs in units), max_nbytes)
     count = (numbers[-1] + 1) if numbers else 0
-    members: list[list[tuple[int, str, TensorSpec, str]]] = [[] for _ in range(count)]
-    for (module, specs), number in zip(units, numbers, strict=True):
-        for spec in specs:
-            name = f"{module}.{spec.suffix}" if spec.suffix else module
-            members[number].append((_RANKS[spec.dtype], name, spec, module))
-    _check_names([name for promised in members for _, name, _, _ in promised])
-    placed: dict[str, Output] = {}
+    _check_names(units)
+    outputs: list[tuple[Output, ...]] = []
     shards = []
-    for number, promised in enumerate(members):
-        promised.sort(key=lambda item: item[:2])
-        header = header_bytes([(name, spec) for _, name, spec, _ in promised])
+    for number, group in groupby(zip(numbers, units, strict=True), key=itemgetter(0)):
+        members = [unit for _, unit in group]
+        promised = sorted(_promised(members))
+        header = header_bytes([(name, members[i][1][k]) for _, name, i, k in promised])
+        placed: list[list[Output]] = [[_NOWHERE] * len(specs) for _, specs in members]
         offset = len(header)
-        for _, name, spec, module in promised:
-            placed[name] = Output(spec, module, number, offset)
-            offset += spec.nbytes
+        for _, _, i, k in promised:
+            module, specs = members[i]
+            placed[i][k] = Output(specs[k], module, number, offset)
+            offset += specs[k].nbytes
+        outputs += map(tuple, placed)
         file = SINGLE_NAME if count == 1 else f"model-{number + 1:05d}-of-{count:05d}.safetensors"
         shards.append(Shard(file, offset, header))
-    outputs = [
-        tuple(placed[f"{module}.{spec.suffix}" if spec.suffix else module] for spec in specs) for module, specs in units
-    ]
     return outputs, tuple(shards)
 
 
-def _check_names(names: Sequence[str]) -> None:
+_NOWHERE = Output(TensorSpec("", "U8", ()), "", 0, 0)
+
+
+def _promised(units: Sequence[Unit]) -> Iterator[tuple[int, str, int, int]]:
+    """What orders a tensor in its file, rank and name, and whose it is: the place of its unit, and its own there."""
+    for i, (module, specs) in enumerate(units):
+        for k, spec in enumerate(specs):
+            yield _RANKS[spec.dtype], f"{module}.{spec.suffix}" if spec.suffix else module, i, k
+
+
+def _check_names(units: Sequence[Unit]) -> None:
     """A source tensor may be called what a layout calls one of its own."""
-    if len(set(names)) < len(names):
-        twice = Counter(names).most_common(1)[0][0]
+    made = {module: specs for module, specs in units if specs[0].suffix}
+    kept = [name for name, specs in units if not specs[0].suffix]
+    others = (name.rpartition(".") for name in kept)
+    is_twice = len(made) + len(set(kept)) < len(units)
+    if is_twice or any(last == spec.suffix for stem, _, last in others for spec in made.get(stem, ())):
+        twice = Counter(name for _, name, _, _ in _promised(units)).most_common(1)[0][0]
         raise UnsupportedError(f"the result would hold `{twice}` twice: it is in the source, and made from a weight")
 
 
 def header_bytes(tensors: Sequence[tuple[str, TensorSpec]]) -> bytes:
     """The file's first bytes: length, JSON, and spaces up to a multiple of 8."""
     entries = ['{"__metadata__":{"format":"pt"}']
+    kinds: dict[int, str] = {}  # what alike tensors have in common
     offset = 0
     for name, spec in tensors:
-        quoted, shape, end = encode_basestring(name), ",".join(map(str, spec.shape)), offset + spec.nbytes
-        entries.append(f'{quoted}:{{"dtype":"{spec.dtype}","shape":[{shape}],"data_offsets":[{offset},{end}]}}')
+        kind = kinds.get(id(spec))
+        if kind is None:
+            shape = ",".join(map(str, spec.shape))
+            kind = kinds[id(spec)] = f'{{"dtype":"{spec.dtype}","shape":[{shape}],"data_offsets":['
+        end = offset + spec.nbytes
+        entries.append(f"{encode_basestring(name)}:{kind}{offset},{end}]}}")
         offset = end
     raw = (",".join(entries) + "}").encode("utf-8")
     raw += b" " * (-len(raw) % 8)

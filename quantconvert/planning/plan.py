@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
+from math import prod
 from typing import Any
 
 from quantconvert.checkpoint import Checkpoint
@@ -14,7 +16,6 @@ from quantconvert.checkpoint.files import INDEX_NAME
 from quantconvert.digest import digest
 from quantconvert.engines import Loadable
 from quantconvert.factors import Factors
-from quantconvert.factors.room import bag_nbytes
 from quantconvert.job import Job
 from quantconvert.planning.knowledge import Knowledge
 from quantconvert.planning.spent import Budget
@@ -42,7 +43,7 @@ class Execution:
     memory_limit: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)  # without slots, so that totals are counted once
 class Plan:
     """Everything about a conversion that is known before one weight is read.
 
@@ -70,20 +71,20 @@ class Plan:
     knowledge: Knowledge | None = field(default=None, repr=False)
     statistics: Statistics | None = None
 
-    @property
+    @cached_property
     def quantized(self) -> tuple[Task, ...]:
         """Tasks that do what was asked: quantize, repack or dequantize a weight."""
         return tuple(task for task in self.tasks if task.reason is None)
 
-    @property
+    @cached_property
     def kept(self) -> tuple[Task, ...]:
         """Tasks whose tensor stays in high precision; what was quantized in the source is decoded for it."""
         return tuple(task for task in self.tasks if task.reason is not None)
 
-    @property
+    @cached_property
     def total_size(self) -> int:
         """Bytes of all output tensors: the index's `total_size`."""
-        return sum(task.output_nbytes for task in self.tasks)
+        return sum(shard.nbytes - len(shard.header) for shard in self.shards)
 
     @property
     def output_nbytes(self) -> int:
@@ -104,7 +105,7 @@ class Plan:
         pairs = [(output.name, self.shards[output.shard].file) for task in self.tasks for output in task.outputs]
         return dict(sorted(pairs))
 
-    @property
+    @cached_property
     def accounts(self) -> dict[str, int]:
         """How many stored tensors went where; together they are all of the checkpoint's, each in one place.
 
@@ -114,34 +115,38 @@ class Plan:
         """
         found: dict[str, str] = {}
         for task in self.tasks:
-            values, *partners = task.inputs
+            first = True
             is_changed = task.reason is not None and task.source.steps and task.source.num_bits is None
-            found[values.name] = "changed" if is_changed else _ACCOUNTS[task.operation]
-            found |= {ref.name: "partners" for ref in partners}
+            for ref in task.source.refs.values():
+                found[ref.name] = "partners" if not first else "changed" if is_changed else _ACCOUNTS[task.operation]
+                first = False
         found |= {dropped.ref.name: "dropped" for dropped in self.dropped}
         return dict(Counter(found.values()))
 
-    @property
+    @cached_property
     def bits_per_weight(self) -> float:
         """Output bits for each source element, everything counted."""
-        return 8 * self.total_size / max(1, sum(task.num_elements for task in self.tasks))
+        return 8 * self.total_size / max(1, _num_elements(self.tasks))
 
-    @property
+    @cached_property
     def bits_per_quantized_weight(self) -> float:
         """Output bits, scales and zero points included, for each weight of a quantized layer."""
-        quantized = self.quantized
-        elements = sum(task.num_elements for task in quantized)
-        return 8 * sum(task.output_nbytes for task in quantized) / max(1, elements)
+        nbytes = sum([output.spec.nbytes for task in self.quantized for output in task.outputs])
+        return 8 * nbytes / max(1, _num_elements(self.quantized))
 
-    @property
+    @cached_property
     def peak_nbytes(self) -> int:
         """The most memory that tasks, or a bag of tokens, hold at once, on top of the interpreter with torch."""
-        largest = sorted((task.peak_nbytes for task in self.tasks), reverse=True)
+        largest = sorted([task.peak_nbytes for task in self.tasks], reverse=True)
         walk = self.knowledge.walk if self.knowledge else None
-        before = bag_nbytes(walk, self.execution) if walk else 0
+        before = 0
+        if walk:
+            from quantconvert.factors.room import bag_nbytes
+
+            before = bag_nbytes(walk, self.execution)
         return max(before, min(sum(largest[: self.execution.workers]), self.execution.memory_limit))
 
-    @property
+    @cached_property
     def scratch_nbytes(self) -> int:
         """The most bytes of scratch files at once, on the disk that the result is written to."""
         slab = self.execution.slab_nbytes
@@ -153,10 +158,14 @@ class Plan:
         """The scheme of most weights; None where the result is not quantized."""
         return None if not self.schemes else max(self.schemes.items(), key=lambda item: item[1])[0]
 
-    @property
+    @cached_property
     def schemes(self) -> dict[Scheme, int]:
         """How many weights each scheme has."""
-        return dict(Counter(task.scheme for task in self.quantized if task.scheme))
+        schemes = {id(task.scheme): task.scheme for task in self.quantized if task.scheme}
+        counts: Counter[Scheme] = Counter()
+        for key, count in Counter([id(task.scheme) for task in self.quantized if task.scheme]).items():
+            counts[schemes[key]] += count
+        return dict(counts)
 
     @property
     def index(self) -> dict[str, Any] | None:
@@ -224,6 +233,11 @@ class Plan:
             "tensors": [_task_json(task) for task in self.tasks],
             "dropped_tensors": {dropped.ref.name: dropped.reason for dropped in self.dropped},
         }
+
+
+def _num_elements(tasks: Sequence[Task]) -> int:
+    """Weights, unpacked; of each shape once."""
+    return sum(count * prod(shape) for shape, count in Counter([task.source.shape for task in tasks]).items())
 
 
 # Where a stored tensor ended, by the operation of the task that read it.

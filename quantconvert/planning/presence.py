@@ -9,7 +9,8 @@ taken for an incomplete one. For families without a table that is a guess, and s
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from functools import cache
 from typing import Any
 
 from quantconvert.checkpoint import Checkpoint
@@ -78,7 +79,7 @@ def absent(checkpoint: Checkpoint, tensors: Sequence[Read], classifier: Classifi
     return ([*gaps, *likely], []) if family else (gaps, likely)
 
 
-def find_stacks(tensors: Iterable[Read], classifier: Classifier) -> tuple[dict[str, Layers], dict[str, Layers]]:
+def find_stacks(tensors: Sequence[Read], classifier: Classifier) -> tuple[dict[str, Layers], dict[str, Layers]]:
     """The numbered layers of the language model, and of towers: for each stack (`model.layers`) and number the names.
 
     A stack counts that has a linear weight by the family's table or, without one, bears a name that layers bear; of a
@@ -87,14 +88,12 @@ def find_stacks(tensors: Iterable[Read], classifier: Classifier) -> tuple[dict[s
     stacks: dict[str, Layers] = {}
     towers: dict[str, Layers] = {}
     linear = set()
-    for tensor in tensors:
+    for tensor, role in zip(tensors, classifier.roles(tensors), strict=True):
         match = _NUMBERED.fullmatch(tensor.name)
-        role = classifier.role(tensor) if match else None
-        if match is None or role is None or role.reason in _APART or len(match[2]) > 6:
+        if match is None or role.reason in _APART or len(match[2]) > 6:
             continue
-        stack = match[1] or ""
-        of_tower = role.reason in _TOWERS
-        (towers if of_tower else stacks).setdefault(stack, {}).setdefault(int(match[2]), set()).add(match[3])
+        stack, number, name = match[1] or "", int(match[2]), match[3]
+        (towers if role.reason in _TOWERS else stacks).setdefault(stack, {}).setdefault(number, set()).add(name)
         if role.reason is None and (role.by_table or (classifier.family is None and _is_layers(stack))):
             linear.add(stack)
     return (
@@ -158,11 +157,11 @@ def _lacking(layers: Layers, config: Mapping[str, Any], family: Family | None) -
     """Number of the layer, and the name inside it, of each tensor that others of its kind have."""
     if any(config.get(key) for key in _IRREGULAR) or any(map(_STAGE.match, set().union(*layers.values()))):
         return set()
-    uneven = family.uneven if family else ()
+    is_uneven = cache(lambda name: any(re.search(pattern, name) for pattern in (family.uneven if family else ())))
     kind = _kinds(config, max(layers) + 1)
     by_kind: dict[tuple[object, ...], dict[frozenset[str], list[int]]] = {}
     for number, names in sorted(layers.items()):
-        whole = frozenset(n for n in names if not any(re.search(pattern, n) for pattern in uneven))
+        whole = frozenset(names) - {name for name in names if is_uneven(name)}
         by_kind.setdefault(kind(number), {}).setdefault(whole, []).append(number)
     found: set[tuple[int, str]] = set()
     for signatures in by_kind.values():
@@ -172,7 +171,12 @@ def _lacking(layers: Layers, config: Mapping[str, Any], family: Family | None) -
             if larger and (family or len(numbers) < sum(len(signatures[other]) for other in larger)):
                 found |= {(number, name) for number in numbers for name in min(larger, key=len) - have}
     if family and family.experts:
-        found |= {(number, name) for number, names in layers.items() for name in _missing_experts(names, config)}
+        missing: dict[frozenset[str], list[str]] = {}  # of alike layers once
+        for number, names in layers.items():
+            own = frozenset(names)
+            if own not in missing:
+                missing[own] = list(_missing_experts(own, config))
+            found |= {(number, name) for name in missing[own]}
     return found
 
 
@@ -188,7 +192,7 @@ def _kinds(config: Mapping[str, Any], count: int) -> Callable[[int], tuple[objec
     return lambda number: tuple(row[number] for row in rows)
 
 
-def _missing_experts(names: set[str], config: Mapping[str, Any]) -> Iterator[str]:
+def _missing_experts(names: Set[str], config: Mapping[str, Any]) -> Iterator[str]:
     """Each expert of a layer, as many as the config says, has what any other has."""
     count = next((config[k] for k in _EXPERT_COUNTS if type(config.get(k)) is int), 0)
     parts: dict[tuple[str, str], set[int]] = {}
@@ -225,10 +229,10 @@ def _missing_around(
     config = checkpoint.text_config
     outside = {
         name
-        for tensor in tensors
+        for tensor, role in zip(tensors, classifier.roles(tensors), strict=True)
+        if not tensor.name.endswith((".bias", ".beta")) and not _NUMBERED.fullmatch(tensor.name)
+        if role.reason not in _OTHER_MODELS
         for name in (tensor.name, tensor.name.rpartition(".")[0])
-        if not _NUMBERED.fullmatch(tensor.name) and not tensor.name.endswith((".bias", ".beta"))
-        if classifier.role(tensor).reason not in _OTHER_MODELS
     }
     tails = {tail for name in outside for tail in _tails(name)}
     architecture = _architecture(checkpoint)

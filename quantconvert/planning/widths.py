@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from quantconvert.errors import QuantConvertError, UnsupportedError
-from quantconvert.families.parallel import is_merged, part_of
+from quantconvert.families.parallel import Part, is_merged, part_of
 from quantconvert.job import Job
 from quantconvert.patterns import template_of
 from quantconvert.planning.decision import Decision
@@ -21,11 +21,20 @@ def fit_widths(
     if ranks > 1:
         _check_heads(decisions, ranks, config, errors)
     widths: dict[int, int] = {}
+    unsharded = []
+    parts: dict[tuple[str, tuple[int, ...]], Part | None] = {}  # of alike weights, which no number tells apart
     for i, d in enumerate(decisions):
-        part = part_of(d.module, d.ref.shape, 0, ranks, config) if d.request else None
+        if d.request is None:
+            continue
+        kind = template_of(d.ref.name), d.ref.shape
+        if kind not in parts:
+            parts[kind] = part_of(d.module, d.ref.shape, 0, ranks, config)
+        part = parts[kind]
         if part:
-            widths[i] = part.shape[1]
-    _check_shardable([d for i, d in enumerate(decisions) if d.request and i not in widths], ranks, errors)
+            widths[i] = part.columns[1] - part.columns[0]
+        else:
+            unsharded.append(d)
+    _check_shardable(unsharded, ranks, errors)
     bad = [i for i, width in widths.items() if width % (_size(decisions[i]) or 1)]
     if bad and job.on_indivisible == "error":
         errors.extend(_refusals(decisions, bad, widths, ranks))
@@ -35,7 +44,7 @@ def fit_widths(
         if job.on_indivisible == "skip":
             decisions[i] = d.kept("indivisible", f"in_features {widths[i]} % group_size {_size(d)} != 0")
         elif job.on_indivisible == "channel":
-            decisions[i] = replace(d, request=replace(d.request, strategy="channel", group_size=None))
+            decisions[i] = d._replace(request=replace(d.request, strategy="channel", group_size=None))
     return decisions
 
 

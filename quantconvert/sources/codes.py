@@ -6,6 +6,7 @@ import re
 import struct
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from quantconvert.checkpoint import TensorRef
@@ -110,10 +111,14 @@ _SUFFIXES = (
 
 def is_quantized(ref: TensorRef) -> bool:
     """Whether a tensor can only be part of a quantized weight."""
-    own = {suffix for layout in LAYOUTS.values() for suffix in layout.suffixes if suffix != "weight"}
-    last = ref.name.rpartition(".")[2]
-    mxfp4 = ref.dtype == "U8" and last.endswith(("_blocks", "_scales"))
-    tiny = last == "weight" and ref.dtype.startswith(("F8", "F4", "F6"))
+    return _is_part(ref.name.rpartition(".")[2], ref.dtype, frozenset(LAYOUTS))
+
+
+@lru_cache(maxsize=4096)  # there are few last words of names
+def _is_part(last: str, dtype: str, layouts: frozenset[str]) -> bool:
+    own = {suffix for name in layouts for suffix in LAYOUTS[name].suffixes if suffix != "weight"}
+    mxfp4 = dtype == "U8" and last.endswith(("_blocks", "_scales"))
+    tiny = last == "weight" and dtype.startswith(("F8", "F4", "F6"))
     return last in _SUFFIXES or last in own or last.endswith(("_scale_inv", "_proj_scale")) or mxfp4 or tiny
 
 

@@ -84,7 +84,7 @@ def _encoded(context: Context) -> list[Read]:
             context.errors.append(error)
             return []
         weights += found
-        taken = {ref.name for read in found for ref in read.inputs}
+        taken = {ref.name for read in found for ref in read.refs.values()}
         left = {name: ref for name, ref in left.items() if name not in taken} if taken else left
     return weights
 
@@ -93,16 +93,17 @@ def _placed(
     refs: Mapping[str, TensorRef], weights: Sequence[Read], method: str | None
 ) -> tuple[list[Read], list[Dropped]]:
     """Weights in the places of their values, what no encoding took as it is; and the scales that end with them."""
+    partners = {ref.name for weight in weights for ref in weight.refs.values()}
     leads = {weight.values.name: weight for weight in weights}
-    partners = {ref.name for weight in weights for ref in weight.inputs}
     reads: list[Read] = []
     dropped = []
     for ref in refs.values():
-        if ref.name in leads:
-            reads.append(leads[ref.name])
-        elif ref.name not in partners and method and is_activation_scale(ref.name):
+        if ref.name in partners:
+            if ref.name in leads:
+                reads.append(leads[ref.name])
+        elif method and is_activation_scale(ref.name):
             dropped.append(Dropped(ref, f"activation scale of the source's own quantization (`{method}`)"))
-        elif ref.name not in partners:
+        else:
             reads.append(as_stored(ref))
     return reads, dropped
 

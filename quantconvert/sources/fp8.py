@@ -9,7 +9,7 @@ float8_e8m0 is the exponent: 2^(u - 127) (`scale_fmt: ue8m0`).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from quantconvert.checkpoint import TensorRef
@@ -39,6 +39,7 @@ class Fp8:
         """Every float8 weight with its scale, wherever that lies; a weight without one is refused."""
         refs = context.refs
         declared = _declared(context.block)
+        blocks: dict[Hashable, tuple[int, int]] = {}  # of alike pairs; experts are
         for ref in refs.values():
             if not ref.dtype.startswith(("F8_E4M3", "F8_E5M2")):
                 continue
@@ -49,7 +50,8 @@ class Fp8:
                 if scale is None:
                     wanted = " or ".join(f"`{ref.name}{suffix}`" for suffix in _SUFFIXES)
                     raise CheckpointError(f"tensor `{ref.name}` in `{ref.file}` is {ref.dtype}: expected {wanted}")
-                block = _block(ref, scale, declared)
+                kind = ref.shape, scale.dtype, scale.shape
+                block = blocks.get(kind) or blocks.setdefault(kind, _block(ref, scale, declared))
             except CheckpointError as error:
                 context.errors.append(error)
                 continue

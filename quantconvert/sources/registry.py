@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -11,7 +12,7 @@ from quantconvert.sources.encoding import Encoding
 from quantconvert.sources.fp8 import Fp8
 from quantconvert.sources.mxfp4 import Mxfp4
 from quantconvert.sources.plain import Plain
-from quantconvert.sources.read import Cost, Read
+from quantconvert.sources.read import WHOLE, Cost, Read
 from quantconvert.sources.slabs import slabs_of
 
 if TYPE_CHECKING:
@@ -29,6 +30,14 @@ def cost_of(read: Read, slab_nbytes: int) -> Cost:
     held = sum(step.held_nbytes(read.shape) for step in read.steps)
     held += _mixing(read) * slabs_of(read.matrix, slab_nbytes).held_nbytes
     return replace(cost, raw=cost.raw + max(step.scratch for step in read.steps), held=cost.held + held)
+
+
+def form_of(read: Read) -> Hashable:
+    """What `cost_of` goes by: reads of one form cost the same, whatever they are called and wherever they lie."""
+    refs = tuple([(role, ref.dtype, ref.shape) for role, ref in read.refs.items()])
+    detail = read.detail if read.stored is None else read.stored.form
+    steps = tuple([(step.axis, step.scratch, step.held_nbytes(read.shape)) for step in read.steps])
+    return read.encoding, read.shape, read.dtype, read.view is not WHOLE and read.view, refs, detail, steps
 
 
 def scratch_nbytes(read: Read, slab_nbytes: int) -> int:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -19,8 +18,7 @@ from quantconvert.sources.steps.base import Step
 from quantconvert.sources.steps.scale import Heads, Scale, Way
 
 
-@dataclass(frozen=True, slots=True)
-class Site:
+class Site(NamedTuple):
     """One vector [width] inside a layer.
 
     name: the module that gives it. givers: that module's weight and, where it has one, its bias; they take the factors
@@ -45,8 +43,9 @@ class Site:
         for read in self.givers:
             way: Way = "rows" if len(read.shape) == 2 else "1 + vector" if self.base(read) else "vector"
             yield read.name, Scale(factors, way, self.start)
+        columns = Scale(factors, "columns", heads=self.heads)
         for read in self.readers:
-            yield read.name, Scale(factors, "columns", heads=self.heads)
+            yield read.name, columns
 
 
 def find_sites(reads: Sequence[Read], family: Family | None, checkpoint: Checkpoint) -> tuple[list[Site], list[str]]:
@@ -63,20 +62,55 @@ def find_sites(reads: Sequence[Read], family: Family | None, checkpoint: Checkpo
         layer = layer_of(read.name)
         if layer is not None:
             layers.setdefault(layer, []).append(read)
+    alike: dict[Hashable, _Found] = {}
     for prefix, members in layers.items():
         if stands_aside(prefix, family):
             continue
-        layer_reads = _Layer(prefix, members)
-        vectors = [vector for fold in folds for vector in _vectors(fold, layer_reads)]
-        count = Counter(read.name for vector in vectors for read in vector.readers)
-        for vector in vectors:
-            site = _site(vector, prefix, config)
-            problem = site if isinstance(site, str) else _doubt(site, layer_reads, count, family.unfolded)
-            if isinstance(site, str) or problem:
-                problems.setdefault(f"`{vector.fold.producer}` {problem}", []).append(prefix.rstrip("."))
-            else:
-                sites.append(site)
+        kind = template_of(prefix), tuple((read.name[len(prefix) :], read.shape, read.dtype) for read in members)
+        if kind not in alike:
+            alike[kind] = _look(prefix, members, folds, config, family.unfolded)
+        sites += alike[kind].sites(prefix, members)
+        for problem in alike[kind].problems:
+            problems.setdefault(problem, []).append(prefix.rstrip("."))
     return sites, [f"{what} ({some(where)})" for what, where in problems.items()]
+
+
+class _Found(NamedTuple):
+    """What holds for all layers with the same tensors: sites of the first, the places of their givers and readers among
+    its members, and what is wrong with the others.
+    """
+
+    prefix: str
+    first: tuple[Site, ...]
+    places: tuple[tuple[tuple[int, ...], tuple[int, ...]], ...]
+    problems: tuple[str, ...]
+
+    def sites(self, prefix: str, members: Sequence[Read]) -> Iterator[Site]:
+        """Those of the layer that has these members."""
+        for site, (givers, readers) in zip(self.first, self.places, strict=True):
+            name = prefix + site.name[len(self.prefix) :]
+            own = tuple([members[i] for i in givers]), tuple([members[i] for i in readers])
+            yield Site(name, site.fold, site.width, *own, site.start, site.heads)
+
+
+def _look(
+    prefix: str, members: Sequence[Read], folds: Sequence[Fold], config: Mapping[str, Any], unfolded: tuple[str, ...]
+) -> _Found:
+    """Look for the vectors of one layer."""
+    layer = _Layer(prefix, members)
+    vectors = [vector for fold in folds for vector in _vectors(fold, layer)]
+    count = Counter(read.name for vector in vectors for read in vector.readers)
+    sites, problems = [], []
+    for vector in vectors:
+        site = _site(vector, prefix, config)
+        problem = site if isinstance(site, str) else _doubt(site, layer, count, unfolded)
+        if isinstance(site, str) or problem:
+            problems.append(f"`{vector.fold.producer}` {problem}")
+        else:
+            sites.append(site)
+    at = {read.name: i for i, read in enumerate(members)}
+    places = [tuple(tuple(at[read.name] for read in reads) for reads in (s.givers, s.readers)) for s in sites]
+    return _Found(prefix, tuple(sites), tuple((givers, readers) for givers, readers in places), tuple(problems))
 
 
 def scaled(
@@ -90,11 +124,11 @@ def scaled(
 
 def with_steps(reads: Sequence[Read], factors: Sequence[tuple[Site, TensorRef]]) -> list[Read]:
     """The reads, in their order, with a step for each site that they take part in."""
-    steps: dict[str, list[Step]] = {}
+    steps: dict[str, tuple[Step, ...]] = {}
     for site, place in factors:
         for name, step in site.steps(place):
-            steps.setdefault(name, []).append(step)
-    return [replace(read, steps=(*read.steps, *steps[read.name])) if read.name in steps else read for read in reads]
+            steps[name] = (*steps.get(name, ()), step)
+    return [read.stepped(steps[read.name]) if read.name in steps else read for read in reads]
 
 
 def _holds(fold: Fold, config: Mapping[str, Any], model_types: Sequence[object]) -> bool:

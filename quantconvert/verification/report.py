@@ -15,7 +15,7 @@ from typing import Any
 
 from quantconvert.checkpoint.ranges import open_regular
 from quantconvert.errors import OutputError
-from quantconvert.factors import Summary
+from quantconvert.factors.summary import Summary
 from quantconvert.planning import Plan, Task
 from quantconvert.verification.findings import TensorError
 from quantconvert.version import __version__

@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING
 
 from quantconvert.kernels.base import Direct, Fast, Place, Taken, Way
 from quantconvert.kernels.native.choice import chosen
-from quantconvert.kernels.native.fields import ELEMENTS
+from quantconvert.kernels.native.fields import ELEMENTS, STORED
 from quantconvert.kernels.native.library import Library
 from quantconvert.layouts import Layout
 from quantconvert.methods.rtn import Rtn
 from quantconvert.schemes import Scheme
 from quantconvert.sources import Read
-from quantconvert.sources.read import PLAIN, WHOLE
+from quantconvert.sources.elements import is_elements
+from quantconvert.sources.read import WHOLE
 from quantconvert.sources.steps.scale import Scale
 
 if TYPE_CHECKING:
@@ -60,7 +61,7 @@ class Native:
         if self._found() is None:
             return "nothing"
         if way.method is None or way.scheme is None or way.layout is None:
-            fits = {source.values.dtype, way.specs[0].dtype} <= set(ELEMENTS) and source.view == WHOLE
+            fits = source.values.dtype in STORED and way.specs[0].dtype in ELEMENTS and source.view == WHOLE
             return "whole" if stored and fits else "nothing"
         element = source.values.dtype if stored else "F32"
         if way.layout.packing(way.scheme) is None or not _takes(source, element, way.method, way.scheme, way.layout):
@@ -77,10 +78,11 @@ class Native:
 
 def _takes(source: Read, element: str, method: str, scheme: Scheme, layout: Layout) -> bool:
     """Whether the arithmetic is the library's, for rows of dtype `element`."""
-    dtypes = {source.dtype, layout.scale_dtype(source.dtype), element}
-    return method == Rtn.name and scheme.type == "int" and len(source.shape) == 2 and dtypes <= set(ELEMENTS)
+    fits = element in STORED and {source.dtype, layout.scale_dtype(source.dtype)} <= set(ELEMENTS)
+    return fits and method == Rtn.name and scheme.type == "int" and len(source.shape) == 2
 
 
 def takes_stored(source: Read) -> bool:
-    """Whether the library takes the rows as stored: of a plain weight, with no step but factors."""
-    return source.encoding == PLAIN and all(isinstance(step, Scale) for step in source.steps)
+    """Whether the library takes the rows as stored: numbers, times scales of blocks, with no step but factors."""
+    is_known = is_elements(source) and source.values.dtype in STORED
+    return is_known and all(isinstance(step, Scale) for step in source.steps)

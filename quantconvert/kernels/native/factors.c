@@ -40,6 +40,7 @@ static int64_t spanned(const Driver *driver, int64_t rows) { return (rows - 1) *
         }                                                                                                              \
     }
 
+TURN(turn_1, uint8_t)
 TURN(turn_2, uint16_t)
 TURN(turn_4, uint32_t)
 
@@ -56,7 +57,9 @@ static const uint8_t *read_run(const Driver *driver, int64_t first, int64_t rows
                      driver->offset + j * width + top * element))
             return NULL;
     *stride = driver->height;
-    if (element == 2)
+    if (element == 1)
+        turn_1(driver, room->stored, rows, room->turned);
+    else if (element == 2)
         turn_2(driver, (const uint16_t *)room->stored, rows, (uint16_t *)room->turned);
     else
         turn_4(driver, (const uint32_t *)room->stored, rows, (uint32_t *)room->turned);
@@ -86,14 +89,15 @@ static float divide(float *restrict values, const float *restrict divisor, int64
 }
 
 /* Adds each value's share of its group's largest to the sum of its column, row after row. */
-static void add_rows(const Driver *driver, const uint8_t *rows, int64_t stride, int64_t count, int64_t columns,
-                     const Room *room) {
+static void add_rows(const Driver *driver, const uint8_t *rows, int64_t stride, int64_t first, int64_t count,
+                     int64_t columns, const Room *room) {
     const int64_t element = nbytes_of((int32_t)driver->element), size = driver->group_size;
     float *restrict values = room->values;
     for (int64_t left = 0; left < columns; left += size) {
         double *restrict total = room->total + left;
         for (int64_t i = 0; i < count; i++) {
-            decode(rows + (i * stride + left) * element, (int32_t)driver->element, size, values);
+            decode_part(driver->meaning, rows + (i * stride + left) * element, (int32_t)driver->element, first + i, left,
+                        size, values);
             const float found = divide(values, room->divisor + left, size), most = found < FLT_MIN ? FLT_MIN : found;
             for (int64_t j = 0; j < size; j++)
                 total[j] += (double)(values[j] / most);
@@ -112,7 +116,7 @@ static int64_t add_driver(const Driver *driver, int64_t columns, const Room *roo
         const uint8_t *stored = read_run(driver, first, count, room, &stride);
         if (!stored)
             return -1;
-        add_rows(driver, stored, stride, count, columns, room);
+        add_rows(driver, stored, stride, first, count, columns, room);
         rows += count;
     }
     return rows;

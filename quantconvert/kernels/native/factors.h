@@ -20,6 +20,7 @@ typedef struct {
     int64_t step;
     int64_t transposed;
     int64_t element;
+    const Meaning *meaning; /* or null */
     int64_t rows;       /* of the weight */
     int64_t group_size; /* divides its columns */
     int64_t run;        /* rows of a run */

@@ -13,9 +13,11 @@ from quantconvert.factors import Driver, Wanted
 from quantconvert.factors.sampling import sample
 from quantconvert.factors.wanted import PASSES, sampled_rows
 from quantconvert.kernels.base import Unread
-from quantconvert.kernels.native.fields import ELEMENTS, Wrong
+from quantconvert.kernels.native.fields import ELEMENTS, STORED, MeaningFields, Wrong
 from quantconvert.kernels.native.library import Library, address_of
+from quantconvert.kernels.native.template import pointer_to, read_meaning
 from quantconvert.sources import Read
+from quantconvert.sources.elements import is_elements
 from quantconvert.sources.read import PLAIN
 from quantconvert.sources.sites import Site
 from quantconvert.sources.steps.scale import Heads
@@ -27,13 +29,12 @@ _FREE, _CALM_ROWS, _CALM_NORM = range(3)
 class DriverFields(ctypes.Structure):
     """`Driver` of factors.h."""
 
-    _fields_ = tuple(
-        (name, ctypes.c_int64)
-        for name in (
-            "fd", "offset", "height", "width", "start", "step", "transposed", "element", "rows", "group_size", "run",
-            "runs",
-        )
-    )  # fmt: skip
+    _fields_ = (
+        *((name, ctypes.c_int64) for name in ("fd", "offset", "height", "width", "start", "step", "transposed")),
+        ("element", ctypes.c_int64),
+        ("meaning", ctypes.POINTER(MeaningFields)),
+        *((name, ctypes.c_int64) for name in ("rows", "group_size", "run", "runs")),
+    )
 
 
 class GiverFields(ctypes.Structure):
@@ -75,7 +76,7 @@ class Equalizer:
         if wanted.recipe != "weights" or len({driver.read.matrix[1] for driver in wanted.drivers}) != 1:
             return False
         weights = (driver.read for driver in wanted.drivers)
-        return all(len(read.shape) == 2 and _is_plain(read) for read in weights) and all(
+        return all(len(read.shape) == 2 and _is_stored(read) for read in weights) and all(
             map(_is_plain, vectors_of(wanted))
         )
 
@@ -83,7 +84,10 @@ class Equalizer:
         """Float32, one a channel of the vector, as bytes. Raises `CheckpointError`, and `Unread` with the weight."""
         site = wanted.site
         found, vectors = memoryview(bytearray(4 * site.width)), vectors_of(wanted)
+        held = [read_meaning(driver.read, files) for driver in wanted.drivers]
         drivers = [driver_fields(wanted, driver, files) for driver in wanted.drivers]
+        for driver, (meaning, _) in zip(drivers, held, strict=True):
+            driver.meaning = pointer_to(meaning)
         values = [read_stored(read, files, site) for read in vectors]
         givers = [
             GiverFields(address_of(stored), ELEMENTS[read.values.dtype], site.base(read))
@@ -122,6 +126,10 @@ def _is_plain(read: Read) -> bool:
     return read.encoding == PLAIN and not read.steps and read.values.dtype in ELEMENTS
 
 
+def _is_stored(read: Read) -> bool:
+    return is_elements(read) and not read.steps and read.values.dtype in STORED
+
+
 def driver_fields(wanted: Wanted, driver: Driver, files: Files) -> DriverFields:
     """A weight, and which of its rows are looked at."""
     read, ref, view = driver.read, driver.read.values, driver.read.view
@@ -136,7 +144,7 @@ def driver_fields(wanted: Wanted, driver: Driver, files: Files) -> DriverFields:
         start=view.start,
         step=view.step,
         transposed=view.transposed,
-        element=ELEMENTS[ref.dtype],
+        element=STORED[ref.dtype],
         rows=rows.rows,
         group_size=driver.group_size or read.matrix[1],
         run=rows.run,

@@ -6,7 +6,9 @@ import ctypes
 from collections.abc import Sequence
 from enum import IntFlag
 
+# Dtypes in which C computes and stores, and what it reads besides.
 ELEMENTS = {"BF16": 0, "F16": 1, "F32": 2}
+STORED = ELEMENTS | {"F8_E4M3": 3, "F8_E5M2": 3}
 ALONG = {"columns": 0, "rows": 1, "pairs": 2, "bytes": 3, "nothing": 4}
 WAYS = {"rows": 0, "columns": 1, "vector": 2, "1 + vector": 3}
 # What becomes of a unit's rows.
@@ -30,6 +32,20 @@ class StepFields(ctypes.Structure):
     _fields_ = (("factors", ctypes.c_void_p), ("start", ctypes.c_int64), ("way", ctypes.c_int64))
 
 
+class MeaningFields(ctypes.Structure):
+    """`Meaning` of native.h."""
+
+    _fields_ = (
+        ("table", ctypes.c_void_p),
+        ("scales", ctypes.c_void_p),
+        ("width", ctypes.c_int64),
+        ("rows", ctypes.c_int64),
+        ("columns", ctypes.c_int64),
+        ("start", ctypes.c_int64),
+        ("step", ctypes.c_int64),
+    )
+
+
 class PackedFields(ctypes.Structure):
     """`Packed` of native.h."""
 
@@ -51,6 +67,7 @@ class Call(ctypes.Structure):
         ("columns", ctypes.c_int64),
         ("group_size", ctypes.c_int64),
         ("first_row", ctypes.c_int64),
+        ("meaning", ctypes.POINTER(MeaningFields)),
         ("steps", ctypes.POINTER(StepFields)),
         ("num_steps", ctypes.c_int64),
         ("span", ctypes.c_void_p),

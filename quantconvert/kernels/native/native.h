@@ -20,12 +20,24 @@
 #define JOINED(a, b) a##b
 #define NAMED(a, b) JOINED(a, b)
 
-enum { BF16, F16, F32 };                             /* element types of weights and scales */
+enum { BF16, F16, F32, TABLE };                      /* element types of weights and scales; TABLE: bytes to look up */
 enum { COLUMNS, ROWS, PAIRS, BYTES, NOTHING };       /* how codes lie beside each other: `Packed` in layouts/base.py */
 enum { MULTIPLIED, DIVIDED, ELEMENTS, OF_ONE };      /* ways of a step */
 /* what can go wrong; DOUBTFUL: what is stored may be */
 enum { NONFINITE = 1, OVERFLOW = 2, NO_MEMORY = 4, UNREAD = 8, UNWRITTEN = 16, DOUBTFUL = 32 };
 enum { PER_WORD_MAX = 8, LANES = 16, CHUNK = 128 };
+
+/* What stored elements mean beside their type: what each byte stands for, and a factor for each block of the matrix that
+ * holds them, whose rows start, start + step, ... are the weight's. */
+typedef struct {
+    const float *table;  /* [256]; or null */
+    const float *scales; /* [.., width], one for `rows` rows and `columns` columns; or null */
+    int64_t width;
+    int64_t rows;
+    int64_t columns;
+    int64_t start;
+    int64_t step;
+} Meaning;
 
 /* One step of sources/steps/scale.py. DIVIDED: columns by factors[column]. MULTIPLIED: rows from `start` on by
  * factors[row - start]; ELEMENTS: those of a vector likewise; OF_ONE: so that 1 + w is multiplied. */
@@ -51,6 +63,7 @@ typedef struct {
     int64_t columns;
     int64_t group_size;     /* divides columns */
     int64_t first_row;      /* of these rows in the weight, for steps */
+    const Meaning *meaning; /* or null */
     const Step *steps;
     int64_t num_steps;
     const float *span;      /* the lowest and the highest value of the tensor, where all of it shares a scale; or null */

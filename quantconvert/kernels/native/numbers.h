@@ -5,7 +5,7 @@
 #include "lanes.h"
 #include "native.h"
 
-static inline int64_t nbytes_of(int32_t element) { return element == F32 ? 4 : 2; }
+static inline int64_t nbytes_of(int32_t element) { return element == F32 ? 4 : element == TABLE ? 1 : 2; }
 
 /* Half to even. Not for NaN. */
 static inline uint16_t to_bf16(float value) {
@@ -45,6 +45,25 @@ static inline void decode(const void *row, int32_t element, int64_t count, float
             values[i] = from_f16(stored[i]);
     else
         memcpy(values, row, (size_t)count * sizeof *values);
+}
+
+/* The same of row `row` of a weight from column `left` on. */
+static inline void decode_part(const Meaning *meaning, const void *stored, int32_t element, int64_t row, int64_t left,
+                               int64_t count, float *restrict values) {
+    if (element == TABLE)
+        for (int64_t i = 0; i < count; i++)
+            values[i] = meaning->table[((const uint8_t *)stored)[i]];
+    else
+        decode(stored, element, count, values);
+    if (!meaning || !meaning->scales)
+        return;
+    const float *scales = meaning->scales + (meaning->start + row * meaning->step) / meaning->rows * meaning->width;
+    for (int64_t i = 0; i < count;) {
+        const int64_t block = (left + i) / meaning->columns, end = (block + 1) * meaning->columns - left;
+        const float scale = scales[block];
+        for (; i < count && i < end; i++)
+            values[i] *= scale;
+    }
 }
 
 /* A number that the dtype holds. */

@@ -29,7 +29,7 @@ static inline void take_steps(const Call *call, int64_t row, float *restrict val
 
 static inline void read_row(const Call *call, int64_t row, float *values) {
     const char *stored = (const char *)call->weights + row * call->stride * nbytes_of(call->element);
-    decode(stored, call->element, call->columns, values);
+    decode_part(call->meaning, stored, call->element, call->first_row + row, 0, call->columns, values);
     take_steps(call, call->first_row + row, values);
 }
 

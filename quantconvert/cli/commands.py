@@ -1,0 +1,137 @@
+"""What each command does: call the library, print. Imported when a command runs, before anything may be interrupted.
+
+A function gets the command's arguments, then the library's options that were given, then the command line's own.
+"""
+
+from __future__ import annotations
+
+import gc
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from quantconvert import api
+from quantconvert.cli.explain import print_plan
+from quantconvert.cli.failures import Exit
+from quantconvert.cli.lines import print_json, print_text
+from quantconvert.cli.output import print_inventory, print_observation, print_result, print_verification, result_json
+from quantconvert.errors import UsageError, VerificationError
+from quantconvert.events import Reporter, silent
+from quantconvert.planning import Plan
+from quantconvert.run.folder import free_nbytes
+
+if TYPE_CHECKING:
+    from quantconvert.conversion import Result
+
+
+def convert(source: str, out: str, asked: dict[str, Any], words: dict[str, Any]) -> None:
+    """Convert SRC into OUT."""
+    _check_words(words)
+    asked = _with_recipe(asked, words)
+    if words.get("dry_run"):
+        known = {name: value for name, value in asked.items() if name not in ("restart", "verify")}
+        _show_plan(api.plan(source, out, **known), out, words)
+        return
+    with _reporter(words) as report:
+        result = api.convert(source, out, report=report, **asked)
+    _show_result(result, words)
+
+
+def plan(source: str, out: str | None, asked: dict[str, Any], words: dict[str, Any]) -> None:
+    """What a conversion would do, from headers; writes nothing."""
+    _check_words(words)
+    _show_plan(api.plan(source, out, **_with_recipe(asked, words)), out, words)
+
+
+def verify(folder: str, where: dict[str, Any], words: dict[str, Any]) -> None:
+    """Check a result: headers, config, checksums, codes, values."""
+    with _reporter(words) as report:
+        found = api.verify(folder, words.get("source"), report=report, **where)
+    if words.get("json"):
+        print_json(found.to_json())
+    elif found.findings or not words.get("quiet"):
+        print_verification(found, words.get("verbose", False))
+    if not found.is_ok:
+        raise Exit(VerificationError.exit_code)
+
+
+def inspect(folder: str, where: dict[str, Any], words: dict[str, Any]) -> None:
+    """What a checkpoint holds: dtypes, sizes, schemes."""
+    inventory = api.inspect(folder, **where)
+    if words.get("json"):
+        print_json(inventory.to_json())
+    else:
+        print_inventory(inventory, words.get("verbose", False))
+
+
+def observe(source: str, out: str, asked: dict[str, Any], words: dict[str, Any]) -> None:
+    """Run SRC in transformers; what its layers read, for --statistics."""
+    with _reporter(words) as report:
+        found = api.observe(source, out, report=report, **asked)
+    if words.get("json"):
+        print_json(found.to_json())
+    if not words.get("quiet"):
+        print_observation(found)
+
+
+def repack(source: str, out: str, asked: dict[str, Any], words: dict[str, Any]) -> None:
+    """Another layout, the same codes, scales and zero points."""
+    if "format" not in words:
+        raise UsageError("--format is missing", hint="the layout to write: --format compressed-tensors, for example")
+    acting = {"activations": words["activations"]} if "activations" in words else {}
+    with _reporter(words) as report:
+        result = api.repack(source, out, words["format"], report=report, **acting, **asked)
+    _show_result(result, words)
+
+
+def dequantize(source: str, out: str, asked: dict[str, Any], words: dict[str, Any]) -> None:
+    """Plain again: (code - zero point) * scale, rounded once."""
+    dtype = {"dtype": words["dtype"]} if "dtype" in words else {}
+    with _reporter(words) as report:
+        result = api.dequantize(source, out, report=report, **dtype, **asked)
+    _show_result(result, words)
+
+
+def _with_recipe(asked: dict[str, Any], words: dict[str, Any]) -> dict[str, Any]:
+    """The options that were given, over those of a recipe."""
+    if "recipe" not in words:
+        return asked
+    from quantconvert.recipe import merged, read_recipe
+
+    return merged(read_recipe(Path(words["recipe"])), asked)
+
+
+def _show_result(result: Result, words: dict[str, Any]) -> None:
+    if words.get("json"):
+        print_json(result_json(result))
+    if not words.get("quiet"):
+        print_result(result)
+
+
+def _reporter(words: dict[str, Any]) -> AbstractContextManager[Reporter]:
+    _check_words(words)
+    gc.enable()
+    if words.get("quiet"):
+        return nullcontext(silent)
+    from quantconvert.cli.progress import ProgressReporter
+
+    return ProgressReporter(verbose=words.get("verbose", False))
+
+
+def _show_plan(found: Plan, out: str | None, words: dict[str, Any]) -> None:
+    if words.get("write_recipe"):
+        from quantconvert.recipe import write_recipe
+
+        print_text(write_recipe(found.job, found.format))
+        return
+    free = free_nbytes(Path(out) if out else Path.cwd())
+    if words.get("json"):
+        print_json(found.to_json() | {"free_nbytes": free})
+    elif not words.get("quiet"):
+        verbose = words.get("verbose", False)
+        print_plan(found, free, "tensors" if verbose else "kinds" if words.get("explain") else "totals")
+
+
+def _check_words(words: dict[str, Any]) -> None:
+    if words.get("quiet") and words.get("verbose"):
+        raise UsageError("--quiet contradicts --verbose", hint="give one of them")
