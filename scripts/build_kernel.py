@@ -28,7 +28,7 @@ FLAGS = (
 AVX512 = ("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx512cd")
 # Files that are compiled once, and those that are once for each of x86-64's levels; `levels.c` asks the processor for
 # what these use.
-SHARED, LEVELED = ("levels.c", "io.c"), ("quantize.c", "unit.c", "factors.c")
+SHARED, LEVELED = ("levels.c", "io.c"), ("quantize.c", "unit.c", "factors.c", "check.c")
 LEVELS = {"v2": ("-mssse3", "-msse4.1"), "v3": ("-mavx2",), "v4": ("-mavx2", *AVX512)}
 
 

@@ -92,7 +92,8 @@ def test_a_tensor_of_one_gigabyte_under_300_mb(giant: Path, tmp_path: Path, fmt:
 PLAIN_CHILD = """
 import sys
 import quantconvert
-quantconvert.convert(sys.argv[1], sys.argv[2], format=sys.argv[3], equalize=False, allow_incomplete=True, workers=2)
+how = {"equalize": False, "allow_incomplete": True, "workers": 2, "verify": True}
+quantconvert.convert(sys.argv[1], sys.argv[2], format=sys.argv[3], **how)
 peak = next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith("VmHWM"))
 print("torch" in sys.modules, peak)
 """
@@ -101,7 +102,7 @@ print("torch" in sys.modules, peak)
 @pytest.mark.skipif(kernel_label() == "torch" or not Path("/proc/self/status").exists(), reason="C kernel, Linux")
 @pytest.mark.parametrize("fmt", ["awq", "compressed-tensors", "gptq", "rtn"])
 def test_a_plain_conversion_under_100_mb_of_process(giant: Path, tmp_path: Path, fmt: str):
-    """All of it, Python included."""
+    """All of it, Python and verification included."""
     command = [sys.executable, "-c", PLAIN_CHILD, str(giant), str(tmp_path / "out"), fmt]
     imported, peak = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
     print(f"{fmt}: {int(peak) / 1e6:.0f} MB")

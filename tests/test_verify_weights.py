@@ -13,7 +13,8 @@ from quantconvert.methods import METHODS, Tolerance
 from quantconvert.number import E4M3, INT4
 from quantconvert.quantized import Quantized, dequantize
 from quantconvert.schemes import Scheme
-from quantconvert.verification.weights import FOREIGN, Errors
+from quantconvert.verification.tolerances import FOREIGN
+from quantconvert.verification.weights import Errors
 from tests.builders import write_checkpoint
 
 INT = Scheme(4, True, "channel")

@@ -232,8 +232,8 @@ class Layout(ABC):
         """
 
     def packing(self, scheme: Scheme) -> Packing | None:
-        """What `encode` does to codes and zero points, where that is no more than `Packing` can say; scales and what
-        `shaped` gives come beside. None: there is no other way than `encode`.
+        """What `encode` does to codes and zero points, and `decode` undoes, where that is no more than `Packing` can
+        say; scales and what `shaped` gives come beside. None: there is no other way than `encode`.
         """
         return None
 

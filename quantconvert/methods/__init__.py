@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
-from quantconvert.methods.base import BadInputs, Inputs, Method, Needs, Noise, NonFinite, ScaleOverflow, Tolerance
+from quantconvert.methods.base import (
+    BadInputs,
+    Inputs,
+    Method,
+    Needs,
+    Noise,
+    NonFinite,
+    Reach,
+    ScaleOverflow,
+    Tolerance,
+)
 from quantconvert.methods.gptq import Gptq
 from quantconvert.methods.rtn import Rtn
 from quantconvert.methods.search import Search
 from quantconvert.registry import Registry
 
 __all__ = [
-    "DEFAULT_METHOD", "METHODS", "BadInputs", "Inputs", "Method", "Needs", "Noise", "NonFinite", "ScaleOverflow",
-    "Tolerance",
+    "DEFAULT_METHOD", "METHODS", "BadInputs", "Inputs", "Method", "Needs", "Noise", "NonFinite", "Reach",
+    "ScaleOverflow", "Tolerance",
 ]  # fmt: skip
 
 DEFAULT_METHOD = "rtn"

@@ -59,10 +59,23 @@ class Noise:
 
 
 @dataclass(frozen=True, slots=True)
+class Reach:
+    """How far a value beyond the range of the codes may be, in steps: `steps`, and what is `tiny` over the scale."""
+
+    steps: float
+    tiny: float = 0.0
+
+    def __call__(self, scale_RG: Tensor) -> Tensor:
+        """For scales as float64 [R, G]."""
+        return self.tiny / scale_RG + self.steps
+
+
+@dataclass(frozen=True, slots=True)
 class Tolerance:
     """How far what is stored may be from the source, in steps (scales); None: not judged.
 
-    inside: of a value within the range of the codes. outside: of a value beyond it, given the scales as float64 [R, G].
+    inside: of a value within the range of the codes. outside: of a value beyond it, given the scales as float64 [R, G];
+    kernels judge a `Reach` alone.
     coarse, fine: the largest and the smallest scale over what the range of its values asks for. relative: the Frobenius
     norm of a weight's error over that of the weight. negative: whether scales may be.
     """

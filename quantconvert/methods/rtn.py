@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
-from quantconvert.methods.base import Inputs, Needs, Noise, Tolerance
+from quantconvert.methods.base import Inputs, Needs, Noise, Reach, Tolerance
 from quantconvert.schemes import Scheme
 
 if TYPE_CHECKING:
@@ -91,9 +91,6 @@ def promised(scheme: Scheme, weight_dtype: str, scale_dtype: str, ratio: float =
     clipped = (levels / 2 if scheme.symmetric else levels) * (1 / ratio - 1)
 
     fine = MIN_FINE * ratio if ratio < 1 else None  # else what lies outside tells it
-
-    def outside(scale_RG: Tensor) -> Tensor:
-        moved_RG = 2 * epsilon + tiny / scale_RG
-        return 0.5 + moved_levels / ratio * moved_RG + zero + clipped + shift
-
+    moved = moved_levels / ratio
+    outside = Reach(0.5 + moved * 2 * epsilon + zero + clipped + shift, moved * tiny)
     return Tolerance(inside=0.5 + ROUNDING + shift, outside=outside, coarse=MAX_COARSE, fine=fine)

@@ -13,7 +13,6 @@ from quantconvert.events import Reporter, silent
 from quantconvert.factors import FACTORS, read_places
 from quantconvert.families import find_family
 from quantconvert.job import Limits, step_names
-from quantconvert.lazy import load_torch
 from quantconvert.methods import DEFAULT_METHOD, METHODS
 from quantconvert.planning import Plan
 from quantconvert.sources import Sources, find_sources
@@ -24,6 +23,7 @@ from quantconvert.text import counted
 from quantconvert.verification.findings import Finding, Verification
 from quantconvert.verification.report import REPORT_NAME, read_report
 from quantconvert.verification.structure import check_structure, check_sums
+from quantconvert.verification.values import check_values
 
 _NO_REPORT: dict[str, Any] = {}
 
@@ -44,9 +44,6 @@ def verify_folder(
     may take. report: is told of progress. require_report: a missing report is a finding. Raises `CheckpointError` where
     there is no such folder, or no source.
     """
-    load_torch()
-    from quantconvert.verification.values import check_values
-
     findings: list[Finding] = []
     local = LocalFolder(folder)
     found = check_structure(local, findings, is_ours=plan is not None)

@@ -14,15 +14,10 @@ import torch
 from torch import Tensor
 
 from quantconvert.methods import Tolerance
-from quantconvert.quantized import Quantized, code_values, norms, spread, squares
+from quantconvert.quantized import Quantized, code_values, spread, squares
 from quantconvert.schemes import Scheme
 from quantconvert.verification.findings import TensorError
-
-# The smallest numbers of the dtypes of scales: what would be less becomes that.
-_SMALLEST = {"F16": 2.0**-24, "BF16": 2.0**-133, "F32": 2.0**-149}
-# Other tools' weights: they round in other precisions, search and compensate, so that single values tell nothing. A
-# weight of which half is noise is no weight: int4 has a tenth.
-FOREIGN = Tolerance(relative=0.5, negative=True)
+from quantconvert.verification.tolerances import relative_of, tiny
 
 
 class Errors:
@@ -43,16 +38,13 @@ class Errors:
 
     def add(self, w_OI: Tensor, decoded_OI: Tensor, quantized: Quantized) -> None:
         """Take in a block: the source's values, the engines' (overwritten), and the codes that they come from."""
-        self.signal += squares(norms(w_OI))
+        self.signal += squares(w_OI)
         judged = (self.tolerance.coarse, self.tolerance.fine) != (None, None)
         if judged and quantized.order is None and quantized.block is None:
             self._compare_scales(w_OI, quantized.scale.float())
-        if bool(torch.isfinite(decoded_OI).all()):
-            off_OI = decoded_OI.sub_(w_OI)
-            self.noise += squares(norms(off_OI))
-        else:  # a product that float32 does not hold
-            off_OI = _wide(w_OI, decoded_OI, quantized)
-            self.noise += squares(off_OI.double())
+        finite = bool(torch.isfinite(decoded_OI).all())  # else a product that float32 does not hold
+        off_OI = decoded_OI.sub_(w_OI) if finite else _wide(w_OI, decoded_OI, quantized)
+        self.noise += squares(off_OI)
         self._judge_values(w_OI, off_OI.abs_(), quantized)
 
     def _judge_values(self, w_OI: Tensor, off_OI: Tensor, quantized: Quantized) -> None:
@@ -93,9 +85,9 @@ class Errors:
             low, high = torch.full((1, 1), self._low), torch.full((1, 1), self._high)
         top = float(self.scheme.number.top)
         wanted = torch.maximum(-low, high) / (top / 2) if self.scheme.symmetric else high / top - low / top
-        tiny = 2 * max(_SMALLEST.get(dtype, 0.0) for dtype in self.dtypes)  # below that a scale becomes 1, or is coarse
-        ratio = torch.where(wanted > tiny, (scale_OG - tiny) / wanted, 0.0)
-        finer = torch.where(wanted > 64 * tiny, (scale_OG + tiny) / wanted, torch.inf)
+        least = tiny(self.dtypes)
+        ratio = torch.where(wanted > least, (scale_OG - least) / wanted, 0.0)
+        finer = torch.where(wanted > 64 * least, (scale_OG + least) / wanted, torch.inf)
         if self.scheme.strategy == "tensor":  # the last block knows the range of all
             self.coarse, self.fine = 0.0, math.inf
         self.coarse, self.fine = max(self.coarse, float(ratio.max())), min(self.fine, float(finer.min()))
@@ -110,7 +102,7 @@ class Errors:
         """What is wrong, if anything. judge_scales: whether a scale may be compared with what its values ask for
         (those of a source that was quantized before may be another quantizer's).
         """
-        allowed, relative = self.tolerance, _relative(self.noise, self.signal)
+        allowed, relative = self.tolerance, relative_of(self.noise, self.signal)
         if allowed.inside is not None and not self.inside <= allowed.inside:
             return f"a code is {self.inside:.4f} steps from its value: expected at most {allowed.inside:.4g}"
         if not self.excess <= 0:
@@ -164,11 +156,6 @@ class _At:
         offset = self.of(self.quantized.zero_points().float())
         at = (w - offset) / scale if self.quantized.has_bias else w / scale + offset
         return (at - at.clamp(0, number.top)).abs_()
-
-
-def _relative(noise: float, signal: float) -> float:
-    """The norm of the error over that of the weight; infinite where there is only error."""
-    return math.sqrt(noise / signal) if signal else math.inf if noise else 0.0
 
 
 def _larger(known: float, new: float) -> float:

@@ -23,6 +23,7 @@ class Wrong(IntFlag):
     NO_MEMORY = 4
     UNREAD = 8
     UNWRITTEN = 16
+    DOUBTFUL = 32
 
 
 class StepFields(ctypes.Structure):

@@ -3,6 +3,7 @@
  * A function `f` of a file that is compiled once for each level is there as f_v2, f_v3 and f_v4, elsewhere as f_plain;
  * EXPORT gives it out as `quantconvert_f(fields, level)`.
  */
+#include "check.h"
 #include "factors.h"
 #include "native.h"
 #include "unit.h"
@@ -54,4 +55,7 @@ EXPORTED const char *quantconvert_level(int level) { return NAMES[level]; }
 /* Each returns 0, or what went wrong. */
 EXPORT(quantize, Call)
 EXPORT(convert, Unit)
+EXPORT(check, Check)
+EXPORT(same, Call)
+EXPORT(gather, Strips)
 EXPORT(factors, Site)

@@ -23,7 +23,8 @@
 enum { BF16, F16, F32, TABLE };                      /* element types of weights and scales; TABLE: bytes to look up */
 enum { COLUMNS, ROWS, PAIRS, BYTES, NOTHING };       /* how codes lie beside each other: `Packed` in layouts/base.py */
 enum { MULTIPLIED, DIVIDED, ELEMENTS, OF_ONE };      /* ways of a step */
-enum { NONFINITE = 1, OVERFLOW = 2, NO_MEMORY = 4, UNREAD = 8, UNWRITTEN = 16 }; /* what can go wrong */
+/* what can go wrong; DOUBTFUL: what is stored may be */
+enum { NONFINITE = 1, OVERFLOW = 2, NO_MEMORY = 4, UNREAD = 8, UNWRITTEN = 16, DOUBTFUL = 32 };
 enum { PER_WORD_MAX = 8, LANES = 16, CHUNK = 128 };
 
 /* What stored elements mean beside their type: what each byte stands for, and a factor for each block of the matrix that
