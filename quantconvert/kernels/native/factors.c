@@ -3,6 +3,7 @@
 #include "io.h"
 #include "lanes.h"
 #include "numbers.h"
+#include "turn.h"
 
 #include <float.h>
 #include <math.h>
@@ -14,7 +15,7 @@
 #define ROWS_LEAST (1.0f / 256)
 #define FLOAT16_ROOM 60000.0
 
-enum { NEARBY = 16, SIDE = 32 };
+enum { NEARBY = 16 };
 
 /* What a call works in: the stored bytes of a run, its rows where they are stored transposed, one group of one row as
  * float32, sums of each column, and factors of each. */
@@ -29,21 +30,6 @@ typedef struct {
 /* Rows that a run takes of the stored matrix, or columns. */
 static int64_t spanned(const Driver *driver, int64_t rows) { return (rows - 1) * driver->step + 1; }
 
-#define TURN(name, Element)                                                                                            \
-    static void name(const Driver *driver, const Element *restrict from, int64_t rows, Element *restrict to) {        \
-        const int64_t stride = spanned(driver, rows), columns = driver->height, step = driver->step;                  \
-        for (int64_t left = 0; left < columns; left += SIDE) {                                                         \
-            const int64_t right = left + SIDE < columns ? left + SIDE : columns;                                       \
-            for (int64_t i = 0; i < rows; i++)                                                                         \
-                for (int64_t j = left; j < right; j++)                                                                 \
-                    to[i * columns + j] = from[j * stride + i * step];                                                 \
-        }                                                                                                              \
-    }
-
-TURN(turn_1, uint8_t)
-TURN(turn_2, uint16_t)
-TURN(turn_4, uint32_t)
-
 /* The run's rows, *stride elements apart; null where they cannot be read. */
 static const uint8_t *read_run(const Driver *driver, int64_t first, int64_t rows, const Room *room, int64_t *stride) {
     const int64_t element = nbytes_of((int32_t)driver->element), width = driver->width * element;
@@ -57,12 +43,7 @@ static const uint8_t *read_run(const Driver *driver, int64_t first, int64_t rows
                      driver->offset + j * width + top * element))
             return NULL;
     *stride = driver->height;
-    if (element == 1)
-        turn_1(driver, room->stored, rows, room->turned);
-    else if (element == 2)
-        turn_2(driver, (const uint16_t *)room->stored, rows, (uint16_t *)room->turned);
-    else
-        turn_4(driver, (const uint32_t *)room->stored, rows, (uint32_t *)room->turned);
+    turn(room->stored, element, driver->height, rows, span, driver->step, room->turned, driver->height);
     return room->turned;
 }
 

@@ -2,42 +2,15 @@
 #include "unit.h"
 #include "io.h"
 #include "row.h"
+#include "turn.h"
 
 #include <stdlib.h>
 #include <string.h>
 
-enum { SIDE = 16, PART = 1 << 20 };
+enum { PART = 1 << 20 };
 
 int NAMED(quantize_, LEVEL)(Call *call);
 int NAMED(measure_, LEVEL)(Call *call, double *low, double *high);
-
-#define TURN(name, Element)                                                                                            \
-    static void name(const Element *restrict from, int64_t rows, int64_t columns, int64_t stride,                     \
-                     Element *restrict to, int64_t to_stride) {                                                       \
-        for (int64_t top = 0; top < rows; top += SIDE)                                                                 \
-            for (int64_t left = 0; left < columns; left += SIDE) {                                                     \
-                const int64_t bottom = top + SIDE < rows ? top + SIDE : rows;                                          \
-                const int64_t right = left + SIDE < columns ? left + SIDE : columns;                                   \
-                for (int64_t j = left; j < right; j++)                                                                 \
-                    for (int64_t i = top; i < bottom; i++)                                                             \
-                        to[j * to_stride + i] = from[i * stride + j];                                                  \
-            }                                                                                                          \
-    }
-
-TURN(turn_1, uint8_t)
-TURN(turn_2, uint16_t)
-TURN(turn_4, uint32_t)
-
-/* [rows, columns] with rows `stride` elements apart to [columns, rows] with rows `to_stride` apart. */
-static void turn(const void *from, int64_t element, int64_t rows, int64_t columns, int64_t stride, void *to,
-                 int64_t to_stride) {
-    if (element == 1)
-        turn_1(from, rows, columns, stride, to, to_stride);
-    else if (element == 2)
-        turn_2(from, rows, columns, stride, to, to_stride);
-    else
-        turn_4(from, rows, columns, stride, to, to_stride);
-}
 
 static int unread(Unit *unit, int error) {
     unit->error = error < 0 ? 0 : error;
@@ -66,12 +39,7 @@ static int read_tile(Unit *unit, int64_t first, int64_t rows, Call *call) {
         const int64_t stride = (unit->end - unit->begin - 1) * unit->step + 1;
         const uint8_t *from = unit->strip + (first - unit->begin) * unit->step * element;
         call->stride = unit->height;
-        if (unit->step == 1)
-            turn(from, element, unit->height, rows, stride, unit->raw, unit->height);
-        else
-            for (int64_t i = 0; i < rows; i++)
-                turn(from + i * unit->step * element, element, unit->height, 1, stride,
-                     unit->raw + i * unit->height * element, unit->height);
+        turn(from, element, unit->height, rows, stride, unit->step, unit->raw, unit->height);
         return 0;
     }
     call->stride = unit->width * unit->step;
@@ -104,7 +72,7 @@ static int place(Unit *unit, int k, int64_t first, int64_t rows) {
     if (!sink->turned)
         return put(unit, k, sink->block, count * row, first / sink->rows * row, 1);
     const int64_t gathered = (unit->end - unit->begin + sink->rows - 1) / sink->rows;
-    turn(sink->block, sink->element, count, sink->width, sink->width,
+    turn(sink->block, sink->element, count, sink->width, sink->width, 1,
          sink->slab + (first - unit->begin) / sink->rows * sink->element, gathered);
     return 0;
 }
