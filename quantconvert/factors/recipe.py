@@ -46,11 +46,11 @@ def equalize(blocks: Blocks, count: int, heads: Heads | None = None) -> Tensor:
     tiny = torch.finfo(torch.float32).tiny
     for _ in range(PASSES):
         total = torch.zeros(count * (heads.repeat if heads else 1), dtype=torch.float64)
-        rows = 0
+        rows, inverse = 0, mu.reciprocal()
         for w_RI, group in blocks():
-            w_RI.abs_().div_(heads.spread(mu) if heads else mu)
+            w_RI.abs_().mul_(heads.spread(inverse) if heads else inverse)
             w_RGS = w_RI.view(len(w_RI), -1, group or w_RI.shape[1])
-            w_RGS.div_(w_RGS.amax(-1, keepdim=True).clamp_(min=tiny))
+            w_RGS.mul_(w_RGS.amax(-1, keepdim=True).clamp_(min=tiny).reciprocal_())
             for w_I in w_RI:
                 total.add_(w_I)
             rows += len(w_RI)

@@ -10,8 +10,8 @@ from quantconvert.spans import spans
 
 # Rows that are read at once: neighbours cost one read, and what is stored transposed is read in strips.
 RUN_ROWS, TURNED_ROWS = 8, 64
-# Elements that a run holds at most.
-RUN_ELEMENTS = 1 << 18
+# Elements that a run holds at most, and about as many where all rows are looked at.
+RUN_ELEMENTS, WHOLE_ELEMENTS = 1 << 18, 1 << 15
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +42,9 @@ def sample(read: Read, count: int) -> Sample:
     rows, columns = read.matrix
     run = TURNED_ROWS if read.view.transposed else RUN_ROWS
     run = max(1, min(run, count, RUN_ELEMENTS // max(1, columns)))
+    if run * -(-count // run) >= rows:
+        run = max(run, min(rows, WHOLE_ELEMENTS // max(1, columns)))
+        count = rows
     return Sample(rows, run, -(-count // run))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -54,9 +55,9 @@ class Factors:
     @property
     def read_nbytes(self) -> int:
         """Bytes that finding them reads, about: a sample of rows of each weight, twice; for maxima all, once."""
-        return sum(driver.read.nbytes * sampled_rows(wanted, driver) // max(1, driver.read.matrix[0])
+        return sum(driver.read.nbytes * rows // max(1, driver.read.matrix[0])
                    * (1 if wanted.recipe == "smooth" else PASSES)
-                   for wanted in self.wanted for driver in wanted.drivers)  # fmt: skip
+                   for wanted in self.wanted for driver, rows in sampled_rows(wanted))  # fmt: skip
 
 
 _WORDS: dict[Recipe, str] = {
@@ -70,9 +71,10 @@ _WORDS: dict[Recipe, str] = {
 SAMPLED_ROWS, PASSES = 1024, 2
 
 
-def sampled_rows(wanted: Wanted, driver: Driver) -> int:
-    """How many rows of a driver are looked at: its share of `SAMPLED_ROWS`, at least one; all where maxima count."""
-    if wanted.recipe == "smooth":
-        return driver.read.matrix[0]
-    rows = sum(d.read.matrix[0] for d in wanted.drivers)
-    return max(1, min(driver.read.matrix[0], -(-SAMPLED_ROWS * driver.read.matrix[0] // rows)))
+def sampled_rows(wanted: Wanted) -> Sequence[tuple[Driver, int]]:
+    """How many rows of each driver are looked at: its share of `SAMPLED_ROWS`, at least one; all where maxima count."""
+    rows = [driver.read.matrix[0] for driver in wanted.drivers]
+    if wanted.recipe != "smooth":
+        total = sum(rows)
+        rows = [max(1, min(own, -(-SAMPLED_ROWS * own // total))) for own in rows]
+    return tuple(zip(wanted.drivers, rows, strict=True))

@@ -193,8 +193,8 @@ class _Pass:
             found = self.equalizer.factors(wanted, self.files)
         except Unread as error:
             self._read_again(error.args[0])
-        for driver in wanted.drivers:
-            read, count = driver.read, sample(driver.read, sampled_rows(wanted, driver)).count
+        for driver, rows in sampled_rows(wanted):
+            read, count = driver.read, sample(driver.read, rows).count
             for _ in range(PASSES):
                 self._advance(read, read.nbytes * count // max(1, read.matrix[0]))
         return found

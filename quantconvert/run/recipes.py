@@ -70,11 +70,11 @@ class Recipes:
         return combined(mu, site.heads.gathered(h) if site.heads else h)
 
     def _blocks(self, wanted: Wanted, work: Workspace) -> Iterator[tuple[Tensor, int | None]]:
-        for driver in wanted.drivers:
+        for driver, count in sampled_rows(wanted):
             read = driver.read
             rows = open_rows(read, self.files, work, slab_nbytes(read))
             done = 0
-            for first, last in sample(read, sampled_rows(wanted, driver)):
+            for first, last in sample(read, count):
                 self.advance(read, 0)
                 yield rows.rows(first, last), driver.group_size
                 done += last - first

@@ -18,13 +18,13 @@
 enum { NEARBY = 16 };
 
 /* What a call works in: the stored bytes of a run, its rows where they are stored transposed, one group of one row as
- * float32, sums of each column, and factors of each. */
+ * float32, sums of each column, and inverse factors of each. */
 typedef struct {
     uint8_t *stored;
     uint8_t *turned;
     float *values;
     double *total;
-    float *divisor;
+    float *inverse;
 } Room;
 
 /* Rows that a run takes of the stored matrix, or columns. */
@@ -47,14 +47,14 @@ static const uint8_t *read_run(const Driver *driver, int64_t first, int64_t rows
     return room->turned;
 }
 
-/* |values| over factors, in place; the largest of them, as an integer, so that a NaN counts as the largest. */
-static float divide(float *restrict values, const float *restrict divisor, int64_t count) {
+/* |values| times the inverse of factors, in place; the largest of them, as an integer, so that a NaN counts as the largest. */
+static float scale(float *restrict values, const float *restrict inverse, int64_t count) {
     const Ints size = (Ints){0} + INT32_MAX;
     Ints most = {0};
     int32_t each[WIDTH], found = 0;
     int64_t i = 0;
     for (; i + WIDTH <= count; i += WIDTH) {
-        Ints bits = (Ints)(load(values + i) / load(divisor + i)) & size;
+        Ints bits = (Ints)(load(values + i) * load(inverse + i)) & size;
         most = larger(most, bits);
         store_bits(values + i, bits);
     }
@@ -62,7 +62,7 @@ static float divide(float *restrict values, const float *restrict divisor, int64
     for (int k = 0; k < WIDTH; k++)
         found = each[k] > found ? each[k] : found;
     for (; i < count; i++) {
-        int32_t bits = (int32_t)(bits_of(values[i] / divisor[i]) & INT32_MAX);
+        int32_t bits = (int32_t)(bits_of(values[i] * inverse[i]) & INT32_MAX);
         values[i] = float_of((uint32_t)bits);
         found = bits > found ? bits : found;
     }
@@ -79,10 +79,10 @@ static void add_rows(const Driver *driver, const uint8_t *rows, int64_t stride, 
         for (int64_t i = 0; i < count; i++) {
             decode_part(driver->meaning, rows + (i * stride + left) * element, (int32_t)driver->element, first + i, left,
                         size, values);
-            const float found = divide(values, room->divisor + left, size);
-            const float most = found < FLT_MIN ? FLT_MIN : found;
+            const float found = scale(values, room->inverse + left, size);
+            const float inverse = 1 / (found < FLT_MIN ? FLT_MIN : found);
             for (int64_t j = 0; j < size; j++)
-                total[j] += (double)(values[j] / most);
+                total[j] += (double)(values[j] * inverse);
         }
     }
 }
@@ -104,11 +104,11 @@ static int64_t add_driver(const Driver *driver, int64_t columns, const Room *roo
     return rows;
 }
 
-/* A factor a column, of those that share it. */
-static void spread(const Site *site, float *divisor) {
+/* The inverse of a column's factor, of those that share it. */
+static void invert(const Site *site, float *inverse) {
     const int64_t dim = site->head_dim;
-    for (int64_t head = 0; head < site->columns / dim; head++)
-        memcpy(divisor + head * dim, site->mu + head / site->repeat * dim, (size_t)dim * sizeof *divisor);
+    for (int64_t i = 0; i < site->columns; i++)
+        inverse[i] = 1 / site->mu[i / dim / site->repeat * dim + i % dim];
 }
 
 /* Factors times the mean share of their columns. */
@@ -130,7 +130,7 @@ static int equalize(Site *site, const Room *room) {
         site->mu[i] = 1;
     for (int64_t pass = 0; pass < site->passes; pass++) {
         int64_t rows = 0;
-        spread(site, room->divisor);
+        invert(site, room->inverse);
         memset(room->total, 0, (size_t)site->columns * sizeof *room->total);
         for (int64_t k = 0; k < site->num_drivers; k++) {
             const int64_t found = add_driver(site->drivers + k, site->columns, room);
@@ -258,15 +258,15 @@ static int make_room(const Site *site, Room *room) {
     room->turned = malloc((size_t)turned + 1);
     room->values = malloc((size_t)values * sizeof *room->values + 1);
     room->total = malloc((size_t)site->columns * sizeof *room->total + 1);
-    room->divisor = malloc((size_t)site->columns * sizeof *room->divisor + 1);
-    return room->stored && room->turned && room->values && room->total && room->divisor ? 0 : NO_MEMORY;
+    room->inverse = malloc((size_t)site->columns * sizeof *room->inverse + 1);
+    return room->stored && room->turned && room->values && room->total && room->inverse ? 0 : NO_MEMORY;
 }
 
 int NAMED(factors_, LEVEL)(Site *site) {
     Room room;
     int wrong = make_room(site, &room);
     wrong = wrong ? wrong : equalize(site, &room);
-    free(room.stored), free(room.turned), free(room.values), free(room.total), free(room.divisor);
+    free(room.stored), free(room.turned), free(room.values), free(room.total), free(room.inverse);
     if (wrong)
         return wrong;
     clamp(site->mu, site->count);

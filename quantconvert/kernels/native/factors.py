@@ -84,10 +84,11 @@ class Equalizer:
         """Float32, one a channel of the vector, as bytes. Raises `CheckpointError`, and `Unread` with the weight."""
         site = wanted.site
         found, vectors = memoryview(bytearray(4 * site.width)), vectors_of(wanted)
-        held = [read_meaning(driver.read, files) for driver in wanted.drivers]
-        drivers = [driver_fields(wanted, driver, files) for driver in wanted.drivers]
-        for driver, (meaning, _) in zip(drivers, held, strict=True):
-            driver.meaning = pointer_to(meaning)
+        chosen = list(sampled_rows(wanted))
+        held = [read_meaning(driver.read, files) for driver, _ in chosen]
+        drivers = [driver_fields(driver, rows, files) for driver, rows in chosen]
+        for taken, (meaning, _) in zip(drivers, held, strict=True):
+            taken.meaning = pointer_to(meaning)
         values = [read_stored(read, files, site) for read in vectors]
         givers = [
             GiverFields(address_of(stored), ELEMENTS[read.values.dtype], site.base(read))
@@ -130,12 +131,12 @@ def _is_stored(read: Read) -> bool:
     return is_elements(read) and not read.steps and read.values.dtype in STORED
 
 
-def driver_fields(wanted: Wanted, driver: Driver, files: Files) -> DriverFields:
-    """A weight, and which of its rows are looked at."""
+def driver_fields(driver: Driver, count: int, files: Files) -> DriverFields:
+    """A weight, of which `count` rows are looked at."""
     read, ref, view = driver.read, driver.read.values, driver.read.view
     height, *rest = ref.shape[1:] if view.expert is not None else ref.shape
     width, nbytes = prod(rest), DTYPES[ref.dtype].bits // 8
-    rows = sample(read, sampled_rows(wanted, driver))
+    rows = sample(read, count)
     return DriverFields(
         fd=files.fd(ref.file),
         offset=ref.offset + (view.expert or 0) * height * width * nbytes,
