@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from functools import lru_cache
 
@@ -31,5 +31,20 @@ def canonical(value: object) -> object:
 
 
 def digest(value: object) -> str:
-    """Hexadecimal sha256 of a value's canonical JSON."""
-    return hashlib.sha256(json.dumps(canonical(value), sort_keys=True).encode()).hexdigest()
+    """Hexadecimal sha256 of a value's canonical JSON; of a sequence one item after the other is in memory."""
+    hasher = hashlib.sha256()
+    for part in _parts(value):
+        hasher.update(part.encode())
+    return hasher.hexdigest()
+
+
+def _parts(value: object) -> Iterator[str]:
+    """The canonical JSON of a value in pieces."""
+    encode = json.JSONEncoder(sort_keys=True).encode
+    if not isinstance(value, (tuple, list)):
+        yield encode(canonical(value))
+        return
+    yield "["
+    for i, item in enumerate(value):
+        yield (", " if i else "") + encode(canonical(item))
+    yield "]"

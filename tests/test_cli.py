@@ -398,7 +398,7 @@ def interrupted(numbers: list[signal.Signals], *args: object, until: str) -> tup
         while not lines or until not in lines[-1]:
             lines.append(process.stderr.readline().rstrip("\n"))
             assert lines[-1], "done before it could be interrupted"
-        time.sleep(0.05)  # the line is out, but rich may not have returned: it would print it again
+        time.sleep(0.05)  # the line is out, but what wrote it may not have returned
         for number in numbers:
             process.send_signal(number)
             time.sleep(0.005)

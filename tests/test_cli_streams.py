@@ -88,7 +88,7 @@ def interrupted_while_importing(module: str, number: signal.Signals, *words: obj
 
 
 @pytest.mark.parametrize(
-    "module", ["typer.core", "quantconvert.cli.output", "quantconvert.hub", "quantconvert.planning.plan"]
+    "module", ["quantconvert.cli.words", "quantconvert.cli.output", "quantconvert.hub", "quantconvert.planning.plan"]
 )
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_interrupted_while_our_modules_are_imported(

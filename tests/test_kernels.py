@@ -21,7 +21,7 @@ from quantconvert.kernels import VARIABLE, Kernel, kernel_label
 from quantconvert.kernels.native import Native
 from quantconvert.kernels.native.library import find_library
 from quantconvert.layouts import LAYOUTS, Layout
-from quantconvert.methods import METHODS, Noise, NonFinite, ScaleOverflow
+from quantconvert.methods import METHODS, Inputs, Noise, NonFinite, ScaleOverflow
 from quantconvert.schemes import Scheme
 from quantconvert.sources import Read, as_stored
 from quantconvert.sources.steps.scale import Scale
@@ -115,19 +115,19 @@ def outcome(call: Any) -> Any:
 
 def check(kernel: Kernel, w: Tensor, tag: str, scheme: Scheme, layout: Layout, **steps: Any) -> bool:
     """Compare one block with the reference; False where the kernel does not take it. w: as stored, or float32."""
-    files, scales = steps.get("files", Memory()), steps.get("scales", ())
+    files, scales, importance = steps.get("files", Memory()), steps.get("scales", ()), steps.get("importance")
     source = source_of(w, tag, scales)
     if layout.problems(scheme, w.shape, "M"):
         return False
-    method = METHODS["rtn"]
-    fast = kernel.find(source, "rtn", scheme, layout, files)
-    if fast is None:
+    method = METHODS["rtn" if importance is None else "search"]
+    fast = kernel.find(source, method.name, scheme, layout, files)
+    if fast is None or method.supports(scheme):
         return False
     dtype, scale_dtype = torch_dtype(tag), torch_dtype(layout.scale_dtype(tag))
     values, first = w.float().clone(), steps.get("first", 0)
     for scale in scales:
         scale.open(files)(values, first, (0, w.shape[1]))
-    span = outcome(lambda: method.span(iter((values.clone(),)), scheme))
+    span = outcome(lambda: method.span(iter((values.clone(),)), scheme, Inputs(importance)))
     if span is NonFinite:
         return True
     slow, quick = Noise(torch.empty), Noise(torch.empty)
@@ -164,6 +164,23 @@ def compare(kernel: Kernel, rows: int = 24, columns: int = 64) -> int:
 @native
 def test_the_c_kernel_equals_the_reference(level: int, shape: tuple[int, int]):
     assert compare(Native(LIBRARY, level), *shape) > 100
+
+
+@native
+@pytest.mark.parametrize("level", range(len(LEVELS)), ids=LEVELS)
+@pytest.mark.parametrize("shape", [(24, 64), (13, 40), (12, 137), (8, 272)], ids=str)
+def test_the_search_equals_the_reference(level: int, shape: tuple[int, int]):
+    """With importances of many sizes, equal ones (ties), zeros among them, and none but zeros."""
+    generator, count = torch.Generator().manual_seed(6), 0
+    wide = torch.rand(shape[1], generator=generator).mul_(20).exp_()
+    importances = (wide, torch.ones(shape[1]), torch.where(wide > 1e4, wide, 0.0), torch.zeros(shape[1]))
+    for tag in TAGS:
+        for i, w in enumerate(awkward(torch_dtype(tag), *shape)):
+            for scheme in schemes(shape[1]):
+                for layout in LAYOUTS.values():
+                    importance = importances[(i + count) % len(importances)]
+                    count += check(Native(LIBRARY, level), w, tag, scheme, layout, importance=importance)
+    assert count > 100
 
 
 @native

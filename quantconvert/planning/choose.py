@@ -52,15 +52,15 @@ def choose_format(
     model: the checkpoint as engines meet it, but for layout and schemes.
     """
     quantized = [d for d in decisions if d.request]
-    requests = requests_of(quantized)
+    requests, kinds = requests_of(quantized), _kinds(quantized)
     if job.format != "auto":
         found = _Candidate.of(LAYOUTS.find(job.format), model, requests)
         choice = Choice(found.layout, "asked for by name", found.loadable)
     elif job.engines:
-        choice = _first_loaded(job.engines, model, requests, quantized, errors)
+        choice = _first_loaded(job.engines, model, requests, kinds, errors)
     else:
-        choice = _usual(model, requests, quantized, errors)
-    _check(choice, requests, quantized, errors)
+        choice = _usual(model, requests, kinds, errors)
+    _check(choice, quantized, kinds, errors)
     if job.tensor_parallel > 1:
         _check_ranks(choice, quantized, job.tensor_parallel, config, errors)
     return choice
@@ -78,13 +78,13 @@ class _Candidate:
         schemes = tuple(dict.fromkeys(request.settled(layout.symmetric_by_default) for request in requests))
         return cls(layout, replace(model, layout=layout.name, schemes=schemes))
 
-    def unheld(self, quantized: Sequence[Decision]) -> str | None:
+    def unheld(self, kinds: Sequence[Sequence[Decision]]) -> str | None:
         """Why the layout cannot hold the weights, if so."""
         schemes = self.loadable.schemes
         mixed = self.layout.mix_problem(schemes) if len(schemes) > 1 else None
         if mixed:
             return mixed
-        for alike in _kinds(quantized):
+        for alike in kinds:
             problems = _problems(self.layout, alike[0])
             if problems:
                 return f"{problems[0]}: `{alike[0].module}`"
@@ -103,7 +103,7 @@ class _Candidate:
 
 
 def _usual(
-    model: Loadable, requests: Sequence[Request], quantized: Sequence[Decision], errors: list[QuantConvertError]
+    model: Loadable, requests: Sequence[Request], kinds: Sequence[Sequence[Decision]], errors: list[QuantConvertError]
 ) -> Choice:
     """The first of `USUAL`, unless an engine that reads the last one is better off with that."""
     first, last = (_Candidate.of(LAYOUTS.find(name), model, requests) for name in USUAL)
@@ -114,7 +114,7 @@ def _usual(
         if engine.verdict(first.loadable) == "wrong"
         or (engine.reads(last.layout.name) and engine.verdict(last.loadable) != "wrong")
     ]
-    against = first.unheld(quantized) or first.refused(better)
+    against = first.unheld(kinds) or first.refused(better)
     if not against:
         what = first.layout.summary.partition(" (")[0]
         return first.chosen(f"{what}; {titles([e for e in engines if e.loads(first.loadable)])} all load it")
@@ -144,7 +144,7 @@ def _first_loaded(
     names: Sequence[str],
     model: Loadable,
     requests: Sequence[Request],
-    quantized: Sequence[Decision],
+    kinds: Sequence[Sequence[Decision]],
     errors: list[QuantConvertError],
 ) -> Choice:
     """The first of all layouts that the engines asked for load; a refusal that says why of each where none is."""
@@ -152,7 +152,7 @@ def _first_loaded(
     candidates = [_Candidate.of(layout, model, requests) for layout in LAYOUTS.values()]
     against = {}
     for candidate in candidates:
-        why = candidate.unheld(quantized) or candidate.refused(engines)
+        why = candidate.unheld(kinds) or candidate.refused(engines)
         if why is None:
             verb = "loads" if len(engines) == 1 else "all load"
             return candidate.chosen(f"the first layout that {titles(engines)} {verb}")
@@ -169,7 +169,7 @@ def _first_loaded(
 
 
 def _check(
-    choice: Choice, requests: Sequence[Request], quantized: Sequence[Decision], errors: list[QuantConvertError]
+    choice: Choice, quantized: Sequence[Decision], kinds: Sequence[Sequence[Decision]], errors: list[QuantConvertError]
 ) -> None:
     """Every weight must fit the layout; the same complaint about many weights is one refusal."""
     fmt = choice.format
@@ -180,9 +180,9 @@ def _check(
         hint = f"--format {able[0]}" if able else None
         errors.append(UnsupportedError(f"{mixed}: {', '.join(s.label for s in schemes)}", hint=hint))
     found: dict[str, list[Decision]] = {}
-    problems = ((problem, alike) for alike in _kinds(quantized) for problem in _problems(fmt, alike[0]))
-    for problem, alike in problems:
-        found.setdefault(problem, []).extend(alike)
+    for alike in kinds:
+        for problem in _problems(fmt, alike[0]):
+            found.setdefault(problem, []).extend(alike)
     places = {d.ref.name: i for i, d in enumerate(quantized)} if found else {}
     for problem, decisions in found.items():
         decisions.sort(key=lambda d: places[d.ref.name])
@@ -190,12 +190,12 @@ def _check(
         errors.append(UnsupportedError(f"{problem}: {names}", hint=_other_format(choice, decisions)))
 
 
-def _kinds(quantized: Iterable[Decision]) -> Iterable[list[Decision]]:
+def _kinds(quantized: Iterable[Decision]) -> list[list[Decision]]:
     """Those together that a layout holds alike: numbers in names tell nothing."""
     found: dict[Hashable, list[Decision]] = {}
     for d in quantized:
         found.setdefault((id(d.request), d.ref.shape, template_of(d.ref.name)), []).append(d)
-    return found.values()
+    return list(found.values())
 
 
 def _problems(layout: Layout, decision: Decision) -> list[str]:

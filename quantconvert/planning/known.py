@@ -84,6 +84,8 @@ def _from_use(
 
 def method_for(method: Method, known: Known) -> Method:
     """The method asked for, or where it would not know what it needs the default one."""
+    if method.needs == "nothing":
+        return method
     lacks = {"nothing": False, "importance": known.importance is None, "moments": known.moments is None}
     return METHODS[DEFAULT_METHOD] if lacks[method.needs] else method
 

@@ -99,7 +99,7 @@ class Lowering:
             known = self.knowledge.of(decision.module) if self.knowledge.modules else UNKNOWN
             largest = self.maxima.get(decision.module) if self.maxima else None
             method = method_for(self.method, known)
-            told = 8 * sum(place.num_elements for place in known if place)
+            told = 8 * sum(place.num_elements for place in known if place) if known is not UNKNOWN else 0
             parts = self._cut(ref, promise, method, told)
             return Quantize(ref, outputs, decision.evidence, promise.scheme, method.name, layout, parts, largest, known)
         if decision.reason is None or decision.is_decoded or ref.steps:

@@ -1,8 +1,8 @@
-"""Round to nearest in C, for every layout whose packing is data.
+"""Round to nearest in C, in ranges measured or searched, for every layout whose packing is data.
 
 It takes plain weights as they are stored, with the steps that multiply and divide by factors, from file to file in one
 call a unit (`unit.py`), and the rows of all others as float32 (`encode.py`). `quantize.c` is the arithmetic of
-`methods/rounding.py`, to the bit.
+`methods/rounding.py`, `search.h` that of `methods/searching.py`, to the bit.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from quantconvert.kernels.native.fields import ELEMENTS, STORED
 from quantconvert.kernels.native.library import Library
 from quantconvert.layouts import Layout
 from quantconvert.methods.rtn import Rtn
+from quantconvert.methods.search import Search
 from quantconvert.schemes import Scheme
 from quantconvert.sources import Read
 from quantconvert.sources.elements import is_elements
@@ -54,7 +55,8 @@ class Native:
             return None
         from quantconvert.kernels.native.encode import Encoder
 
-        return Fast(Encoder(*found, source, scheme, layout, packing, files if stored else None), stored)
+        encode = Encoder(*found, source, scheme, layout, packing, files if stored else None, method == Search.name)
+        return Fast(encode, stored)
 
     def takes(self, way: Way) -> Taken:
         source, stored = way.source, takes_stored(way.source)
@@ -66,7 +68,8 @@ class Native:
         element = source.values.dtype if stored else "F32"
         if way.layout.packing(way.scheme) is None or not _takes(source, element, way.method, way.scheme, way.layout):
             return "nothing"
-        return "whole" if stored and not way.scheme.static else "tiles"
+        alone = way.method == Rtn.name and not way.scheme.static  # nothing has to be known of inputs
+        return "whole" if stored and alone else "tiles"
 
     def direct(self, way: Way, files: Files, places: Mapping[str, Place]) -> Direct:
         from quantconvert.kernels.native.unit import Conversion
@@ -79,7 +82,7 @@ class Native:
 def _takes(source: Read, element: str, method: str, scheme: Scheme, layout: Layout) -> bool:
     """Whether the arithmetic is the library's, for rows of dtype `element`."""
     fits = element in STORED and {source.dtype, layout.scale_dtype(source.dtype)} <= set(ELEMENTS)
-    return fits and method == Rtn.name and scheme.type == "int" and len(source.shape) == 2
+    return fits and method in (Rtn.name, Search.name) and scheme.type == "int" and len(source.shape) == 2
 
 
 def takes_stored(source: Read) -> bool:

@@ -17,14 +17,15 @@ from quantconvert.kernels.native.library import Library
 from quantconvert.kernels.native.template import call_of, read_steps
 from quantconvert.kernels.native.unit import raise_wrong
 from quantconvert.layouts import Layout, Packing, TensorSpec
-from quantconvert.methods import Noise
+from quantconvert.methods import BadInputs, Noise
 from quantconvert.schemes import Scheme
 from quantconvert.sources import Read
 from quantconvert.sources.rows import Files
 
 
 class Encoder:
-    """One weight's `Encode`. files: where the factors of its steps are read; None where its rows come after them."""
+    """One weight's `Encode`. files: where the factors of its steps are read; None where its rows come after them.
+    is_searched: what the first pass found are importances, float32 [I]."""
 
     def __init__(
         self,
@@ -35,8 +36,9 @@ class Encoder:
         layout: Layout,
         packing: Packing,
         files: Files | None,
+        is_searched: bool = False,
     ) -> None:
-        self.library, self.level = library, level
+        self.library, self.level, self.is_searched = library, level, is_searched
         self.specs = {spec.suffix: spec for spec in layout.outputs(source.shape, source.dtype, scheme)}
         self.codes, self.zeros = packing.codes.suffix, packing.zeros.suffix if packing.zeros else None
         self.scales = layout.scale_suffix
@@ -50,9 +52,13 @@ class Encoder:
         w_OI = w_OI if w_OI.stride(1) == 1 or w_OI.shape[1] == 1 else w_OI.contiguous()
         names = (self.scales, self.codes, *((self.zeros,) if self.zeros else ()))
         blocks = {name: self._block(name, w_OI.shape[0]) for name in names}
-        ends = None if span is None else torch.cat((span.low.view(1), span.high.view(1)))
+        importance = span if self.is_searched else None
+        if importance is not None and len(importance) != w_OI.shape[1]:
+            raise BadInputs(f"{len(importance)} importances for {w_OI.shape[1]} columns")
+        ends = None if span is None or self.is_searched else torch.cat((span.low.view(1), span.high.view(1)))
         call = Call.from_buffer_copy(self.call)
         call.weights, call.stride, call.rows, call.first_row = w_OI.data_ptr(), w_OI.stride(0), w_OI.shape[0], first
+        call.importance = None if importance is None else importance.data_ptr()
         call.span = None if ends is None else ends.data_ptr()
         call.scales, call.codes.bytes = blocks[self.scales].data_ptr(), blocks[self.codes].data_ptr()
         if self.zeros:

@@ -98,7 +98,8 @@ static void add_rows(const Driver *driver, const uint8_t *rows, int64_t stride, 
         for (int64_t i = 0; i < count; i++) {
             decode_part(driver->meaning, rows + (i * stride + left) * element, (int32_t)driver->element, first + i, left,
                         size, values);
-            const float found = divide(values, room->divisor + left, size), most = found < FLT_MIN ? FLT_MIN : found;
+            const float found = divide(values, room->divisor + left, size);
+            const float most = found < FLT_MIN ? FLT_MIN : found;
             for (int64_t j = 0; j < size; j++)
                 total[j] += (double)(values[j] / most);
         }
@@ -222,9 +223,8 @@ static void power_of_two(float *mu, int64_t count) {
         mu[i] = float_of((bits_of(mu[i]) + (0x00800000 - 0x003504f4)) & INFINITE);
 }
 
-static double taken(double value, const Giver *giver) {
-    return value != value ? value : (double)rounded((float)value, (int32_t)giver->dtype);
-}
+/* In the giver's dtype. A NaN may become anything: it is compared or divided by what is one, too. */
+static double taken(double value, const Giver *giver) { return rounded((float)value, (int32_t)giver->dtype); }
 
 /* What is lost of the other givers' element i where its factor is this. */
 static double lost(const Site *site, int64_t i, double factor) {

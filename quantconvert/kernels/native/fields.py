@@ -70,6 +70,7 @@ class Call(ctypes.Structure):
         ("meaning", ctypes.POINTER(MeaningFields)),
         ("steps", ctypes.POINTER(StepFields)),
         ("num_steps", ctypes.c_int64),
+        ("importance", ctypes.c_void_p),
         ("span", ctypes.c_void_p),
         ("element", ctypes.c_int32),
         ("dtype", ctypes.c_int32),

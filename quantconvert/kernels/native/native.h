@@ -8,7 +8,7 @@
 
 #include <stdint.h>
 
-#define ABI 3
+#define ABI 4
 
 #if defined(_WIN32)
 #define EXPORTED __declspec(dllexport)
@@ -66,6 +66,7 @@ typedef struct {
     const Meaning *meaning; /* or null */
     const Step *steps;
     int64_t num_steps;
+    const float *importance; /* of each column, where ranges are searched; or null */
     const float *span;      /* the lowest and the highest value of the tensor, where all of it shares a scale; or null */
     int32_t element;        /* of weights */
     int32_t dtype;          /* to which ranges and scales are rounded */

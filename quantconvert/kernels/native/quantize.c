@@ -8,13 +8,11 @@
 #include "native.h"
 #include "pack.h"
 #include "row.h"
+#include "search.h"
 
 #include <stdlib.h>
 
-#define INFINITE 0x7f800000
-#define ROUND 12582912.0f /* 1.5 * 2^23 */
-
-enum { VECTORS = LANES / WIDTH, MAX_DEPTH = 48 };
+enum { MAX_DEPTH = 48 };
 
 /* A sum of vectors of LANES numbers: each two neighbours are added until one is left. `held[k]` waits for its neighbour
  * where bit k of `count` is set. */
@@ -49,61 +47,6 @@ static double total(const Sum *sum) {
         for (int i = 0; i < count / 2; i++)
             lanes[i] = lanes[2 * i] + lanes[2 * i + 1];
     return lanes[0];
-}
-
-static int32_t largest(Ints values) {
-    int32_t found[WIDTH];
-    memcpy(found, &values, sizeof found);
-    for (int count = WIDTH / 2; count > 0; count /= 2)
-        for (int i = 0; i < count; i++)
-            found[i] = found[i] > found[i + count] ? found[i] : found[i + count];
-    return found[0];
-}
-
-/* The smallest and the largest value, zero among them; nonzero where one is not finite. */
-static int measure(const float *values, int64_t count, int symmetric, float *low, float *high) {
-    const Ints sign = (Ints){0} + INT32_MIN;
-    const Ints keep = symmetric ? ~sign : ~(Ints){0}, flip = symmetric ? (Ints){0} : sign;
-    Ints most = {0}, least = {0};
-    int64_t i = 0;
-    for (; i + WIDTH <= count; i += WIDTH) {
-        Ints bits = load_bits(values + i);
-        most = larger(most, bits & keep);
-        least = larger(least, bits ^ flip);
-    }
-    if (i < count) {
-        float rest[WIDTH] = {0};
-        memcpy(rest, values + i, (size_t)(count - i) * sizeof *rest);
-        Ints bits = load_bits(rest);
-        most = larger(most, bits & keep);
-        least = larger(least, bits ^ flip);
-    }
-    const int32_t top = largest(most);
-    const int32_t bottom = symmetric ? top : largest(least);
-    *high = float_of((uint32_t)top);
-    *low = -float_of((uint32_t)bottom);
-    return top >= INFINITE || bottom >= INFINITE;
-}
-
-/* The scale, before it is stored, and the zero point, counted from the midpoint. */
-static float parameters(float low, float high, const Call *call, float *zero) {
-    const int32_t dtype = call->dtype, top = (1 << call->num_bits) - 1, half = 1 << (call->num_bits - 1);
-    const float steps = (float)top;
-    float scale;
-    *zero = 0;
-    if (call->symmetric) {
-        scale = rounded((-low > high ? -low : high) / (steps / 2), dtype);
-        return scale == 0 ? 1 : scale;
-    }
-    float width = rounded(high - low, dtype);
-    scale = rounded(bits_of(width) == INFINITE ? high / steps - low / steps : width / steps, dtype);
-    scale = scale == 0 ? 1 : scale;
-    if (high != low) {
-        float place = rounded((float)-half - rounded(low / scale, dtype), dtype);
-        place = place < (float)-half ? (float)-half : place > (float)(top - half) ? (float)(top - half) : place;
-        *zero = (place + ROUND) - ROUND;
-    }
-    return scale;
 }
 
 /* Values to sums whose lowest bits are codes, in place; sums of squares of weights and of errors, in steps. */
@@ -149,8 +92,8 @@ static void narrow(const float *values, int64_t count, int32_t shift, uint8_t *c
 }
 
 /* One row: codes, and the scale and zero point of each group. */
-static int quantize_row(Call *call, int64_t row, float *values, uint8_t *codes, uint8_t *zeros, Sum *signals,
-                        Sum *noises) {
+static int quantize_row(Call *call, int64_t row, float *values, float *scratch, uint8_t *codes, uint8_t *zeros,
+                        Sum *signals, Sum *noises) {
     const int64_t size = call->group_size, groups = call->columns / size, half = 1 << (call->num_bits - 1);
     int wrong = 0;
     read_row(call, row, values);
@@ -163,6 +106,8 @@ static int quantize_row(Call *call, int64_t row, float *values, uint8_t *codes, 
             wrong |= NONFINITE;
             continue;
         }
+        if (call->importance && search(call, values + group * size, group, &low, &high, scratch))
+            wrong |= OVERFLOW;
         float scale = store_scale(parameters(low, high, call, &zero), call->scale_dtype, call->scales, index);
         if (bits_of(scale) == INFINITE) {
             wrong |= OVERFLOW;
@@ -193,15 +138,16 @@ int NAMED(quantize_, LEVEL)(Call *call) {
     const int64_t nbytes = band_nbytes(&call->codes, call->num_bits, columns);
     Sum *sums = calloc(2, sizeof *sums);
     float *values = malloc((size_t)columns * sizeof *values + LANES * sizeof *values);
+    float *scratch = call->importance ? malloc(2 * (size_t)call->group_size * sizeof *scratch) : NULL;
     uint8_t *codes = malloc((size_t)(columns * (band + 4))); /* a band, and what packing it takes */
     uint8_t *nothing = calloc((size_t)columns, 1), *zeros = malloc((size_t)(call->span ? 1 : rows * groups));
-    int wrong = sums && values && codes && nothing && zeros ? 0 : NO_MEMORY;
+    int wrong = sums && values && codes && nothing && zeros && (scratch || !call->importance) ? 0 : NO_MEMORY;
     for (int64_t first = 0; first < rows && wrong != NO_MEMORY; first += band) {
         const uint8_t *bands[PER_WORD_MAX];
         for (int64_t k = 0; k < PER_WORD_MAX; k++)
             bands[k] = first + k < rows && k < band ? codes + k * columns : nothing;
         for (int64_t k = 0; k < band && first + k < rows; k++)
-            wrong |= quantize_row(call, first + k, values, codes + k * columns, zeros, &sums[0], &sums[1]);
+            wrong |= quantize_row(call, first + k, values, scratch, codes + k * columns, zeros, &sums[0], &sums[1]);
         pack_band(&call->codes, call->num_bits, bands, columns, codes + band * columns,
                   call->codes.bytes + first / band * nbytes);
     }
@@ -210,7 +156,7 @@ int NAMED(quantize_, LEVEL)(Call *call) {
         call->signal = total(&sums[0]);
         call->noise = total(&sums[1]);
     }
-    free(sums), free(values), free(codes), free(nothing), free(zeros);
+    free(sums), free(values), free(scratch), free(codes), free(nothing), free(zeros);
     return wrong;
 }
 
