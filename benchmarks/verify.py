@@ -1,4 +1,4 @@
-"""CPU seconds of `verify --source` over those of the conversion, on the checkpoint of `convert.py`, in one run.
+"""CPU seconds of `verify --source` over those of the conversion, on the dense checkpoint of `convert.py`, in one run.
 
     python benchmarks/verify.py [--dir FOLDER] [--runs 3] [--case awq ...]
 
@@ -15,7 +15,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from convert import make_checkpoint, measured
+from convert import measured
 
 CASES = {
     "compressed-tensors": ("--format", "compressed-tensors", "--no-equalize"),
@@ -32,16 +32,12 @@ def main() -> None:
     parser.add_argument("--dir", type=Path, default=Path(tempfile.gettempdir()) / "quantconvert-bench")
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--case", action="append", choices=list(CASES))
-    parser.add_argument("--make", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
-    if args.make:
-        make_checkpoint(args.make)
-        return
-    source, out = args.dir / "llama-1b-shape", args.dir / "out-verify"
+    source, out = args.dir / "dense-4", args.dir / "out-verify"
     if not (source / "config.json").exists():
-        shutil.rmtree(source, ignore_errors=True)
         # in a process of its own: a child's peak memory starts at its parent's
-        subprocess.run([sys.executable, __file__, "--make", str(source)], check=True)
+        maker = Path(__file__).with_name("checkpoints.py")
+        subprocess.run([sys.executable, str(maker), "dense", str(source), "--shards", "4"], check=True)
     command = [sys.executable, "-m", "quantconvert"]
     print(f"{'':30} {'convert':>9} {'verify':>9}   ratio   peak memory of verifying")
     for case in args.case or CASES:
