@@ -29,6 +29,8 @@ def dense() -> tuple[Shapes, dict[str, Any]]:
         }
     shapes |= {"model.norm.weight": (hidden,), "lm_head.weight": (vocab, hidden)}
     config = {"model_type": "llama", "num_hidden_layers": layers, "hidden_size": hidden, "tie_word_embeddings": False}
+    config |= {"architectures": ["LlamaForCausalLM"], "intermediate_size": intermediate, "vocab_size": vocab}
+    config |= {"rms_norm_eps": 1e-5, "max_position_embeddings": 8192, "rope_theta": 500000.0, "dtype": "bfloat16"}
     return shapes, config | {"num_attention_heads": heads, "num_key_value_heads": heads * kv // hidden}
 
 

@@ -36,7 +36,7 @@ def test_the_sources_stay_small(script: ModuleType) -> None:
     """The arithmetic of rounding and packing, and every file by itself."""
     lines = {p.name: len(p.read_text().splitlines()) for p in script.FOLDER.iterdir() if p.suffix in (".c", ".h")}
     rounding = ("native.h", "lanes.h", "numbers.h", "row.h", "pack.h", "quantize.c", "levels.c")
-    assert 100 < sum(lines[name] for name in rounding) < 650
+    assert 100 < sum(lines[name] for name in rounding) < 700
     assert max(lines.values()) < 300
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from quantconvert.kernels.native.fields import Call, TransferFields, UnitFields, Wrong
 
 # As in `native.h`; a library of another number is left alone.
-ABI = 4
+ABI = 5
 FILE = {"win32": "quantconvert.dll", "darwin": "libquantconvert.dylib"}.get(sys.platform, "libquantconvert.so")
 
 

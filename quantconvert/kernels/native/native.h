@@ -8,7 +8,7 @@
 
 #include <stdint.h>
 
-#define ABI 4
+#define ABI 5
 
 #if defined(_WIN32)
 #define EXPORTED __declspec(dllexport)
