@@ -41,7 +41,8 @@ PEERS: Mapping[str, Peer] = {
     "AutoRound": Peer(
         ("torch==2.13.0", "auto-round"),
         "import sys\nfrom auto_round.__main__ import run\n"
-        "sys.argv = ['auto-round', sys.argv[1], '--model_free', '--scheme', 'W4A16', '--output_dir', sys.argv[2]]\nrun()",
+        "sys.argv[:] = ['auto-round', sys.argv[1], '--model_free', '--scheme', 'W4A16', '--output_dir', sys.argv[2]]\n"
+        "run()",
         "--model_free, W4A16, symmetric",
     ),
     "mlx-lm": Peer(
