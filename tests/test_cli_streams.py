@@ -80,10 +80,13 @@ run()
 """
 
 
-def interrupted_while_importing(module: str, number: signal.Signals, *words: object) -> tuple[int, str]:
+def interrupted_while_importing(
+    module: str, number: signal.Signals, *words: object, kernel: str = "auto"
+) -> tuple[int, str]:
     """Exit code and stderr of a run that gets a signal when the import of `module` begins."""
     command = [sys.executable, "-c", CHILD, module, str(int(number)), *map(str, words)]
-    done = subprocess.run(command, env=ENV, capture_output=True, text=True, timeout=60)
+    env = {**ENV, "QUANTCONVERT_KERNEL": kernel}
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=60)
     return done.returncode, done.stderr
 
 
@@ -102,7 +105,7 @@ def test_interrupted_while_our_modules_are_imported(
 def test_interrupted_while_torch_is_imported(source: Path, tmp_path: Path, module: str) -> None:
     """An exception inside torch's own initialisation can abort the process: the signal waits for its end."""
     out = tmp_path / "new" / "out"
-    found, said = interrupted_while_importing(module, signal.SIGINT, source, out)
+    found, said = interrupted_while_importing(module, signal.SIGINT, source, out, kernel="torch")
     begun, _, last = said.rstrip("\n").rpartition("\n")
     assert found == 130
     assert re.fullmatch(r"equalizing 14 tensors, .*", begun)
