@@ -186,12 +186,12 @@ class Plan:
             config["quantization_config"] = dict(self.quantization_config)
         return config
 
-    @property
+    @cached_property
     def source_digest(self) -> str:
         """sha256 over the names, dtypes, shapes and places of the source's tensors, and how each is read."""
         return digest([task.source for task in self.tasks])
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """sha256 over everything that decides the output's bytes, the source's layout included."""
         headers = [hashlib.sha256(shard.header).hexdigest() for shard in self.shards]

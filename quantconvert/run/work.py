@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from math import fsum
 from mmap import mmap
@@ -113,7 +114,7 @@ def _parts(task: Task, kernel: Kernel | None) -> Iterable[tuple[int, int]]:
 
 
 class Buffer:
-    """One thread's memory, as large as it was ever asked for, given back when a rare use left much behind."""
+    """Memory for one part at a time, as large as it was ever asked for."""
 
     def __init__(self) -> None:
         self._held = memoryview(b"")
@@ -125,23 +126,46 @@ class Buffer:
             self._held = memoryview(mmap(-1, nbytes))
         return self._held[:nbytes]
 
-    def trim(self, limit: int) -> None:
-        """Give back what is larger than `limit`."""
-        if len(self._held) > limit:
-            self._held = memoryview(b"")
+    @property
+    def nbytes(self) -> int:
+        return len(self._held)
+
+
+class Buffers:
+    """What kernels gather slabs in: as many as work at once, which may be fewer than there are workers."""
+
+    def __init__(self) -> None:
+        self._free: list[Buffer] = []
+        self._lock = threading.Lock()
+
+    @contextmanager
+    def borrowed(self, nbytes: int) -> Iterator[memoryview]:
+        """So many bytes: of the smallest that is large enough, so that no more grow than have to."""
+        with self._lock:
+            self._free.sort(key=lambda buffer: buffer.nbytes)
+            index = next((i for i, buffer in enumerate(self._free) if buffer.nbytes >= nbytes), 0)
+            buffer = self._free.pop(index) if self._free else Buffer()
+        yield buffer.of(nbytes)
+        self._free.append(buffer)
 
 
 class Bench:
-    """What a worker needs to carry out tasks: the source, the writer, its own buffers, and whom to tell of progress.
+    """What a worker needs to carry out tasks: the source, the writer, buffers, and whom to tell of progress.
 
     advance: called with a tensor's name and how many more of its bytes are done, 0 too; may raise to stop the task.
     """
 
     def __init__(
-        self, files: Files, writer: ShardWriter, execution: Execution, advance: Callable[[str, int], None]
+        self,
+        files: Files,
+        writer: ShardWriter,
+        execution: Execution,
+        advance: Callable[[str, int], None],
+        buffers: Buffers | None = None,
     ) -> None:
         self.files, self.writer, self.execution, self.advance = files, writer, execution, advance
-        self.buffer, self.transport = Buffer(), find_transport()
+        self.buffers, self.transport = buffers or Buffers(), find_transport()
+        self._chunk = Buffer()
 
     @cached_property
     def tiled(self) -> Tiled:
@@ -186,7 +210,7 @@ class Bench:
         """Bytes as they are. The system's own copying of a range costs more: tensors lie across blocks of files."""
         (output,), ref = task.outputs, task.source.values
         source, transport = self.files.fd(ref.file), self.transport
-        buffer = self.buffer.of(CHUNK_NBYTES)
+        buffer = self._chunk.of(CHUNK_NBYTES)
         if source is not None and transport is not None:
             target = self.writer.fd(output.shard), output.offset + begin
             try:
@@ -218,7 +242,8 @@ class Bench:
         source, name = task.source, task.source.name
         try:
             direct = errand.direct(self.files, self.writer)
-            written = direct.convert(begin, end, self.buffer.of(direct.nbytes(begin, end)))
+            with self.buffers.borrowed(direct.nbytes(begin, end)) as buffer:
+                written = direct.convert(begin, end, buffer)
         except NonFinite:
             if isinstance(task, Decode):  # it knows what may stay so
                 return self.tiled.decode(task, begin, end)
@@ -231,7 +256,6 @@ class Bench:
         except Unwritten as error:
             output = next(o for o in task.outputs if o.spec.suffix == error.args[1])
             raise self.writer.error(output, os.strerror(error.args[0])) from error
-        self.buffer.trim(self.execution.memory_limit // self.execution.workers)
         sums = dict(written.sums)
         if begin == 0 and isinstance(task, Quantize):
             for suffix, values in LAYOUTS[task.layout].shaped(task.scheme, source.shape).items():

@@ -18,7 +18,7 @@ from quantconvert.run import ledger as books
 from quantconvert.run.executors.base import Build
 from quantconvert.run.ledger import Ledger
 from quantconvert.run.shards import ShardWriter
-from quantconvert.run.work import Bench, Errand
+from quantconvert.run.work import Bench, Buffers, Errand
 
 POLL_SECONDS = 0.2
 
@@ -58,6 +58,7 @@ class ThreadRun:
         limit = self.plan.execution.memory_limit
         self._budget, self._kernel_budget = _Budget(limit), _Budget(min(limit, KERNEL_NBYTES))
         self._errors: list[BaseException] = []
+        self._buffers = Buffers()
         self._stop = threading.Event()
 
     def _place(self, index: int) -> tuple[int, int]:
@@ -117,7 +118,7 @@ class ThreadRun:
     def _work(self, end: threading.Event) -> None:
         if torch := sys.modules.get("torch"):
             torch.set_num_threads(1)
-        bench = Bench(self.files, self.writer, self.plan.execution, self._advance)
+        bench = Bench(self.files, self.writer, self.plan.execution, self._advance, self._buffers)
         try:
             while (step := self._next()) is not None:
                 errand, part = step
