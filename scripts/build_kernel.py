@@ -61,9 +61,15 @@ def this_machine() -> tuple[str, str]:
     return {"amd64": "x86_64", "arm64": "aarch64"}.get(machine, machine), system
 
 
+def machine_of(target: str) -> tuple[str, str]:
+    """Processor and system of a target of Zig's, whose system may have a version."""
+    processor, system = target.split("-")[:2]
+    return processor, system.partition(".")[0]
+
+
 def build(compiler: list[str], target: str | None = None, out: Path | None = None) -> Path:
     """Compile for `target`, this machine unless told; raises `OSError` and `subprocess.CalledProcessError`."""
-    processor, system = target.split("-")[:2] if target else this_machine()
+    processor, system = machine_of(target) if target else this_machine()
     out = out or FOLDER / library_name(system)
     command = [*compiler, *(["-target", target] if target else []), *FLAGS]
     command += [] if system == "windows" else ["-fPIC"]
@@ -77,7 +83,7 @@ def build(compiler: list[str], target: str | None = None, out: Path | None = Non
                 source = [f"-DLEVEL={level}", "-c", str(FOLDER / file), "-o", str(objects[-1])]
                 subprocess.run([*command, *flags, *source], check=True)
         new = Path(folder, "library")
-        subprocess.run([*command, "-shared", *map(str, objects), "-o", str(new)], check=True)
+        subprocess.run([*command, "-shared", "-s", *map(str, objects), "-o", str(new)], check=True)
         # beside the old one, then in its place: a process that has loaded it keeps what it has
         shutil.copyfile(new, out.with_suffix(".new"))
         out.with_suffix(".new").replace(out)

@@ -38,7 +38,17 @@ static inline Ints larger(Ints a, Ints b) {
 #endif
 }
 
-static inline Ints smaller(Ints a, Ints b) { return ~larger(~a, ~b); }
+static inline Ints smaller(Ints a, Ints b) {
+#if WIDTH == 16
+    return (Ints)_mm512_min_epi32((__m512i)a, (__m512i)b);
+#elif WIDTH == 8
+    return (Ints)_mm256_min_epi32((__m256i)a, (__m256i)b);
+#elif defined(__SSE4_1__)
+    return (Ints)_mm_min_epi32((__m128i)a, (__m128i)b);
+#else
+    return ~larger(~a, ~b);
+#endif
+}
 
 static inline Floats load(const float *values) {
     Floats found;

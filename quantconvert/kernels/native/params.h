@@ -20,26 +20,27 @@ static int32_t largest(Ints values) {
     return found[0];
 }
 
+/* The largest of values' bits as integers, without the bits that `keep` lacks, those of `flip` turned; 0 among them. */
+static inline int32_t largest_bits(const float *values, int64_t count, Ints keep, Ints flip) {
+    enum { STEP = 4 };
+    Ints most[STEP] = {{0}};
+    int64_t i = 0;
+    for (; i + STEP * WIDTH <= count; i += STEP * WIDTH)
+        for (int k = 0; k < STEP; k++)
+            most[k] = larger(most[k], (load_bits(values + i + k * WIDTH) & keep) ^ flip);
+    for (; i < count; i += WIDTH) {
+        float rest[WIDTH] = {0};
+        memcpy(rest, values + i, (size_t)(count - i < WIDTH ? count - i : WIDTH) * sizeof *rest);
+        most[0] = larger(most[0], (load_bits(rest) & keep) ^ flip);
+    }
+    return largest(larger(larger(most[0], most[1]), larger(most[2], most[3])));
+}
+
 /* The smallest and the largest value, zero among them; nonzero where one is not finite. */
 static int measure(const float *values, int64_t count, int symmetric, float *low, float *high) {
-    const Ints sign = (Ints){0} + INT32_MIN;
-    const Ints keep = symmetric ? ~sign : ~(Ints){0}, flip = symmetric ? (Ints){0} : sign;
-    Ints most = {0}, least = {0};
-    int64_t i = 0;
-    for (; i + WIDTH <= count; i += WIDTH) {
-        Ints bits = load_bits(values + i);
-        most = larger(most, bits & keep);
-        least = larger(least, bits ^ flip);
-    }
-    if (i < count) {
-        float rest[WIDTH] = {0};
-        memcpy(rest, values + i, (size_t)(count - i) * sizeof *rest);
-        Ints bits = load_bits(rest);
-        most = larger(most, bits & keep);
-        least = larger(least, bits ^ flip);
-    }
-    const int32_t top = largest(most);
-    const int32_t bottom = symmetric ? top : largest(least);
+    const Ints none = {0}, sign = none + INT32_MIN;
+    const int32_t top = largest_bits(values, count, symmetric ? ~sign : ~none, none);
+    const int32_t bottom = symmetric ? top : largest_bits(values, count, ~none, sign);
     *high = float_of((uint32_t)top);
     *low = -float_of((uint32_t)bottom);
     return top >= INFINITE || bottom >= INFINITE;
