@@ -114,7 +114,8 @@ class Job:
         """What the scheme `name` of a rule asks for; None for `skip`. An open width is the job's own group size."""
         if name == "skip":
             return None
-        if self.base.activations and self.base.num_bits == 8:  # whose channels are no one's choice of a width
+        base = self.base
+        if base.type == "float" or (base.activations and base.num_bits == 8):  # whose channels are no choice of a width
             return parse_scheme(name, DEFAULT_GROUP_SIZE)
         return parse_scheme(name, _group_size(self.base))
 
@@ -177,7 +178,7 @@ def _base(options: Mapping[str, Any]) -> Request:
 
 def _base_options(base: Request) -> dict[str, Any]:
     """`_base` the other way: what of it differs from the default."""
-    if base.activations:
+    if base.activations or base.type == "float":
         return {"scheme": scheme_name(base)}
     values = {"bits": base.num_bits, "group_size": _group_size(base), "symmetric": base.symmetric}
     usual = {"bits": DEFAULT_REQUEST.num_bits, "group_size": _group_size(DEFAULT_REQUEST), "symmetric": None}

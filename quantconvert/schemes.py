@@ -10,10 +10,12 @@ from typing import Literal
 from quantconvert.errors import UsageError
 from quantconvert.number import CodeType, Kind, code_type
 
-Strategy = Literal["tensor", "channel", "group"]
+Strategy = Literal["tensor", "channel", "group", "block"]
 
 NUM_BITS = (4, 8)
 DEFAULT_GROUP_SIZE = 128
+# Rows and columns that share a scale where the strategy is `block`: the one size that engines have kernels for.
+BLOCK = (128, 128)
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,8 +23,10 @@ class Scheme:
     """How one weight is quantized, in compressed-tensors' words: `num_bits`, `type` and `symmetric` name its `number`.
 
     `group_size` counts consecutive input columns that share a scale; None unless `strategy` is `group`.
-    `activations`: inputs are quantized too, to int8, per token, while the model runs (W8A8, W4A8); nothing is stored
-    for it, unless they are `static`: then one scale serves the whole input of a module, found before and stored beside.
+    `block`: rows and columns that share one, None unless `strategy` is `block`; the last ones may be partial.
+    `activations`: inputs are quantized too, to eight bits of the weights' kind, per token, while the model runs (W8A8,
+    W4A8, FP8_DYNAMIC; with blocks by groups of a token's columns); nothing is stored for it, unless they are `static`:
+    then one scale serves the whole input of a module, found before and stored beside.
     """
 
     num_bits: int
@@ -32,6 +36,7 @@ class Scheme:
     activations: bool = False
     type: Kind = "int"
     static: bool = False
+    block: tuple[int, int] | None = None
 
     @property
     def number(self) -> CodeType:
@@ -42,11 +47,15 @@ class Scheme:
     def label(self) -> str:
         """For people: `int4 g128 asymmetric`."""
         width = f"g{self.group_size}" if self.strategy == "group" else f"per {self.strategy}"
-        acts = f", {'static ' if self.static else ''}int8 activations" if self.activations else ""
-        return f"{self.type}{self.num_bits} {width} {'symmetric' if self.symmetric else 'asymmetric'}{acts}"
+        width = "in blocks of {} x {}".format(*self.block) if self.block else width
+        acts = f", {'static ' if self.static else ''}{self.type}8 activations" if self.activations else ""
+        symmetry = "" if self.type == "float" else " symmetric" if self.symmetric else " asymmetric"
+        return f"{self.type}{self.num_bits} {width}{symmetry}{acts}"
 
     def num_groups(self, in_features: int) -> int:
         """Scales a row: 1 per channel and per tensor."""
+        if self.block:
+            return -(-in_features // self.block[1])
         return in_features // self.group_size if self.group_size else 1
 
 
@@ -60,6 +69,8 @@ class Request:
     symmetric: bool | None = None
     activations: bool = False
     static: bool = False
+    type: Kind = "int"
+    block: tuple[int, int] | None = None
 
     @property
     def label(self) -> str:
@@ -71,22 +82,28 @@ class Request:
     def settled(self, default: bool) -> Scheme:
         """The scheme, with `default` where the symmetry was left open."""
         symmetric = default if self.symmetric is None else self.symmetric
-        return Scheme(self.num_bits, symmetric, self.strategy, self.group_size, self.activations, static=self.static)
+        width = self.strategy, self.group_size
+        return Scheme(self.num_bits, symmetric, *width, self.activations, self.type, self.static, self.block)
 
 
 DEFAULT_REQUEST = Request(4, "group", DEFAULT_GROUP_SIZE)
-SCHEMES = ("W4A16", "W4A16_ASYM", "W8A16", "W8A16_ASYM", "W8A8", "W8A8_STATIC", "W4A8")
-SCHEME_HINT = f"known schemes: {', '.join(SCHEMES)}; `:g64`, `:channel` or `:tensor` may follow"
+INTEGERS = ("W4A16", "W4A16_ASYM", "W8A16", "W8A16_ASYM", "W8A8", "W8A8_STATIC", "W4A8")
+FLOATS = ("FP8_DYNAMIC", "FP8_BLOCK", "FP8A16")
+SCHEMES = (*INTEGERS, *FLOATS)
+SCHEME_HINT = f"known schemes: {', '.join(SCHEMES)}; `:g64`, `:channel`, `:tensor` or `:block` may follow"
 _SCHEME = re.compile(
     r"W(?P<bits>[48])A16(?P<asym>_ASYM)?(?::(?P<width>g\d+|channel|tensor))?"
     r"|W8A8(?P<static>_STATIC)?(?::(?P<whole>channel|tensor))?"
     r"|W4A8(?::(?P<part>g\d+|channel))?"
+    r"|FP8(?:_DYNAMIC|(?P<only>A16))(?::(?P<float>channel|tensor|block))?|(?P<blocks>FP8_BLOCK)(?::block)?"
 )
 
 
 def activations_problem(scheme: Scheme) -> str | None:
     """Why weights under `scheme` are not multiplied with int8 activations; None where a name of `SCHEMES` says it."""
     without = "group" if scheme.num_bits == 8 else "tensor"
+    if scheme.type == "float":
+        return f"int8 activations go with whole numbers, not with {replace(scheme, activations=False).label}"
     if scheme.symmetric and scheme.strategy != without:
         return None
     weights = replace(scheme, activations=False)
@@ -103,6 +120,8 @@ def parse_scheme(name: str, group_size: int, option: str = "rule") -> Request:
         meant = _meant(name)
         hint = f"did you mean `{meant}`? {SCHEME_HINT}" if meant else SCHEME_HINT
         raise UsageError(f"--{option}: unknown scheme `{name}`", hint=hint)
+    if name.startswith("FP8"):
+        return _float8("block" if match["blocks"] else match["float"] or "channel", not match["only"])
     strategy: Strategy
     if name.startswith("W8A8"):
         strategy = "tensor" if match["whole"] == "tensor" else "channel"
@@ -117,9 +136,18 @@ def parse_scheme(name: str, group_size: int, option: str = "rule") -> Request:
     return Request(4, strategy, group, True, True)
 
 
+def _float8(width: str, activations: bool) -> Request:
+    """float8 weights with a scale a channel, a tensor or a block."""
+    strategies: dict[str, Strategy] = {"channel": "channel", "tensor": "tensor", "block": "block"}
+    block = BLOCK if width == "block" else None
+    return Request(8, strategies[width], None, True, activations, type="float", block=block)
+
+
 def _meant(name: str) -> str | None:
     """The scheme that a name may have been meant as: `w4a16-64` as `W4A16:g64`, `int4` as `W4A16`."""
     words = [word for word in re.split(r"[^a-z0-9]+", name.lower()) if word]
+    if words and words[0] in ("fp8", "f8", "float8", "w8a8fp8", "fp8a16"):
+        return next((known for known in FLOATS if known.lower().endswith(words[-1])), FLOATS[0])
     found = re.fullmatch(r"(?:w([48])a16|w([48])|int([48])|u?int([48]))", words[0]) if words else None
     bits = next((digit for digit in found.groups() if digit), None) if found else None
     if words and words[0] in ("w8a8", "w4a8"):
@@ -149,6 +177,10 @@ def width_of(group_size: int) -> tuple[Strategy, int | None]:
 def scheme_name(request: Request) -> str:
     """The name that `parse_scheme` reads back: `W8A16:g128`."""
     width = f"g{request.group_size}" if request.strategy == "group" else request.strategy
+    if request.type == "float":
+        if request.activations and request.block:
+            return "FP8_BLOCK"
+        return f"FP8{'_DYNAMIC' if request.activations else 'A16'}:{width}"
     if request.activations:
         return f"W{request.num_bits}A8{'_STATIC' if request.static else ''}:{width}"
     return f"W{request.num_bits}A16{'_ASYM' if request.symmetric is False else ''}:{width}"

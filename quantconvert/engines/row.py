@@ -6,11 +6,13 @@ import ast
 from dataclasses import dataclass
 from typing import Literal
 
+from quantconvert.number import Kind
 from quantconvert.schemes import Scheme, Strategy
 
 Verdict = Literal["loads", "refuses", "wrong"]
 PLAIN = "plain"
 KERNEL_GROUPS = (32, 64, 128)  # what the engines' GPU kernels for AWQ and GPTQ are built for
+FLOAT_WIDTHS: tuple[Strategy, ...] = ("tensor", "channel", "block")
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +35,7 @@ class When:
     """Which checkpoints a row speaks of; what is left open does not matter.
 
     groups: group sizes, one of which is meant; other_groups: any group size but these. several: more than one scheme in
-    the model. known: whether the family has a table.
+    the model. known: whether the family has a table. type: of numbers, whole ones unless told; None: any.
     """
 
     layouts: tuple[str, ...] = ()
@@ -47,6 +49,7 @@ class When:
     experts: bool | None = None
     families: tuple[str, ...] = ()
     known: bool | None = None
+    type: Kind | None = "int"
 
     def matches(self, loadable: Loadable, scheme: Scheme | None) -> bool:
         """Whether the row speaks of `scheme` (None: a plain checkpoint) in `loadable`."""
@@ -64,7 +67,8 @@ class When:
     def _scheme(self, scheme: Scheme) -> bool:
         size = scheme.group_size
         return (
-            self.num_bits in (None, scheme.num_bits)
+            self.type in (None, scheme.type)
+            and self.num_bits in (None, scheme.num_bits)
             and (not self.strategies or scheme.strategy in self.strategies)
             and (not self.groups or size in self.groups)
             and (not self.other_groups or (size is not None and size not in self.other_groups))

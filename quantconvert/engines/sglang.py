@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from quantconvert.engines.row import KERNEL_GROUPS, PLAIN, Engine, Row, When
+from quantconvert.engines.row import FLOAT_WIDTHS, KERNEL_GROUPS, PLAIN, Engine, Row, When
 
 _PACKED = "compressed_tensors/compressed_tensors.py"
 _WNA16 = "compressed_tensors/schemes/compressed_tensors_wNa16.py"
@@ -37,6 +37,19 @@ SGLANG = Engine(
         Row(When(CT, 8, activations=True), "loads", _PACKED),
         Row(When(CT, 8, activations=True, experts=True), "refuses", _PACKED, "W8A8 experts do not load"),
         Row(When(CT, 4, activations=True), "refuses", _PACKED, "W4A8 is not read"),
+        Row(
+            When(CT, 8, FLOAT_WIDTHS, activations=True, type="float"), "loads",
+            "compressed_tensors/schemes/compressed_tensors_w8a8_fp8.py",
+            "float8 activations need a GPU of compute capability 8.9", "newer GPUs",
+        ),
+        Row(
+            When(CT, 8, ("tensor", "channel"), activations=False, type="float"), "loads",
+            "compressed_tensors/schemes/compressed_tensors_w8a16_fp8.py", "weight-only float8 needs a GPU", "GPU only",
+        ),
+        Row(
+            When(CT, 8, ("block",), activations=False, type="float"), "refuses",
+            "compressed_tensors/schemes/compressed_tensors_w8a16_fp8.py", "weight-only float8 in blocks is not read",
+        ),
         Row(When(CT, several=True, experts=True), "refuses", _MOE),
         Row(When(("gptq",), symmetric=True), "loads", _GPTQ),
         Row(When(("gptq",), symmetric=False), "refuses", _GPTQ, "asymmetric GPTQ is rejected"),
@@ -46,7 +59,7 @@ SGLANG = Engine(
         ),
         Row(When(("rtn",)), "refuses", "__init__.py", "rtn is not read"),
         Row(
-            When(CODES, families=("gpt-oss",)), "refuses", "srt/models/gpt_oss.py",
+            When(CODES, families=("gpt-oss",), type=None), "refuses", "srt/models/gpt_oss.py",
             "no int4 experts of gpt-oss are read",
         ),
     ),

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from quantconvert.engines.row import PLAIN, Engine, ModelClass, Row, When
+from quantconvert.engines.row import FLOAT_WIDTHS, PLAIN, Engine, ModelClass, Row, When
 
 _AWQ = "tests/engines/test_gptqmodel.py"
 _GPTQ = "tests/engines/test_gptq.py"
 _PACKED = "tests/engines/test_transformers.py"
 _W8A8 = "tests/engines/test_w8a8.py"
+_FLOATS = "tests/engines/test_floats.py"
 _RTN = "tests/engines/test_rtn.py"
 _DENSE = "tests/engines/test_families_dense.py"
 _MOE = "tests/engines/test_families_moe.py"
@@ -88,7 +89,7 @@ TRANSFORMERS = Engine(
             "AWQ layers of some families without a table here stop it; compressed-tensors loads",
         ),
         Row(
-            When((*AWQ, *CT, *RTN), families=("nomic-bert",)), "refuses", _BY_FAMILY,
+            When((*AWQ, *CT, *RTN), families=("nomic-bert",), type=None), "refuses", _BY_FAMILY,
             "the stored Wqkv is cut into three layers during loading, and packed words cannot be cut so",
         ),
         Row(
@@ -114,6 +115,7 @@ TRANSFORMERS = Engine(
         ),
         Row(When(CT, activations=True), "loads", _W8A8, packages=_BESIDE_CT),
         Row(When(CT, 8, activations=True, experts=True), "refuses", _W8A8, "W8A8 experts do not load"),
+        Row(When(CT, 8, FLOAT_WIDTHS, type="float"), "loads", _FLOATS, packages=_BESIDE_CT),
         Row(
             When(CT, 4, activations=True, experts=True), "loads", _W8A8,
             "activations of W4A8 experts are not rounded", packages=_BESIDE_CT,
@@ -123,12 +125,12 @@ TRANSFORMERS = Engine(
             "layers of this family (Conv1D) load from no quantized layout",
         ),
         Row(
-            When((*CT, *RTN), families=("gpt2",)), "wrong", "pytorch_utils.py (Conv1D); run",
+            When((*CT, *RTN), families=("gpt2",), type=None), "wrong", "pytorch_utils.py (Conv1D); run",
             "layers of this family (Conv1D) load from no quantized layout, and from compressed-tensors as random "
             "numbers",
         ),
         Row(
-            When((*CT, *RTN), experts=True, families=FUSED_ONLY), "wrong", _MOE,
+            When((*CT, *RTN), experts=True, families=FUSED_ONLY, type=None), "wrong", _MOE,
             "experts of this family load as random numbers, without an error",
         ),
         Row(

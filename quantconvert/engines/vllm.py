@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from quantconvert.engines.row import KERNEL_GROUPS, PLAIN, Engine, Row, When
+from quantconvert.engines.row import FLOAT_WIDTHS, KERNEL_GROUPS, PLAIN, Engine, Row, When
 
 _AWQ = "layers/quantization/auto_awq.py"
 _GPTQ = "layers/quantization/auto_gptq.py"
@@ -69,6 +69,15 @@ VLLM = Engine(
             "packed W4A8 experts do not load",
         ),
         Row(
+            When(CT, 8, FLOAT_WIDTHS, activations=True, type="float"), "loads", "schemes/compressed_tensors_w8a8_fp8.py",
+            "float8 activations need a GPU of compute capability 8.9; older ones compute in 16 bits",
+            "older GPUs weight-only",
+        ),
+        Row(
+            When(CT, 8, FLOAT_WIDTHS, activations=False, type="float"), "loads", "schemes/compressed_tensors_w8a16_fp8.py",
+            "weight-only float8 needs a GPU", "GPU only",
+        ),
+        Row(
             When(("gptq",), 4, groups=KERNEL_GROUPS, symmetric=True), "loads", f"{_GPTQ}; run on a CPU",
             short="CPU too",
         ),
@@ -82,13 +91,13 @@ VLLM = Engine(
             "GPTQ group sizes 32, 64, 128 and -1 are read, not {width}",
         ),
         Row(When(("rtn",)), "refuses", "layers/quantization/__init__.py", "rtn is not read"),
-        Row(When(families=("t5",)), "refuses", "models/registry.py; run", "T5 is not among its models"),
+        Row(When(families=("t5",), type=None), "refuses", "models/registry.py; run", "T5 is not among its models"),
         Row(
-            When(CODES, families=("mamba",)), "refuses", "layers/mamba/mamba_mixer.py",
+            When(CODES, families=("mamba",), type=None), "refuses", "layers/mamba/mamba_mixer.py",
             "Mamba's layers take no quantized weights",
         ),
         Row(
-            When(CODES, families=("gpt-oss",)), "wrong", "models/gpt_oss.py",
+            When(CODES, families=("gpt-oss",), type=None), "wrong", "models/gpt_oss.py",
             "int4 experts of gpt-oss are read only as fused w13 and w2, and others dropped without a message: these "
             "have the names that llm-compressor writes",
         ),

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from quantconvert.dtypes import nbytes_of
 from quantconvert.errors import UnsupportedError
+from quantconvert.number import Kind
 from quantconvert.patterns import check_foreign, compile_pattern
 from quantconvert.schemes import Scheme
 
@@ -190,6 +191,8 @@ class Layout(ABC):
     scale_suffix: ClassVar[str] = "weight_scale"
     optional: ClassVar[frozenset[str]] = frozenset()
     symmetric_by_default: ClassVar[bool]
+    # Kinds of numbers that it holds.
+    kinds: ClassVar[tuple[Kind, ...]] = ("int",)
     weight_only: ClassVar[bool] = True
     # Tensors that codes do not decide; repacked as they are.
     constant: ClassVar[frozenset[str]] = frozenset()

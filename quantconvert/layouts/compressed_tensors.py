@@ -1,5 +1,5 @@
-"""compressed-tensors: `pack-quantized` (int4 with or without int8 activations, weight-only int8) and `int-quantized`
-(int8 with int8 activations).
+"""compressed-tensors: `pack-quantized` (int4 with or without int8 activations, weight-only int8), `int-quantized` (int8
+with int8 activations) and `float-quantized` (float8, with or without float8 activations).
 
 For a module `M` with weight [O, I], b bits, G groups, `pack-quantized` is
     M.weight_packed int32 [O, ceil(I*b/32)]     codes stored unsigned (q + 2^(b-1)), first value in the lowest bits
@@ -10,6 +10,10 @@ and `int-quantized` is
     M.weight int8 [O, I]    M.weight_scale as above    M.weight_zero_point int8 [O, G], only asymmetric
     M.input_scale weight's dtype [1]    only where activations are static: max |x| / 127.5, rounded once; the dtype's
                                         epsilon where that is 0 (`quantization/utils/helpers.py`, `calculate_qparams`)
+`float-quantized` is
+    M.weight float8_e4m3fn [O, I]    M.weight_scale weight's dtype [O, 1], [1], or [ceil(O/128), ceil(I/128)]
+with activations per token or, beside blocks, by groups of 128 columns of a token: `W8A8Fp8` of vLLM takes any dynamic
+ones beside these weights (`_is_fp8_w8a8`), none are `W8A16Fp8`.
 W4A8 is what W4A16 is, with one more key in the config. compressed-tensors itself would store it as `int-quantized`, a
 byte a code (`compressors/format.py`): that is read. The packed one is half as large, and the one that vLLM reads on
 GPUs (`_is_wNaM_int`); it takes the other on Arm CPUs and XPUs.
@@ -29,6 +33,14 @@ from typing import TYPE_CHECKING, Any
 
 from quantconvert.errors import UnsupportedError
 from quantconvert.layouts.base import Layout, ModuleReader, Packed, Packing, Selection, Stored, TensorSpec
+from quantconvert.layouts.floats import (
+    float_decode,
+    float_encode,
+    float_outputs,
+    float_rank_problems,
+    float_row_multiple,
+)
+from quantconvert.number import Kind
 from quantconvert.patterns import check_foreign, compile_pattern, cover
 from quantconvert.schemes import NUM_BITS, Scheme, Strategy, activations_problem
 from quantconvert.text import quoted
@@ -39,12 +51,13 @@ if TYPE_CHECKING:
     from quantconvert.checkpoint import TensorRef
     from quantconvert.quantized import Quantized
 
-PACKED, INT = "pack-quantized", "int-quantized"
+PACKED, INT, FLOAT = "pack-quantized", "int-quantized", "float-quantized"
 
 
 class CompressedTensors(Layout):
     name = "compressed-tensors"
-    summary = "int4 and int8, packed along the input dimension; W8A8 as plain int8"
+    summary = "int4 and int8, packed along the input dimension; W8A8 as plain int8; float8"
+    kinds = ("int", "float")
     constant = frozenset({"input_scale"})
     suffixes = constant | {"weight", "weight_packed", "weight_scale", "weight_shape", "weight_zero_point"}
     optional = frozenset({"weight_shape"})
@@ -56,6 +69,8 @@ class CompressedTensors(Layout):
 
     def rank_problems(self, scheme: Scheme, shape: tuple[int, int], module: str) -> list[str]:
         pack = scheme.number.per_word
+        if scheme.type == "float":
+            return float_rank_problems(scheme, shape)
         found = []
         if not _is_plain(scheme) and shape[1] % pack:
             found.append(f"{pack} codes share a word: expected in_features % {pack} == 0, got {shape[1]}")
@@ -67,9 +82,13 @@ class CompressedTensors(Layout):
         return None
 
     def row_multiple(self, scheme: Scheme) -> int:
+        if scheme.type == "float":
+            return float_row_multiple(scheme)
         return 1 if scheme.symmetric or _is_plain(scheme) else scheme.number.per_word
 
     def outputs(self, shape: tuple[int, ...], weight_dtype: str, scheme: Scheme) -> tuple[TensorSpec, ...]:
+        if scheme.type == "float":
+            return float_outputs(shape, weight_dtype, scheme)
         rows, columns = shape
         pack = scheme.number.per_word
         groups = scheme.num_groups(columns)
@@ -89,11 +108,13 @@ class CompressedTensors(Layout):
         return tuple(specs)
 
     def stored_outputs(self, stored: Stored) -> tuple[TensorSpec, ...]:
-        if "weight" in stored.refs:
+        if "weight" in stored.refs and stored.scheme.type == "int":
             return _plain_outputs(stored.shape, stored.scale.dtype, stored.scheme)
         return super().stored_outputs(stored)
 
     def encode(self, quantized: Quantized, scheme: Scheme, shape: tuple[int, ...]) -> dict[str, Tensor]:
+        if scheme.type == "float":
+            return float_encode(quantized, scheme)
         import torch
 
         from quantconvert.layouts.packing import pack_columns, pack_rows
@@ -117,7 +138,9 @@ class CompressedTensors(Layout):
             blocks["weight_zero_point"] = signed(zeros).reshape(1) if whole else pack_rows(zeros, scheme.num_bits)
         return blocks
 
-    def packing(self, scheme: Scheme) -> Packing:
+    def packing(self, scheme: Scheme) -> Packing | None:
+        if scheme.type == "float":
+            return None
         half, zeros = scheme.number.midpoint, "weight_zero_point"
         signed = None if scheme.symmetric else Packed(zeros, "bytes", shift=-half)
         if _is_plain(scheme):
@@ -126,7 +149,7 @@ class CompressedTensors(Layout):
         return Packing(Packed("weight_packed", "columns"), signed if scheme.strategy == "tensor" else words)
 
     def shaped(self, scheme: Scheme, shape: tuple[int, ...]) -> dict[str, array[int]]:
-        return {} if _is_plain(scheme) else {"weight_shape": array("q", shape)}
+        return {} if _is_plain(scheme) or scheme.type == "float" else {"weight_shape": array("q", shape)}
 
     def constants(self, scheme: Scheme, weight_dtype: str, input_max: float | None) -> dict[str, Tensor]:
         if not scheme.static:
@@ -148,13 +171,15 @@ class CompressedTensors(Layout):
         groups = [_Group.read(group) for group in (block.get("config_groups") or {}).values()]
 
         def stored(module: str, refs: Mapping[str, TensorRef]) -> Stored | None:
-            if "weight_packed" not in refs and (refs["weight"].dtype != "I8" or "weight_scale" not in refs):
+            if "weight_packed" not in refs and (refs["weight"].dtype not in _BYTES or "weight_scale" not in refs):
                 return None
             group = next((g for g in groups if g.targets(module)), None)
             group = group or next((g for g in groups if g.targets("Linear")), None)
-            if group is None or group.scheme is None:
-                raise UnsupportedError(f"no config group of 4 or 8 integer bits targets `{module}`, which is quantized")
             packed = "weight_packed" in refs
+            if not packed and refs["weight"].dtype == FLOAT8:
+                return _float_module(module, refs, group)
+            if group is None or group.scheme is None or group.scheme.type != "int":
+                raise UnsupportedError(f"no config group of 4 or 8 integer bits targets `{module}`, which is quantized")
             known = refs.get("input_scale")
             static = not packed and group.is_static and (known is None or known.shape == (1,))
             if not static:  # a scale of what is not read here
@@ -180,6 +205,8 @@ class CompressedTensors(Layout):
         from quantconvert.quantized import Quantized
 
         scheme, scale = stored.scheme, blocks["weight_scale"]
+        if scheme.type == "float":
+            return float_decode(blocks, scheme)
         scale = scale.reshape(1, 1) if scheme.strategy == "tensor" else scale
         half = scheme.number.midpoint
         zero_point = None if scheme.symmetric else blocks["weight_zero_point"]
@@ -205,10 +232,10 @@ class CompressedTensors(Layout):
                 targets = ["Linear", *cover(head, [], ())]
             groups[f"group_{i}"] = {
                 "targets": targets,
-                "weights": _arguments(scheme.num_bits, scheme.symmetric, scheme.strategy, scheme.group_size),
+                "weights": _weights(scheme),
                 "input_activations": _inputs(scheme) if scheme.activations else None,
                 "output_activations": None,
-                "format": INT if _is_plain(scheme) else PACKED,
+                "format": FLOAT if scheme.type == "float" else INT if _is_plain(scheme) else PACKED,
             }
         ignore = cover([n for n in selection.kept if n != "lm_head"], quantized, selection.fused_pairs)
         # engines build tied heads as linear layers, though the checkpoint holds no weight of theirs
@@ -238,7 +265,7 @@ class CompressedTensors(Layout):
 
 def _is_plain(scheme: Scheme) -> bool:
     """Whether codes are written as int8, one a byte: W8A8."""
-    return scheme.activations and scheme.num_bits == 8
+    return scheme.activations and scheme.num_bits == 8 and scheme.type == "int"
 
 
 def _plain_outputs(shape: tuple[int, ...], weight_dtype: str, scheme: Scheme) -> tuple[TensorSpec, ...]:
@@ -250,8 +277,11 @@ def _plain_outputs(shape: tuple[int, ...], weight_dtype: str, scheme: Scheme) ->
     return (*plain, *zeros, *inputs)
 
 
+FLOAT8 = "F8_E4M3"
+# Dtypes of codes that are not packed.
+_BYTES = ("I8", FLOAT8)
 # compressed-tensors `CompressionFormat`: those whose modules are read here, or as float8, or that hold plain weights.
-_READ_FORMATS = {PACKED, INT, "float-quantized", "naive-quantized", "dense", "mixed-precision"}
+_READ_FORMATS = {PACKED, INT, FLOAT, "naive-quantized", "dense", "mixed-precision"}
 
 
 def _check_formats(block: Mapping[str, Any]) -> None:
@@ -282,6 +312,8 @@ class _Group:
         default = "tensor" if size is None else "group" if size > 0 else "channel"
         strategies: dict[str, Strategy] = {"tensor": "tensor", "channel": "channel", "group": "group"}
         strategy = strategies.get(weights.get("strategy") or default)
+        if weights.get("type") == "float" and weights.get("num_bits") == 8:
+            return cls(patterns, _float_scheme(weights, group.get("input_activations")), group.get("input_activations"))
         integer = weights.get("type", "int") == "int" and weights.get("num_bits") in NUM_BITS
         scheme = None
         if integer and strategy and weights.get("actorder") != "group":
@@ -319,22 +351,49 @@ class _Group:
         return "quantizes activations in a way that no layout of ours says"
 
 
+def _float_module(module: str, refs: Mapping[str, TensorRef], group: _Group | None) -> Stored | None:
+    """A module of float8, if it is of a kind that is written here; others are read as sources alone."""
+    if group is None or group.scheme is None or group.scheme.type != "float" or "input_scale" in refs:
+        return None
+    rows, columns = refs["weight"].shape
+    return Stored(module, group.scheme, (rows, columns), refs)
+
+
+def _float_scheme(weights: Mapping[str, Any], activations: Mapping[str, Any] | None) -> Scheme | None:
+    """The float8 scheme of a config group; None where it is none that is written here."""
+    strategy, block = weights.get("strategy"), weights.get("block_structure")
+    acting = activations is not None
+    if strategy == "block" and isinstance(block, list) and len(block) == 2 and all(type(n) is int for n in block):
+        return Scheme(8, True, "block", None, acting, "float", block=(block[0], block[1]))
+    known: dict[Any, Strategy] = {"tensor": "tensor", "channel": "channel"}
+    return Scheme(8, True, known[strategy], None, acting, "float") if strategy in known else None
+
+
 DYNAMIC = Scheme(8, True, "channel", activations=True)
 STATIC = replace(DYNAMIC, static=True)
 
 
 def _inputs(scheme: Scheme) -> dict[str, Any]:
     """`input_activations` of a scheme that quantizes them."""
-    return _arguments(8, True, "tensor" if scheme.static else "token", None, dynamic=not scheme.static)
+    if scheme.block:
+        return _arguments(8, "float", True, "group", scheme.block[1], dynamic=True)
+    strategy = "tensor" if scheme.static else "token"
+    return _arguments(8, scheme.type, True, strategy, None, dynamic=not scheme.static)
+
+
+def _weights(scheme: Scheme) -> dict[str, Any]:
+    """`weights` of a scheme."""
+    found = _arguments(scheme.num_bits, scheme.type, scheme.symmetric, scheme.strategy, scheme.group_size)
+    return found | ({"block_structure": list(scheme.block)} if scheme.block else {})
 
 
 def _arguments(
-    num_bits: int, symmetric: bool, strategy: str, group_size: int | None, dynamic: bool = False
+    num_bits: int, kind: Kind, symmetric: bool, strategy: str, group_size: int | None, dynamic: bool = False
 ) -> dict[str, Any]:
     """compressed-tensors `QuantizationArgs`; unknown keys are forbidden there."""
     return {
         "num_bits": num_bits,
-        "type": "int",
+        "type": kind,
         "symmetric": symmetric,
         "strategy": strategy,
         "group_size": group_size,

@@ -8,7 +8,7 @@ by that of the zero point.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from quantconvert.methods.base import Inputs, Needs, Noise, Reach, Tolerance
 from quantconvert.schemes import Scheme
@@ -45,8 +45,12 @@ class Rtn:
     def supports(self, scheme: Scheme) -> None:
         """Every scheme."""
 
-    def span(self, blocks: Iterable[Tensor], scheme: Scheme, inputs: Inputs | None = None) -> Range | None:
-        """The range of the whole tensor, where one scale serves all of it."""
+    def span(self, blocks: Iterable[Tensor], scheme: Scheme, inputs: Inputs | None = None) -> Range | Tensor | None:
+        """The range of the whole tensor, where one scale serves all of it; of floats the largest value."""
+        if scheme.type == "float":
+            from quantconvert.methods.floats import largest_of_all
+
+            return largest_of_all(blocks, scheme)
         from quantconvert.methods.rounding import measure_all
 
         return measure_all(blocks, scheme)
@@ -61,17 +65,20 @@ class Rtn:
         scheme: Scheme,
         dtype: torch.dtype,
         scale_dtype: torch.dtype,
-        span: Range | None = None,
+        span: Any = None,
         noise: Noise | None = None,
     ) -> Quantized:
         """Each group's range gives its scale and zero point, each value the nearest code."""
-        from quantconvert.methods.rounding import quantize
+        from quantconvert.methods import floats, rounding
 
-        return quantize(w_OI, scheme, dtype, scale_dtype, span, noise)
+        kind = floats if scheme.type == "float" else rounding
+        return kind.quantize(w_OI, scheme, dtype, scale_dtype, span, noise)
 
     def scratch(self, scheme: Scheme) -> int:
-        """Rounded values in float32, codes, and what comparing takes."""
-        return 9
+        """Rounded values in float32, codes, and what comparing takes; of floats clamped values, and scales of blocks
+        spread over them.
+        """
+        return 13 if scheme.type == "float" else 9
 
     def tolerance(self, scheme: Scheme, weight_dtype: str, scale_dtype: str) -> Tolerance:
         """Half a step inside; outside, half a step and what rounding scale and zero point moves the ends of the range.
@@ -87,6 +94,10 @@ def promised(scheme: Scheme, weight_dtype: str, scale_dtype: str, ratio: float =
     precisions = [_PRECISION.get(dtype, _PRECISION["BF16"]) for dtype in (weight_dtype, scale_dtype)]
     epsilon, tiny = max(p[0] for p in precisions), sum(p[1] for p in precisions)
     levels = float(scheme.number.levels)
+    if scheme.type == "float":  # in distances of neighbouring codes, of which the largest is 32 where it counts
+        number = scheme.number
+        moved = number.high / number.spacing(number.high)
+        return Tolerance(0.5 + ROUNDING, Reach(0.5 + moved * 2 * epsilon, moved * tiny), coarse=MAX_COARSE)
     moved_levels, zero = (levels / 2, 0.0) if scheme.symmetric else (2 * levels, 1.0)
     clipped = (levels / 2 if scheme.symmetric else levels) * (1 / ratio - 1)
 

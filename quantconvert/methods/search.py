@@ -34,6 +34,8 @@ class Search:
 
     def supports(self, scheme: Scheme) -> str | None:
         """One range for a whole tensor would have to be searched over all of its blocks at once."""
+        if scheme.type == "float":
+            return "ranges of whole numbers are searched"
         return "ranges are searched by group or by channel" if scheme.strategy == "tensor" else None
 
     def span(self, blocks: Iterable[Tensor], scheme: Scheme, inputs: Inputs | None = None) -> Tensor:

@@ -201,7 +201,10 @@ def _kinds(quantized: Iterable[Decision]) -> list[list[Decision]]:
 def _problems(layout: Layout, decision: Decision) -> list[str]:
     """Why a layout cannot hold a weight that is quantized."""
     assert decision.request
-    return layout.problems(decision.request.settled(layout.symmetric_by_default), decision.ref.shape, decision.module)
+    scheme = decision.request.settled(layout.symmetric_by_default)
+    if scheme.type not in layout.kinds:
+        return [f"{layout.name} holds no {scheme.label}"]
+    return layout.problems(scheme, decision.ref.shape, decision.module)
 
 
 def _check_ranks(
@@ -215,7 +218,7 @@ def _check_ranks(
     found: dict[str, list[Decision]] = {}
     for d in quantized:
         part = part_of(d.module, d.ref.shape, 0, ranks, config)
-        if part and d.request and not choice.format.problems(choice.scheme(d.request), d.ref.shape, d.module):
+        if part and d.request and not _problems(choice.format, d):
             for problem in choice.format.rank_problems(choice.scheme(d.request), part.shape, d.module):
                 found.setdefault(problem, []).append(d)
     for problem, decisions in found.items():

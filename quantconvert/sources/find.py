@@ -10,7 +10,7 @@ from quantconvert.checkpoint import Checkpoint, TensorRef
 from quantconvert.errors import CheckpointError, QuantConvertError, UnsupportedError, some
 from quantconvert.families import KEEP_BY_NAME, Family
 from quantconvert.patterns import WEIGHT_SUFFIX
-from quantconvert.sources.codes import is_activation_scale, is_quantized
+from quantconvert.sources.codes import Codes, is_activation_scale, is_quantized
 from quantconvert.sources.encoding import Context
 from quantconvert.sources.experts import split_read
 from quantconvert.sources.read import PLAIN, Dropped, Read, Sources, as_stored
@@ -31,8 +31,10 @@ def find_sources(
     read: Callable[[TensorRef], bytes],
     errors: list[QuantConvertError],
     steps: Sequence[str] = (),
+    codes_first: bool = False,
 ) -> Sources:
-    """Every tensor of the checkpoint as planning sees it, each stored byte in exactly one place.
+    """Every tensor of the checkpoint as planning sees it, each stored byte in exactly one place. codes_first: what a
+    layout of ours holds is told as its codes, where it could be read as mere numbers too (float8).
 
     read: the bytes of a small tensor (GPTQ's zero points, for their symmetry). steps: names of registered kinds of
     steps, which are added in that order. Refusals are appended to `errors`.
@@ -50,7 +52,7 @@ def find_sources(
         )
         return Sources(tuple(map(as_stored, refs.values())), method=method)
     context = Context(checkpoint, refs, block or {}, method, _float_tag(checkpoint), read, errors)
-    weights = _encoded(context)
+    weights = _encoded(context, codes_first)
     method = weights[0].encoding if weights and method is None else method
     reads, scales = _placed(refs, weights, method)
     _check_strays(reads, errors)
@@ -71,11 +73,11 @@ def find_sources(
     return Sources(tuple(reads), (*shared.values(), *scales), method, steps_context.changes)
 
 
-def _encoded(context: Context) -> list[Read]:
+def _encoded(context: Context, codes_first: bool) -> list[Read]:
     """Every weight that is not plain, encoding by encoding; the tensors tell their kind, the config what they leave."""
     weights: list[Read] = []
     left = dict(context.refs)
-    for encoding in ENCODINGS.values():
+    for encoding in sorted(ENCODINGS.values(), key=lambda e: codes_first and e.name != Codes.name):
         if encoding.name == PLAIN:
             continue
         try:

@@ -41,7 +41,7 @@ def check_structure(
             file.seek(ref.offset)
             return file.read(ref.nbytes)
 
-    sources = find_sources(checkpoint, None, read, errors)
+    sources = find_sources(checkpoint, None, read, errors, codes_first=True)
     is_ours = is_ours or (folder / REPORT_NAME).is_file()
     if not errors and not is_ours and not any(read.num_bits for read in sources.reads):
         message = "has no quantization_config, and no weight is quantized: expected a converted checkpoint"

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from quantconvert.methods import Tolerance
+from quantconvert.number import CodeType
 from quantconvert.quantized import Quantized, code_values, spread, squares
 from quantconvert.schemes import Scheme
 from quantconvert.verification.findings import TensorError
@@ -52,6 +53,9 @@ class Errors:
 
         Groups are looked at first, and of those in question the few values that are.
         """
+        if quantized.number.kind == "float":
+            self._judge_floats(w_OI, off_OI, quantized)
+            return
         columns = w_OI.shape[1]
         scale_RG = quantized.scale.float().abs()
         if quantized.order is None and quantized.block is None:
@@ -76,6 +80,29 @@ class Errors:
         if self.tolerance.outside is not None:
             self.excess = _larger(self.excess, float((steps - at.of(self.tolerance.outside(scale_RG.double()))).max()))
 
+    def _judge_floats(self, w_OI: Tensor, off_OI: Tensor, quantized: Quantized) -> None:
+        """The same where a step is the distance of a code to its neighbours, times the scale."""
+        number, columns = quantized.number, w_OI.shape[1]
+        scale_RG = quantized.scale.float()
+        scale_OI = (
+            spread(quantized, scale_RG, columns)
+            if quantized.block
+            else scale_RG.repeat_interleave(columns // scale_RG.shape[1], 1)
+        )
+        steps_OI = _steps(off_OI, scale_OI * spacings(code_values(quantized), number))
+        self.steps = _larger(self.steps, float(steps_OI.max()))
+        allowed = self.tolerance.inside
+        if allowed is None:
+            return
+        far = ~(steps_OI <= allowed)  # NaN is far
+        if not bool(far.any()):
+            return
+        beyond_OI = (w_OI.abs() / scale_OI - number.high).clamp_(min=0) / number.spacing(number.high)
+        self.inside = _larger(self.inside, float((steps_OI - beyond_OI)[far].max()))
+        if self.tolerance.outside is not None:
+            allowed_OI = self.tolerance.outside(scale_OI.double())
+            self.excess = _larger(self.excess, float((steps_OI - allowed_OI).expand_as(far)[far].max()))
+
     def _compare_scales(self, w_OI: Tensor, scale_OG: Tensor) -> None:
         """A scale must not be larger than the range of its values asks for: codes far from the values would pass."""
         w_OGS = w_OI.view(w_OI.shape[0], scale_OG.shape[1], -1)
@@ -83,7 +110,8 @@ class Errors:
         if self.scheme.strategy == "tensor":
             self._low, self._high = min(self._low, float(low.min())), max(self._high, float(high.max()))
             low, high = torch.full((1, 1), self._low), torch.full((1, 1), self._high)
-        top = float(self.scheme.number.top)
+        number = self.scheme.number
+        top = 2 * number.high if number.kind == "float" else float(number.top)
         wanted = torch.maximum(-low, high) / (top / 2) if self.scheme.symmetric else high / top - low / top
         least = tiny(self.dtypes)
         ratio = torch.where(wanted > least, (scale_OG - least) / wanted, 0.0)
@@ -120,6 +148,14 @@ class Errors:
 def _steps(off: Tensor, scale: Tensor) -> Tensor:
     """Distances in steps; none where both are zero, infinite where only the scale is."""
     return torch.where(off == 0, 0.0, off / scale)
+
+
+def spacings(values: Tensor, number: CodeType) -> Tensor:
+    """`number.spacing` of each float."""
+    assert number.mantissa_bits is not None
+    exponents = torch.frexp(values)[1] - 1
+    exponents = torch.where(values == 0, number.smallest_exponent, exponents).clamp_(min=number.smallest_exponent)
+    return torch.exp2((exponents - number.mantissa_bits).float())
 
 
 def _wide(w_OI: Tensor, decoded_OI: Tensor, quantized: Quantized) -> Tensor:
@@ -177,4 +213,6 @@ def range_problem(quantized: Quantized, tolerance: Tolerance) -> str | None:
         return f"a zero point is larger than {top}"
     if quantized.number.kind == "int" and bool((quantized.codes > top).any()):
         return f"a code is larger than {top}"
+    if quantized.codes.dtype == torch.float8_e4m3fn and bool(quantized.codes.float().isnan().any()):
+        return "a code is NaN"
     return None
