@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from quantconvert.errors import UsageError
+from quantconvert.layouts import LAYOUTS
 from quantconvert.options import (
     Activations,
     JobOptions,
@@ -129,7 +130,11 @@ class Job:
     ) -> Job:
         """Check `JobOptions` and fill in the defaults; raises `UsageError`."""
         values = check_values(JobOptions, options)
-        base = _base({key: values.pop(key) for key in BASE_OPTIONS if key in values})
+        asked = {key: values.pop(key) for key in BASE_OPTIONS if key in values}
+        layout = LAYOUTS.get(str(values.get("format", "auto")))
+        if layout and layout.default_scheme and all(value is None for value in asked.values()):
+            asked["scheme"] = layout.default_scheme
+        base = _base(asked)
         defaults = {key: value.option.default for key, value in read_group(JobOptions).items()}
         filled = {key: values.get(key, default) for key, default in defaults.items() if key not in BASE_OPTIONS}
         job = cls(base=base, operation=operation, dtype=dtype, activations=activations, **filled)

@@ -9,7 +9,7 @@ _WNA16 = "compressed_tensors/schemes/compressed_tensors_wNa16.py"
 _MOE = "compressed_tensors/schemes/compressed_tensors_wNa16_moe.py"
 _GPTQ = "gptq/gptq.py"
 CT = ("compressed-tensors",)
-CODES = ("awq", *CT, "gptq", "rtn")
+CODES = ("awq", *CT, "gptq", "rtn", "fp8")
 
 SGLANG = Engine(
     name="sglang",
@@ -57,6 +57,7 @@ SGLANG = Engine(
             When(("gptq",), other_groups=KERNEL_GROUPS), "refuses", _GPTQ,
             "GPTQ group sizes 32, 64, 128 and -1 are read, not {width}",
         ),
+        Row(When(("fp8",), type="float"), "loads", "layers/quantization/fp8.py", "float8 needs a GPU", "GPU only"),
         Row(When(("rtn",)), "refuses", "__init__.py", "rtn is not read"),
         Row(
             When(CODES, families=("gpt-oss",), type=None), "refuses", "srt/models/gpt_oss.py",

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from quantconvert.engines import ENGINES, titles
 from quantconvert.engines.row import Engine, Loadable
 from quantconvert.families import FAMILIES
-from quantconvert.schemes import Scheme, Strategy
+from quantconvert.schemes import BLOCK, Scheme, Strategy
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +37,11 @@ def _schemes(bits: int, symmetric: bool, *widths: int) -> tuple[Scheme, ...]:
 _GROUPS = (32, 64, 128)
 _W8A8 = (Scheme(8, True, "channel", None, True), Scheme(8, True, "tensor", None, True))
 _W4A8 = tuple(replace(scheme, activations=True) for scheme in _schemes(4, True, *_GROUPS, -1))
+_FP8 = (
+    Scheme(8, True, "channel", None, True, "float"),
+    Scheme(8, True, "tensor", None, True, "float"),
+    Scheme(8, True, "block", None, True, "float", block=BLOCK),
+)
 _BOTH = (*_schemes(4, True, *_GROUPS), *_schemes(4, False, *_GROUPS))
 LINES = (
     _Line("awq", "int4 g32/64/128, symmetric or not", _BOTH),
@@ -53,6 +58,9 @@ LINES = (
     _Line("gptq", "int4, int8 channel", _schemes(4, True, -1) + _schemes(8, True, -1)),
     _Line("gptq", "asymmetric (gptq_v2)", _schemes(4, False, *_GROUPS)),
     _Line("gptq", "several symmetric schemes", _schemes(4, True, 128) + _schemes(8, True, 128), True),
+    _Line("compressed-tensors", "FP8_DYNAMIC, FP8_BLOCK", _FP8),
+    _Line("compressed-tensors", "FP8A16, channel", (Scheme(8, True, "channel", type="float"),)),
+    _Line("fp8", "FP8_BLOCK", _FP8[-1:]),
     _Line("rtn", "all", _schemes(4, True, 128, -1) + _schemes(8, False, 128, -1)),
 )
 # Families of which nothing particular is known: what is said of them is said of a layout and its schemes.

@@ -13,7 +13,7 @@ _RTN = "tests/engines/test_rtn.py"
 _DENSE = "tests/engines/test_families_dense.py"
 _MOE = "tests/engines/test_families_moe.py"
 _BY_FAMILY = "tests/engines/test_families_gptqmodel.py"
-CT, AWQ, GPTQ, RTN = ("compressed-tensors",), ("awq",), ("gptq",), ("rtn",)
+CT, AWQ, GPTQ, RTN, FP8 = ("compressed-tensors",), ("awq",), ("gptq",), ("rtn",), ("fp8",)
 
 DEQUANTIZE = "quantization_config=CompressedTensorsConfig(dequantize=True)"
 _BESIDE_AWQ, _BESIDE_CT, _BESIDE_GPTQ = ("gptqmodel",), CT, ("optimum", "gptqmodel")
@@ -116,6 +116,10 @@ TRANSFORMERS = Engine(
         Row(When(CT, activations=True), "loads", _W8A8, packages=_BESIDE_CT),
         Row(When(CT, 8, activations=True, experts=True), "refuses", _W8A8, "W8A8 experts do not load"),
         Row(When(CT, 8, FLOAT_WIDTHS, type="float"), "loads", _FLOATS, packages=_BESIDE_CT),
+        Row(
+            When(FP8, type="float"), "loads", _FLOATS, "without a GPU it decodes fp8 to bfloat16 while it loads",
+            "decoded without a GPU", packages=("accelerate",),
+        ),
         Row(
             When(CT, 4, activations=True, experts=True), "loads", _W8A8,
             "activations of W4A8 experts are not rounded", packages=_BESIDE_CT,

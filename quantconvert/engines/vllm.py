@@ -7,9 +7,10 @@ from quantconvert.engines.row import FLOAT_WIDTHS, KERNEL_GROUPS, PLAIN, Engine,
 _AWQ = "layers/quantization/auto_awq.py"
 _GPTQ = "layers/quantization/auto_gptq.py"
 _PACKED = "layers/quantization/compressed_tensors/compressed_tensors.py"
+_SCHEMES = "schemes/compressed_tensors"
 _KERNELS = "kernels/linear/mixed_precision"
 CT = ("compressed-tensors",)
-CODES = ("awq", *CT, "gptq", "rtn")
+CODES = ("awq", *CT, "gptq", "rtn", "fp8")
 
 VLLM = Engine(
     name="vllm",
@@ -69,12 +70,12 @@ VLLM = Engine(
             "packed W4A8 experts do not load",
         ),
         Row(
-            When(CT, 8, FLOAT_WIDTHS, activations=True, type="float"), "loads", "schemes/compressed_tensors_w8a8_fp8.py",
+            When(CT, 8, FLOAT_WIDTHS, activations=True, type="float"), "loads", f"{_SCHEMES}_w8a8_fp8.py",
             "float8 activations need a GPU of compute capability 8.9; older ones compute in 16 bits",
             "older GPUs weight-only",
         ),
         Row(
-            When(CT, 8, FLOAT_WIDTHS, activations=False, type="float"), "loads", "schemes/compressed_tensors_w8a16_fp8.py",
+            When(CT, 8, FLOAT_WIDTHS, activations=False, type="float"), "loads", f"{_SCHEMES}_w8a16_fp8.py",
             "weight-only float8 needs a GPU", "GPU only",
         ),
         Row(
@@ -90,6 +91,7 @@ VLLM = Engine(
             When(("gptq",), other_groups=KERNEL_GROUPS), "refuses", _GPTQ,
             "GPTQ group sizes 32, 64, 128 and -1 are read, not {width}",
         ),
+        Row(When(("fp8",), type="float"), "loads", "layers/quantization/fp8.py", "float8 needs a GPU", "GPU only"),
         Row(When(("rtn",)), "refuses", "layers/quantization/__init__.py", "rtn is not read"),
         Row(When(families=("t5",), type=None), "refuses", "models/registry.py; run", "T5 is not among its models"),
         Row(

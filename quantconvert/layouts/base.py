@@ -193,6 +193,8 @@ class Layout(ABC):
     symmetric_by_default: ClassVar[bool]
     # Kinds of numbers that it holds.
     kinds: ClassVar[tuple[Kind, ...]] = ("int",)
+    # What is written where nothing of the scheme is asked for, by name; empty: int4 by groups.
+    default_scheme: ClassVar[str] = ""
     weight_only: ClassVar[bool] = True
     # Tensors that codes do not decide; repacked as they are.
     constant: ClassVar[frozenset[str]] = frozenset()

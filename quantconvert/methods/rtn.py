@@ -71,8 +71,9 @@ class Rtn:
         """Each group's range gives its scale and zero point, each value the nearest code."""
         from quantconvert.methods import floats, rounding
 
-        kind = floats if scheme.type == "float" else rounding
-        return kind.quantize(w_OI, scheme, dtype, scale_dtype, span, noise)
+        if scheme.type == "float":
+            return floats.quantize(w_OI, scheme, dtype, scale_dtype, span, noise)
+        return rounding.quantize(w_OI, scheme, dtype, scale_dtype, span, noise)
 
     def scratch(self, scheme: Scheme) -> int:
         """Rounded values in float32, codes, and what comparing takes; of floats clamped values, and scales of blocks

@@ -23,6 +23,7 @@ from quantconvert.schemes import Request, Scheme
 USUAL = ("awq", "compressed-tensors")
 # What speaks for the last of them where the first cannot hold what was asked.
 WORDS: tuple[tuple[When, str], ...] = (
+    (When(type="float"), "the layout for float8"),
     (When(activations=True), "the layout for quantized activations"),
     (When(num_bits=8, several=False), "the int8 weight-only layout that loads widely"),
 )
