@@ -10,7 +10,8 @@ from quantconvert.families.block import Block
 # Why a weight is left alone: a closed list, so that reports and tests can count on it.
 Reason = Literal[
     "embedding", "lm_head", "norm", "bias", "router", "vision", "audio", "conv", "state-space", "mtp", "head",
-    "one-dimensional", "not 2-D", "not a weight", "family", "ignored", "indivisible", "non-finite", "plain",
+    "one-dimensional", "not 2-D", "not a weight", "family", "ignored", "indivisible", "unaligned", "non-finite",
+    "plain",
 ]  # fmt: skip
 REASONS: tuple[str, ...] = get_args(Reason)
 
@@ -32,6 +33,7 @@ REASON_TEXT: dict[str, str] = {
     "family": "kept by the family's table",
     "ignored": "matches --ignore, or a rule that says skip",
     "indivisible": "group size does not divide in_features",
+    "unaligned": "blocks of scales would reach over the end of a projection that engines load with others",
     "plain": "not quantized in the source",
     "non-finite": "holds NaN or Inf, or is fused with one that does (--nan-policy keep)",
 }

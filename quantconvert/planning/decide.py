@@ -12,7 +12,8 @@ from quantconvert.errors import QuantConvertError, UnsupportedError
 from quantconvert.families import REASON_TEXT, Classifier, FusedSet, Role, fused_groups
 from quantconvert.job import Job
 from quantconvert.patterns import WEIGHT_SUFFIX, experts_of, template_of
-from quantconvert.planning.decision import Decision
+from quantconvert.planning.aligned import keep_unaligned
+from quantconvert.planning.decision import Decision, requests_of
 from quantconvert.planning.origin import check_sources, merge_kept
 from quantconvert.planning.rules import Verdict, verdicts
 from quantconvert.planning.widths import fit_widths
@@ -47,6 +48,9 @@ def decide(
     _check_head(checkpoint, decisions, errors)
     decisions = _widen_nonfinite(decisions, classifier.fused)
     decisions = fit_widths(decisions, job, checkpoint.text_config, errors)
+    if any(request.block for request in requests_of(decisions)):
+        groups = [(fused_set.name, members) for fused_set, members in _fused_groups(decisions, classifier.fused)]
+        decisions = keep_unaligned(decisions, groups)
     _check_fused(decisions, classifier.fused, errors)
     _check_experts(decisions, errors)
     check_sources(decisions, sources, job, errors)

@@ -63,6 +63,12 @@ def _on_decisions(decisions: Sequence[Decision], sources: Sources) -> Iterator[s
     skipped = sum(1 for d in decisions if d.reason == "indivisible")
     if skipped:
         yield f"{skipped} weights are kept because the group size does not divide them (--on-indivisible skip)"
+    unaligned = [d for d in decisions if d.reason == "unaligned"]
+    if unaligned:
+        yield (
+            f"{len(unaligned)} weights such as `{unaligned[0].module}` are kept: {unaligned[0].evidence}; FP8_DYNAMIC "
+            "has no blocks"
+        )
 
 
 def _on_rotation(decisions: Sequence[Decision], job: Job) -> Iterator[str]:

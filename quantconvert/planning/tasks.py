@@ -175,7 +175,7 @@ class Decode(_Task):
 Task = Copy | Split | Quantize | Repack | Decode
 
 # Why a linear weight may stay as it is although it could be quantized.
-_NOT_ROLES = (None, "ignored", "indivisible", "non-finite", "plain")
+_NOT_ROLES = (None, "ignored", "indivisible", "unaligned", "non-finite", "plain")
 
 
 def role_of(task: Task) -> str:
