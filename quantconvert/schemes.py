@@ -146,7 +146,7 @@ def _float8(width: str, activations: bool) -> Request:
 def _meant(name: str) -> str | None:
     """The scheme that a name may have been meant as: `w4a16-64` as `W4A16:g64`, `int4` as `W4A16`."""
     words = [word for word in re.split(r"[^a-z0-9]+", name.lower()) if word]
-    if words and words[0] in ("fp8", "f8", "float8", "w8a8fp8", "fp8a16"):
+    if words and re.fullmatch(r"f(?:p|loat)?8(?:a16)?", words[0]):
         return next((known for known in FLOATS if known.lower().endswith(words[-1])), FLOATS[0])
     found = re.fullmatch(r"(?:w([48])a16|w([48])|int([48])|u?int([48]))", words[0]) if words else None
     bits = next((digit for digit in found.groups() if digit), None) if found else None

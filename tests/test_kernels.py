@@ -31,6 +31,7 @@ from tests.snapshots import digests
 
 TAGS = ("BF16", "F16", "F32")
 LIBRARY = find_library()
+WHOLE = [layout for layout in LAYOUTS.values() if "int" in layout.kinds]
 LEVELS = LIBRARY.levels if LIBRARY else ()
 native = pytest.mark.skipif(LIBRARY is None, reason="installed without the C kernel")
 
@@ -155,7 +156,7 @@ def compare(kernel: Kernel, rows: int = 24, columns: int = 64) -> int:
     for tag in TAGS:
         for w in awkward(torch_dtype(tag), rows, columns):
             for scheme in schemes(columns):
-                count += sum(check(kernel, w, tag, scheme, layout) for layout in LAYOUTS.values())
+                count += sum(check(kernel, w, tag, scheme, layout) for layout in WHOLE)
     return count
 
 
@@ -177,7 +178,7 @@ def test_the_search_equals_the_reference(level: int, shape: tuple[int, int]):
     for tag in TAGS:
         for i, w in enumerate(awkward(torch_dtype(tag), *shape)):
             for scheme in schemes(shape[1]):
-                for layout in LAYOUTS.values():
+                for layout in WHOLE:
                     importance = importances[(i + count) % len(importances)]
                     count += check(Native(LIBRARY, level), w, tag, scheme, layout, importance=importance)
     assert count > 100
@@ -189,7 +190,7 @@ def test_each_kind_alone(tag: str):
     """One block each: what one row holds decides a scale of a whole tensor, and whether there is one."""
     for w in kinds(torch_dtype(tag), 8, 32):
         for scheme in schemes(32):
-            for layout in LAYOUTS.values():
+            for layout in WHOLE:
                 check(Native(LIBRARY, len(LEVELS) - 1), w, tag, scheme, layout)
 
 
@@ -205,7 +206,7 @@ def test_a_wrong_kernel_is_found():
 @native
 def test_the_c_kernel_takes_every_layout_and_dtype():
     w, scheme = torch.randn(16, 128), Scheme(4, True, "group", 32)
-    for layout in LAYOUTS.values():
+    for layout in WHOLE:
         for tag in TAGS:
             assert check(Native(LIBRARY), w.to(torch_dtype(tag)), tag, scheme, layout), (layout.name, tag)
             assert check(Native(LIBRARY), w, tag, scheme, layout), (layout.name, tag)
@@ -234,7 +235,7 @@ def test_rows_of_other_encodings_come_as_float32(tag: str):
     """Their scales are rounded to the weight's own dtype, which does not hold all of them."""
     for w in awkward(torch.float32, 16, 128):
         for scheme in schemes(128):
-            for layout in LAYOUTS.values():
+            for layout in WHOLE:
                 check(Native(LIBRARY), w, tag, scheme, layout)
 
 
@@ -248,7 +249,7 @@ def test_what_is_not_finite_is_found(tag: str, value: float, place: tuple[int, i
     w[0, :4] = torch.finfo(w.dtype).max
     w[place] = value
     for scheme in (s for s in schemes(128) if s.strategy != "tensor"):
-        for layout in LAYOUTS.values():
+        for layout in WHOLE:
             source = source_of(w, tag)
             fast = Native(LIBRARY).find(source, "rtn", scheme, layout, Memory())
             if fast is not None and not layout.problems(scheme, w.shape, "M"):
@@ -272,7 +273,7 @@ def test_steps_are_taken_in_their_order(tag: str, level: int):
     for scales in ((columns,), (columns, rows), (rows, columns, again)):
         for first in (0, 32):
             for scheme in schemes(136):
-                for layout in LAYOUTS.values():
+                for layout in WHOLE:
                     check(Native(LIBRARY, level), w, tag, scheme, layout, files=files, scales=scales, first=first)
     last = Native(LIBRARY).find(source_of(w, tag, (columns,)), "rtn", Scheme(4, True, "channel"), LAYOUTS["rtn"], files)
     assert last is not None
@@ -285,7 +286,7 @@ def test_views_of_stored_tensors(tag: str):
     """Every other row, and rows of a matrix that is stored transposed."""
     w = torch.randn(32, 128).to(torch_dtype(tag))
     for view in (w[::2], torch.randn(128, 16).to(w.dtype).t()):
-        for layout in LAYOUTS.values():
+        for layout in WHOLE:
             assert check(Native(LIBRARY), view, tag, Scheme(4, False, "group", 32), layout)
 
 
@@ -310,7 +311,7 @@ def blocks(draw: st.DrawFn) -> tuple[Tensor, str, Scheme]:
 @given(blocks())
 def test_any_bits(block: tuple[Tensor, str, Scheme]):
     w, tag, scheme = block
-    for layout in LAYOUTS.values():
+    for layout in WHOLE:
         check(Native(LIBRARY), w, tag, scheme, layout)
 
 

@@ -71,7 +71,7 @@ class Fp8Blocks(Layout):
         known = isinstance(size, list) and len(size) == 2 and all(type(n) is int and n > 0 for n in size)
 
         def stored(module: str, refs: Mapping[str, TensorRef]) -> Stored | None:
-            if size is None or not known or SCALE not in refs or refs[SCALE].dtype not in _SCALES:
+            if size is None or not known or not refs.keys() >= {"weight", SCALE} or refs[SCALE].dtype not in _SCALES:
                 return None
             if len(refs["weight"].shape) != 2 or refs["weight"].dtype != "F8_E4M3":
                 return None

@@ -89,7 +89,11 @@ def test_scales_and_codes_are_theirs(scheme: Scheme, shape: tuple[int, int], dty
 @every_scheme
 def test_zeros_are_zeros(scheme: Scheme):
     found = floats.quantize(
-        torch.zeros(128, 128), scheme, torch.bfloat16, torch.bfloat16, floats.largest_of_all([torch.zeros(1, 1)], scheme)
+        torch.zeros(128, 128),
+        scheme,
+        torch.bfloat16,
+        torch.bfloat16,
+        floats.largest_of_all([torch.zeros(1, 1)], scheme),
     )
     assert not found.codes.float().any()
     assert found.scale.unique().tolist() == [1.0]
