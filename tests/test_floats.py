@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -23,7 +24,7 @@ def source(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_the_same_bytes(scheme: str, source: Path, tmp_path: Path):
-    options = {"scheme": scheme, "format": "compressed-tensors"}
+    options: dict[str, Any] = {"scheme": scheme, "format": "compressed-tensors"}
     convert(source, tmp_path / "one", workers=1, **options)
     convert(source, tmp_path / "three", workers=3, memory_limit="20MB", **options)
     assert digests(tmp_path / "one") == digests(tmp_path / "three")
@@ -43,7 +44,7 @@ def blocked(folder: Path) -> dict[str, int]:
 
 def test_merged_projections_must_be_whole_blocks(tmp_path: Path):
     """All but the last of those that engines load as one; o and down stand alone."""
-    config = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 64, "hidden_size": 256}
+    config: dict[str, Any] = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 64, "hidden_size": 256}
     tensors = {}
     for name, rows, columns in (
         ("self_attn.q_proj", 256, 256), ("self_attn.k_proj", 128, 256), ("self_attn.v_proj", 128, 256),
@@ -76,7 +77,7 @@ def test_merged_projections_must_be_whole_blocks(tmp_path: Path):
         ({"scheme": "FP8A16", "method": "search"}, "no codes for float8 per channel (ranges of whole numbers"),
     ],
 )
-def test_refused(source: Path, options: dict[str, str], said: str):
+def test_refused(source: Path, options: dict[str, Any], said: str):
     with pytest.raises(UnsupportedError) as info:
         plan(source, **options)
     assert said in str(info.value)
@@ -84,7 +85,7 @@ def test_refused(source: Path, options: dict[str, str], said: str):
 
 @pytest.mark.parametrize("options", [{"scheme": "FP8_DYNAMIC"}, {"scheme": "FP8_BLOCK"}, {"format": "fp8"}], ids=str)
 @pytest.mark.parametrize("what", ["bit", "scale", "nan"])
-def test_verify_finds(options: dict[str, str], what: str, source: Path, tmp_path: Path):
+def test_verify_finds(options: dict[str, Any], what: str, source: Path, tmp_path: Path):
     """By the values, without the report and its sha256."""
     out = tmp_path / "out"
     convert(source, out, **options)

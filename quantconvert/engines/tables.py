@@ -58,9 +58,10 @@ LINES = (
     _Line("gptq", "int4, int8 channel", _schemes(4, True, -1) + _schemes(8, True, -1)),
     _Line("gptq", "asymmetric (gptq_v2)", _schemes(4, False, *_GROUPS)),
     _Line("gptq", "several symmetric schemes", _schemes(4, True, 128) + _schemes(8, True, 128), True),
-    _Line("compressed-tensors", "FP8_DYNAMIC, FP8_BLOCK", _FP8),
+    _Line("compressed-tensors", "FP8_DYNAMIC, channel or tensor", _FP8[:2]),
+    _Line("compressed-tensors", "FP8_BLOCK", _FP8[2:]),
     _Line("compressed-tensors", "FP8A16, channel", (Scheme(8, True, "channel", type="float"),)),
-    _Line("fp8", "FP8_BLOCK", _FP8[-1:]),
+    _Line("fp8", "FP8_BLOCK", _FP8[2:]),
     _Line("rtn", "all", _schemes(4, True, 128, -1) + _schemes(8, False, 128, -1)),
 )
 # Families of which nothing particular is known: what is said of them is said of a layout and its schemes.

@@ -117,6 +117,10 @@ TRANSFORMERS = Engine(
         Row(When(CT, 8, activations=True, experts=True), "refuses", _W8A8, "W8A8 experts do not load"),
         Row(When(CT, 8, FLOAT_WIDTHS, type="float"), "loads", _FLOATS, packages=_BESIDE_CT),
         Row(
+            When(CT, 8, ("block",), experts=True, type="float"), "refuses", _FLOATS,
+            "float8 experts in blocks do not load from compressed-tensors; from --format fp8 they do",
+        ),
+        Row(
             When(FP8, type="float"), "loads", _FLOATS, "without a GPU it decodes fp8 to bfloat16 while it loads",
             "decoded without a GPU", packages=("accelerate",),
         ),

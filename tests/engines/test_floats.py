@@ -166,6 +166,42 @@ def test_the_config_is_their_preset(case: tuple[str, Path]):
             assert value == values[key] or (key, part) == ("group_size", "weights"), key
 
 
+@pytest.fixture(scope="module")
+def experts(tmp_path_factory) -> Path:
+    """Qwen3-MoE, of sizes that blocks fit."""
+    import transformers
+
+    torch.manual_seed(0)
+    sizes: dict[str, Any] = {
+        "hidden_size": 256, "intermediate_size": 256, "moe_intermediate_size": 128, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 64, "num_experts": 4, "num_experts_per_tok": 2,
+        "vocab_size": 256, "mlp_only_layers": [],
+    }  # fmt: skip
+    folder = tmp_path_factory.mktemp("experts") / "source"
+    model = transformers.Qwen3MoeForCausalLM(transformers.Qwen3MoeConfig(**sizes))
+    model.bfloat16().save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("options", [{"scheme": "FP8_DYNAMIC"}, {"scheme": "FP8A16"}, {"format": "fp8"}], ids=str)
+def test_experts_load(options: dict[str, Any], experts: Path, tmp_path: Path):
+    """Every tensor finds its place, and the noise is float8's (6 %) and not that of random numbers."""
+    convert(experts, tmp_path / "out", **options)
+    dtype = torch.bfloat16
+    ids = heldout_windows()[:2]
+    found, original = logits(load(tmp_path / "out", dtype=dtype), ids), logits(load(experts, dtype=dtype), ids)
+    relative = ((found - original).norm() / original.norm()).item()
+    print(f"{options}: logits differ by {relative:.3f} of their norm")
+    assert 0.01 < relative < 0.15
+
+
+def test_experts_in_blocks_are_known_not_to_load(experts: Path, tmp_path: Path):
+    convert(experts, tmp_path / "out", scheme="FP8_BLOCK")
+    with pytest.raises(RuntimeError, match="during automatic conversion"):
+        load(tmp_path / "out")
+    assert verify(tmp_path / "out", source=experts).is_ok
+
+
 def test_verify_judges_foreign_ones(tmp_path: Path):
     """What compressed-tensors itself makes of the example, under our config: no report, other roundings."""
     import json
