@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from quantconvert.errors import UsageError
 from quantconvert.layouts import LAYOUTS
+from quantconvert.methods import FourOverSix
 from quantconvert.options import (
     Activations,
     JobOptions,
@@ -138,8 +139,9 @@ class Job:
         defaults = {key: value.option.default for key, value in read_group(JobOptions).items()}
         filled = {key: values.get(key, default) for key, default in defaults.items() if key not in BASE_OPTIONS}
         job = cls(base=base, operation=operation, dtype=dtype, activations=activations, **filled)
-        for rule in job.rules:
-            job.request(rule.scheme)
+        requests = [job.base, *(job.request(rule.scheme) for rule in job.rules)]
+        if "method" not in values and any(request and request.scales == "e4m3" for request in requests):
+            job = dataclasses.replace(job, method=FourOverSix.name)
         if job.smooth is not None and (job.equalize or job.rotate):
             other = "--equalize" if job.equalize else "--rotate"
             raise UsageError(f"--smooth contradicts {other}: both say what to do with columns", hint="give one of them")

@@ -23,7 +23,7 @@ class Quantized:
     zero point (`w = (code - offset) * scale`), floats a bias (`w = code * scale + offset`), None the number's midpoint.
     block: rows and columns that share a scale, where R is neither 1 nor O; the last ones may be partial, and a block of
     rows begins with a whole one. order: the column of `scale` of each column [I], where groups are not in order (GPTQ's
-    `g_idx`).
+    `g_idx`). divisor: [1], float32: what all scales are divided by (NVFP4's global scale); None: nothing.
     """
 
     codes: Tensor
@@ -32,6 +32,12 @@ class Quantized:
     number: CodeType
     block: tuple[int, int] | None = None
     order: Tensor | None = None
+    divisor: Tensor | None = None
+
+    @property
+    def factor(self) -> Tensor:
+        """The scales as float32, over what divides them all."""
+        return self.scale.float() if self.divisor is None else self.scale.float() / self.divisor
 
     def zero_points(self) -> Tensor:
         """The zero points, made explicit where there are none: uint8, the shape of the scale."""
@@ -50,7 +56,7 @@ def dequantize(quantized: Quantized) -> Tensor:
     values = code_values(quantized)
     if quantized.number.kind == "int" and not quantized.has_bias:
         _by_group(quantized, values, Tensor.sub_, quantized.zero_points())
-    _by_group(quantized, values, Tensor.mul_, quantized.scale)
+    _by_group(quantized, values, Tensor.mul_, quantized.factor)
     if quantized.has_bias and quantized.offset is not None:
         _by_group(quantized, values, Tensor.add_, quantized.offset)
     return values

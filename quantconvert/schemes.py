@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Literal
@@ -11,6 +12,9 @@ from quantconvert.errors import UsageError
 from quantconvert.number import CodeType, Kind, code_type
 
 Strategy = Literal["tensor", "channel", "group", "block"]
+# What scales are stored as, where that is not a dtype of weights: float8, under a scale of the whole layer that engines
+# load as one (NVFP4), or powers of two (MX).
+Scales = Literal["", "e4m3", "e8m0"]
 
 NUM_BITS = (4, 8)
 DEFAULT_GROUP_SIZE = 128
@@ -26,7 +30,7 @@ class Scheme:
     `block`: rows and columns that share one, None unless `strategy` is `block`; the last ones may be partial.
     `activations`: inputs are quantized too, to eight bits of the weights' kind, per token, while the model runs (W8A8,
     W4A8, FP8_DYNAMIC; with blocks by groups of a token's columns); nothing is stored for it, unless they are `static`:
-    then one scale serves the whole input of a module, found before and stored beside.
+    then one scale serves the whole input of a module, found before and stored beside. `scales`: how they are stored.
     """
 
     num_bits: int
@@ -37,6 +41,7 @@ class Scheme:
     type: Kind = "int"
     static: bool = False
     block: tuple[int, int] | None = None
+    scales: Scales = ""
 
     @property
     def number(self) -> CodeType:
@@ -50,7 +55,8 @@ class Scheme:
         width = "in blocks of {} x {}".format(*self.block) if self.block else width
         acts = f", {'static ' if self.static else ''}{self.type}8 activations" if self.activations else ""
         symmetry = "" if self.type == "float" else " symmetric" if self.symmetric else " asymmetric"
-        return f"{self.type}{self.num_bits} {width}{symmetry}{acts}"
+        scales = f", {self.scales} scales" if self.scales else ""
+        return f"{self.type}{self.num_bits} {width}{symmetry}{scales}{acts}"
 
     def num_groups(self, in_features: int) -> int:
         """Scales a row: 1 per channel and per tensor."""
@@ -71,6 +77,7 @@ class Request:
     static: bool = False
     type: Kind = "int"
     block: tuple[int, int] | None = None
+    scales: Scales = ""
 
     @property
     def label(self) -> str:
@@ -83,13 +90,22 @@ class Request:
         """The scheme, with `default` where the symmetry was left open."""
         symmetric = default if self.symmetric is None else self.symmetric
         width = self.strategy, self.group_size
-        return Scheme(self.num_bits, symmetric, *width, self.activations, self.type, self.static, self.block)
+        return Scheme(
+            self.num_bits, symmetric, *width, self.activations, self.type, self.static, self.block, self.scales
+        )
 
 
 DEFAULT_REQUEST = Request(4, "group", DEFAULT_GROUP_SIZE)
 INTEGERS = ("W4A16", "W4A16_ASYM", "W8A16", "W8A16_ASYM", "W8A8", "W8A8_STATIC", "W4A8")
 FLOATS = ("FP8_DYNAMIC", "FP8_BLOCK", "FP8A16")
-SCHEMES = (*INTEGERS, *FLOATS)
+# Those whose scales are no dtype of weights: nothing of them is left open.
+_SCALED: Mapping[str, Request] = {
+    "NVFP4A16": Request(4, "group", 16, True, type="float", scales="e4m3"),
+    "MXFP4A16": Request(4, "group", 32, True, type="float", scales="e8m0"),
+    "MXFP8A16": Request(8, "group", 32, True, type="float", scales="e8m0"),
+    "MXFP8": Request(8, "group", 32, True, True, type="float", scales="e8m0"),
+}
+SCHEMES = (*INTEGERS, *FLOATS, *_SCALED)
 SCHEME_HINT = f"known schemes: {', '.join(SCHEMES)}; `:g64`, `:channel`, `:tensor` or `:block` may follow"
 _SCHEME = re.compile(
     r"W(?P<bits>[48])A16(?P<asym>_ASYM)?(?::(?P<width>g\d+|channel|tensor))?"
@@ -115,6 +131,8 @@ def activations_problem(scheme: Scheme) -> str | None:
 
 def parse_scheme(name: str, group_size: int, option: str = "rule") -> Request:
     """A request from a scheme's name; `group_size` (-1 channel, 0 tensor) where the name leaves the width open."""
+    if name in _SCALED:
+        return _SCALED[name]
     match = _SCHEME.fullmatch(name)
     if match is None:
         meant = _meant(name)
@@ -146,6 +164,9 @@ def _float8(width: str, activations: bool) -> Request:
 def _meant(name: str) -> str | None:
     """The scheme that a name may have been meant as: `w4a16-64` as `W4A16:g64`, `int4` as `W4A16`."""
     words = [word for word in re.split(r"[^a-z0-9]+", name.lower()) if word]
+    scaled = next((known for known in _SCALED if words and known.lower().startswith(words[0])), None)
+    if scaled:
+        return scaled
     if words and re.fullmatch(r"f(?:p|loat)?8(?:a16)?", words[0]):
         return next((known for known in FLOATS if known.lower().endswith(words[-1])), FLOATS[0])
     found = re.fullmatch(r"(?:w([48])a16|w([48])|int([48])|u?int([48]))", words[0]) if words else None
@@ -177,6 +198,8 @@ def width_of(group_size: int) -> tuple[Strategy, int | None]:
 def scheme_name(request: Request) -> str:
     """The name that `parse_scheme` reads back: `W8A16:g128`."""
     width = f"g{request.group_size}" if request.strategy == "group" else request.strategy
+    if request.scales:
+        return next(name for name, known in _SCALED.items() if known == request)
     if request.type == "float":
         if request.activations and request.block:
             return "FP8_BLOCK"

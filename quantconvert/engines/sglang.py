@@ -57,6 +57,12 @@ SGLANG = Engine(
             When(("gptq",), other_groups=KERNEL_GROUPS), "refuses", _GPTQ,
             "GPTQ group sizes 32, 64, 128 and -1 are read, not {width}",
         ),
+        Row(
+            When(CT, 4, ("group",), (16,), type="float"), "loads",
+            "compressed_tensors/schemes/compressed_tensors_w4a16_fp4.py", "NVFP4 needs a GPU", "GPU only",
+        ),
+        Row(When(CT, 4, ("group",), (32,), type="float"), "refuses", _PACKED, "MXFP4 is not read"),
+        Row(When(CT, 8, ("group",), (32,), type="float"), "refuses", _PACKED, "MXFP8 is not read"),
         Row(When(("fp8",), type="float"), "loads", "layers/quantization/fp8.py", "float8 needs a GPU", "GPU only"),
         Row(When(("rtn",)), "refuses", "__init__.py", "rtn is not read"),
         Row(

@@ -61,6 +61,9 @@ LINES = (
     _Line("compressed-tensors", "FP8_DYNAMIC, channel or tensor", _FP8[:2]),
     _Line("compressed-tensors", "FP8_BLOCK", _FP8[2:]),
     _Line("compressed-tensors", "FP8A16, channel", (Scheme(8, True, "channel", type="float"),)),
+    _Line("compressed-tensors", "NVFP4A16", (Scheme(4, True, "group", 16, type="float", scales="e4m3"),)),
+    _Line("compressed-tensors", "MXFP4A16", (Scheme(4, True, "group", 32, type="float", scales="e8m0"),)),
+    _Line("compressed-tensors", "MXFP8, MXFP8A16", (Scheme(8, True, "group", 32, type="float", scales="e8m0"),)),
     _Line("fp8", "FP8_BLOCK", _FP8[2:]),
     _Line("rtn", "all", _schemes(4, True, 128, -1) + _schemes(8, False, 128, -1)),
 )

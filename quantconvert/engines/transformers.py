@@ -116,6 +116,14 @@ TRANSFORMERS = Engine(
         Row(When(CT, activations=True), "loads", _W8A8, packages=_BESIDE_CT),
         Row(When(CT, 8, activations=True, experts=True), "refuses", _W8A8, "W8A8 experts do not load"),
         Row(When(CT, 8, FLOAT_WIDTHS, type="float"), "loads", _FLOATS, packages=_BESIDE_CT),
+        Row(When(CT, None, ("group",), (16, 32), type="float"), "loads", _FLOATS, packages=_BESIDE_CT),
+        Row(
+            When(CT, 4, ("group",), (16,), experts=True, type="float"), "wrong", _FLOATS,
+            "NVFP4 experts load without what divides their scales: wrong numbers, without an error",
+        ),
+        Row(
+            When(CT, 8, ("group",), (32,), experts=True, type="float"), "refuses", _FLOATS, "MXFP8 experts do not load",
+        ),
         Row(
             When(CT, 8, ("block",), experts=True, type="float"), "refuses", _FLOATS,
             "float8 experts in blocks do not load from compressed-tensors; from --format fp8 they do",

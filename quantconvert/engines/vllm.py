@@ -91,6 +91,18 @@ VLLM = Engine(
             When(("gptq",), other_groups=KERNEL_GROUPS), "refuses", _GPTQ,
             "GPTQ group sizes 32, 64, 128 and -1 are read, not {width}",
         ),
+        Row(
+            When(CT, 4, ("group",), (16,), type="float"), "loads", f"{_SCHEMES}_w4a16_nvfp4.py",
+            "NVFP4 needs a GPU", "GPU only",
+        ),
+        Row(
+            When(CT, 4, ("group",), (32,), type="float"), "loads", f"{_SCHEMES}_w4a4_mxfp4.py",
+            "MXFP4 needs a GPU", "GPU only",
+        ),
+        Row(
+            When(CT, 8, ("group",), (32,), type="float"), "loads", f"{_SCHEMES}_w8a8_mxfp8.py",
+            "MXFP8 needs a GPU", "GPU only",
+        ),
         Row(When(("fp8",), type="float"), "loads", "layers/quantization/fp8.py", "float8 needs a GPU", "GPU only"),
         Row(When(("rtn",)), "refuses", "layers/quantization/__init__.py", "rtn is not read"),
         Row(When(families=("t5",), type=None), "refuses", "models/registry.py; run", "T5 is not among its models"),

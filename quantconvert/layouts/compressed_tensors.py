@@ -1,5 +1,6 @@
-"""compressed-tensors: `pack-quantized` (int4 with or without int8 activations, weight-only int8), `int-quantized` (int8
-with int8 activations) and `float-quantized` (float8, with or without float8 activations).
+"""compressed-tensors: `pack-quantized` (int4 with or without int8 activations, weight-only int8), `int-quantized`
+(int8 with int8 activations), and floats: `float-quantized`, `nvfp4-pack-quantized` and the MX formats
+(`layouts/floats.py`).
 
 For a module `M` with weight [O, I], b bits, G groups, `pack-quantized` is
     M.weight_packed int32 [O, ceil(I*b/32)]     codes stored unsigned (q + 2^(b-1)), first value in the lowest bits
@@ -28,21 +29,34 @@ from __future__ import annotations
 import struct
 from array import array
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from quantconvert.errors import UnsupportedError
 from quantconvert.layouts.base import Layout, ModuleReader, Packed, Packing, Selection, Stored, TensorSpec
+from quantconvert.layouts.config_groups import (
+    FLOAT,
+    INT,
+    MXFP4,
+    MXFP8,
+    NVFP4,
+    PACKED,
+    Group,
+    format_of,
+    inputs_of,
+    is_plain,
+    weights_of,
+)
 from quantconvert.layouts.floats import (
+    DIVISOR,
     float_decode,
     float_encode,
     float_outputs,
     float_rank_problems,
     float_row_multiple,
 )
-from quantconvert.number import Kind
 from quantconvert.patterns import check_foreign, compile_pattern, cover
-from quantconvert.schemes import NUM_BITS, Scheme, Strategy, activations_problem
+from quantconvert.schemes import Scheme
 from quantconvert.text import quoted
 
 if TYPE_CHECKING:
@@ -51,15 +65,15 @@ if TYPE_CHECKING:
     from quantconvert.checkpoint import TensorRef
     from quantconvert.quantized import Quantized
 
-PACKED, INT, FLOAT = "pack-quantized", "int-quantized", "float-quantized"
-
 
 class CompressedTensors(Layout):
     name = "compressed-tensors"
-    summary = "int4 and int8, packed along the input dimension; W8A8 as plain int8; float8"
+    summary = "int4 and int8, packed along the input dimension; W8A8 as plain int8; float8 and float4"
     kinds = ("int", "float")
     constant = frozenset({"input_scale"})
-    suffixes = constant | {"weight", "weight_packed", "weight_scale", "weight_shape", "weight_zero_point"}
+    suffixes = constant | {
+        "weight", "weight_packed", "weight_scale", "weight_shape", "weight_zero_point", DIVISOR,
+    }  # fmt: skip
     optional = frozenset({"weight_shape"})
     symmetric_by_default = True
     weight_only = False
@@ -72,7 +86,7 @@ class CompressedTensors(Layout):
         if scheme.type == "float":
             return float_rank_problems(scheme, shape)
         found = []
-        if not _is_plain(scheme) and shape[1] % pack:
+        if not is_plain(scheme) and shape[1] % pack:
             found.append(f"{pack} codes share a word: expected in_features % {pack} == 0, got {shape[1]}")
         if not scheme.symmetric and scheme.strategy != "tensor" and shape[0] % pack:
             found.append(f"{pack} zero points share a word: expected out_features % {pack} == 0, got {shape[0]}")
@@ -84,7 +98,7 @@ class CompressedTensors(Layout):
     def row_multiple(self, scheme: Scheme) -> int:
         if scheme.type == "float":
             return float_row_multiple(scheme)
-        return 1 if scheme.symmetric or _is_plain(scheme) else scheme.number.per_word
+        return 1 if scheme.symmetric or is_plain(scheme) else scheme.number.per_word
 
     def outputs(self, shape: tuple[int, ...], weight_dtype: str, scheme: Scheme) -> tuple[TensorSpec, ...]:
         if scheme.type == "float":
@@ -94,7 +108,7 @@ class CompressedTensors(Layout):
         groups = scheme.num_groups(columns)
         whole = scheme.strategy == "tensor"
         per_group = ((1,), 0) if whole else ((rows, groups), 1)
-        if _is_plain(scheme):
+        if is_plain(scheme):
             return _plain_outputs(shape, weight_dtype, scheme)
         specs = [
             TensorSpec("weight_packed", "I32", (rows, -(-columns // pack))),
@@ -125,7 +139,7 @@ class CompressedTensors(Layout):
         def signed(values: Tensor) -> Tensor:
             return (values.to(torch.int16) - scheme.number.midpoint).to(torch.int8)
 
-        if _is_plain(scheme):
+        if is_plain(scheme):
             plain = {"weight": signed(quantized.codes), "weight_scale": scale}
             offset = quantized.offset
             return plain if offset is None else plain | {"weight_zero_point": signed(offset).view(scale.shape)}
@@ -143,13 +157,13 @@ class CompressedTensors(Layout):
             return None
         half, zeros = scheme.number.midpoint, "weight_zero_point"
         signed = None if scheme.symmetric else Packed(zeros, "bytes", shift=-half)
-        if _is_plain(scheme):
+        if is_plain(scheme):
             return Packing(Packed("weight", "bytes", shift=-half), signed)
         words = None if scheme.symmetric else Packed(zeros, "rows")
         return Packing(Packed("weight_packed", "columns"), signed if scheme.strategy == "tensor" else words)
 
     def shaped(self, scheme: Scheme, shape: tuple[int, ...]) -> dict[str, array[int]]:
-        return {} if _is_plain(scheme) or scheme.type == "float" else {"weight_shape": array("q", shape)}
+        return {} if is_plain(scheme) or scheme.type == "float" else {"weight_shape": array("q", shape)}
 
     def constants(self, scheme: Scheme, weight_dtype: str, input_max: float | None) -> dict[str, Tensor]:
         if not scheme.static:
@@ -168,7 +182,7 @@ class CompressedTensors(Layout):
             if block.get(key):
                 raise UnsupportedError(f"quantization_config has a {key}: codes alone do not give its weights back")
         _check_formats(block)
-        groups = [_Group.read(group) for group in (block.get("config_groups") or {}).values()]
+        groups = [Group.read(group) for group in (block.get("config_groups") or {}).values()]
 
         def stored(module: str, refs: Mapping[str, TensorRef]) -> Stored | None:
             if "weight_packed" not in refs and (refs["weight"].dtype not in _BYTES or "weight_scale" not in refs):
@@ -176,7 +190,7 @@ class CompressedTensors(Layout):
             group = next((g for g in groups if g.targets(module)), None)
             group = group or next((g for g in groups if g.targets("Linear")), None)
             packed = "weight_packed" in refs
-            if not packed and refs["weight"].dtype == FLOAT8:
+            if refs["weight_packed" if packed else "weight"].dtype in _FLOAT_BYTES:
                 return _float_module(module, refs, group)
             if group is None or group.scheme is None or group.scheme.type != "int":
                 raise UnsupportedError(f"no config group of 4 or 8 integer bits targets `{module}`, which is quantized")
@@ -206,7 +220,7 @@ class CompressedTensors(Layout):
 
         scheme, scale = stored.scheme, blocks["weight_scale"]
         if scheme.type == "float":
-            return float_decode(blocks, scheme)
+            return float_decode(blocks, scheme, stored.shape[1])
         scale = scale.reshape(1, 1) if scheme.strategy == "tensor" else scale
         half = scheme.number.midpoint
         zero_point = None if scheme.symmetric else blocks["weight_zero_point"]
@@ -232,10 +246,10 @@ class CompressedTensors(Layout):
                 targets = ["Linear", *cover(head, [], ())]
             groups[f"group_{i}"] = {
                 "targets": targets,
-                "weights": _weights(scheme),
-                "input_activations": _inputs(scheme) if scheme.activations else None,
+                "weights": weights_of(scheme),
+                "input_activations": inputs_of(scheme) if scheme.activations else None,
                 "output_activations": None,
-                "format": FLOAT if scheme.type == "float" else INT if _is_plain(scheme) else PACKED,
+                "format": format_of(scheme),
             }
         ignore = cover([n for n in selection.kept if n != "lm_head"], quantized, selection.fused_pairs)
         # engines build tied heads as linear layers, though the checkpoint holds no weight of theirs
@@ -252,7 +266,7 @@ class CompressedTensors(Layout):
         }
 
     def leaves(self, block: Mapping[str, Any]) -> Callable[[str], bool]:
-        groups = [_Group.read(group) for group in (block.get("config_groups") or {}).values()]
+        groups = [Group.read(group) for group in (block.get("config_groups") or {}).values()]
         ignored = [compile_pattern(check_foreign(str(pattern))) for pattern in block.get("ignore") or ()]
 
         def left(module: str) -> bool:
@@ -261,11 +275,6 @@ class CompressedTensors(Layout):
             return not any(group.targets(module) or group.targets("Linear") for group in groups)
 
         return left
-
-
-def _is_plain(scheme: Scheme) -> bool:
-    """Whether codes are written as int8, one a byte: W8A8."""
-    return scheme.activations and scheme.num_bits == 8 and scheme.type == "int"
 
 
 def _plain_outputs(shape: tuple[int, ...], weight_dtype: str, scheme: Scheme) -> tuple[TensorSpec, ...]:
@@ -277,11 +286,11 @@ def _plain_outputs(shape: tuple[int, ...], weight_dtype: str, scheme: Scheme) ->
     return (*plain, *zeros, *inputs)
 
 
-FLOAT8 = "F8_E4M3"
-# Dtypes of codes that are not packed.
-_BYTES = ("I8", FLOAT8)
+# Dtypes of codes that are not packed, and those of floats: two float4 share a byte.
+_BYTES = ("I8", "F8_E4M3")
+_FLOAT_BYTES = ("F8_E4M3", "U8")
 # compressed-tensors `CompressionFormat`: those whose modules are read here, or as float8, or that hold plain weights.
-_READ_FORMATS = {PACKED, INT, FLOAT, "naive-quantized", "dense", "mixed-precision"}
+_READ_FORMATS = {PACKED, INT, FLOAT, NVFP4, MXFP4, MXFP8, "naive-quantized", "dense", "mixed-precision"}
 
 
 def _check_formats(block: Mapping[str, Any]) -> None:
@@ -296,106 +305,12 @@ def _check_formats(block: Mapping[str, Any]) -> None:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class _Group:
-    """A config group as read: whom it targets, its integer scheme (None for others), and its activations' part."""
-
-    patterns: tuple[Callable[[str], bool], ...]
-    scheme: Scheme | None
-    activations: Mapping[str, Any] | None
-
-    @classmethod
-    def read(cls, group: Mapping[str, Any]) -> _Group:
-        weights = group.get("weights") or {}
-        patterns = tuple(compile_pattern(check_foreign(str(target))) for target in group.get("targets") or ())
-        size = weights.get("group_size")
-        default = "tensor" if size is None else "group" if size > 0 else "channel"
-        strategies: dict[str, Strategy] = {"tensor": "tensor", "channel": "channel", "group": "group"}
-        strategy = strategies.get(weights.get("strategy") or default)
-        if weights.get("type") == "float" and weights.get("num_bits") == 8:
-            return cls(patterns, _float_scheme(weights, group.get("input_activations")), group.get("input_activations"))
-        integer = weights.get("type", "int") == "int" and weights.get("num_bits") in NUM_BITS
-        scheme = None
-        if integer and strategy and weights.get("actorder") != "group":
-            symmetric = bool(weights.get("symmetric", True))
-            scheme = Scheme(int(weights["num_bits"]), symmetric, strategy, size if strategy == "group" else None)
-        return cls(patterns, scheme, group.get("input_activations"))
-
-    def targets(self, name: str) -> bool:
-        return any(matches(name) for matches in self.patterns)
-
-    @property
-    def is_static(self) -> bool:
-        """Whether one stored scale serves the whole input."""
-        return self._acts_like(_inputs(STATIC))
-
-    def _acts_like(self, arguments: Mapping[str, Any]) -> bool:
-        acts = self.activations
-        keys = ("num_bits", "type", "symmetric", "strategy", "dynamic")
-        return acts is not None and all(acts.get(key, arguments[key]) == arguments[key] for key in keys)
-
-    def only_dequantize(self, packed: bool, refs: Mapping[str, TensorRef]) -> str | None:
-        """Why the activations' part would be lost or made up by another layout, if it would."""
-        acts = self.activations
-        if acts is None:
-            return None if packed else "stores int8 without quantizing activations"
-        scales = [refs[suffix].dtype for suffix in ("weight_scale", "input_scale") if suffix in refs]
-        if len(set(scales)) > 1:
-            return f"stores the scale of its weight as {scales[0]}, that of its input as {scales[1]}"
-        same, scheme = self._acts_like(_inputs(STATIC if "input_scale" in refs else DYNAMIC)), self.scheme
-        eight = scheme is not None and scheme.num_bits == 8 and scheme.symmetric and not packed
-        four = scheme is not None and scheme.num_bits == 4 and "input_scale" not in refs
-        four = four and scheme is not None and activations_problem(scheme) is None
-        if same and (eight or four):
-            return None
-        return "quantizes activations in a way that no layout of ours says"
-
-
-def _float_module(module: str, refs: Mapping[str, TensorRef], group: _Group | None) -> Stored | None:
-    """A module of float8, if it is of a kind that is written here; others are read as sources alone."""
+def _float_module(module: str, refs: Mapping[str, TensorRef], group: Group | None) -> Stored | None:
+    """A module of floats, if it is of a kind that is written here; others are read as sources alone."""
     if group is None or group.scheme is None or group.scheme.type != "float" or "input_scale" in refs:
         return None
-    rows, columns = refs["weight"].shape
-    return Stored(module, group.scheme, (rows, columns), refs)
-
-
-def _float_scheme(weights: Mapping[str, Any], activations: Mapping[str, Any] | None) -> Scheme | None:
-    """The float8 scheme of a config group; None where it is none that is written here."""
-    strategy, block = weights.get("strategy"), weights.get("block_structure")
-    acting = activations is not None
-    if strategy == "block" and isinstance(block, list) and len(block) == 2 and all(type(n) is int for n in block):
-        return Scheme(8, True, "block", None, acting, "float", block=(block[0], block[1]))
-    known: dict[Any, Strategy] = {"tensor": "tensor", "channel": "channel"}
-    return Scheme(8, True, known[strategy], None, acting, "float") if strategy in known else None
-
-
-DYNAMIC = Scheme(8, True, "channel", activations=True)
-STATIC = replace(DYNAMIC, static=True)
-
-
-def _inputs(scheme: Scheme) -> dict[str, Any]:
-    """`input_activations` of a scheme that quantizes them."""
-    if scheme.block:
-        return _arguments(8, "float", True, "group", scheme.block[1], dynamic=True)
-    strategy = "tensor" if scheme.static else "token"
-    return _arguments(8, scheme.type, True, strategy, None, dynamic=not scheme.static)
-
-
-def _weights(scheme: Scheme) -> dict[str, Any]:
-    """`weights` of a scheme."""
-    found = _arguments(scheme.num_bits, scheme.type, scheme.symmetric, scheme.strategy, scheme.group_size)
-    return found | ({"block_structure": list(scheme.block)} if scheme.block else {})
-
-
-def _arguments(
-    num_bits: int, kind: Kind, symmetric: bool, strategy: str, group_size: int | None, dynamic: bool = False
-) -> dict[str, Any]:
-    """compressed-tensors `QuantizationArgs`; unknown keys are forbidden there."""
-    return {
-        "num_bits": num_bits,
-        "type": kind,
-        "symmetric": symmetric,
-        "strategy": strategy,
-        "group_size": group_size,
-        "dynamic": dynamic,
-    }
+    scheme, packed = group.scheme, "weight_packed" in refs
+    rows, columns = refs["weight_packed" if packed else "weight"].shape
+    acting = group.activations is not None and not scheme.activations
+    why = "quantizes activations in a way that no layout of ours says" if acting else None
+    return Stored(module, scheme, (rows, 2 * columns if packed else columns), refs, only_dequantize=why)

@@ -64,7 +64,7 @@ class Fp8Blocks(Layout):
         return float_encode(quantized, scheme, SCALE)
 
     def decode(self, blocks: Mapping[str, Tensor], stored: Stored, rows: int) -> Quantized:
-        return float_decode(blocks, stored.scheme, SCALE)
+        return float_decode(blocks, stored.scheme, stored.shape[1], SCALE)
 
     def reader(self, block: Mapping[str, Any], read: Callable[[TensorRef], bytes]) -> ModuleReader:
         size = block.get("weight_block_size")

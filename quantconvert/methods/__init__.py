@@ -13,15 +13,16 @@ from quantconvert.methods.base import (
     ScaleOverflow,
     Tolerance,
 )
+from quantconvert.methods.four_over_six import FourOverSix
 from quantconvert.methods.gptq import Gptq
 from quantconvert.methods.rtn import Rtn
 from quantconvert.methods.search import Search
 from quantconvert.registry import Registry
 
 __all__ = [
-    "DEFAULT_METHOD", "METHODS", "BadInputs", "Inputs", "Method", "Needs", "Noise", "NonFinite", "Reach",
+    "DEFAULT_METHOD", "METHODS", "BadInputs", "FourOverSix", "Inputs", "Method", "Needs", "Noise", "NonFinite", "Reach",
     "ScaleOverflow", "Tolerance",
 ]  # fmt: skip
 
 DEFAULT_METHOD = "rtn"
-METHODS: Registry[Method] = Registry("method", Rtn(), Search(), Gptq())
+METHODS: Registry[Method] = Registry("method", Rtn(), Search(), Gptq(), FourOverSix())

@@ -76,10 +76,10 @@ class Rtn:
         return rounding.quantize(w_OI, scheme, dtype, scale_dtype, span, noise)
 
     def scratch(self, scheme: Scheme) -> int:
-        """Rounded values in float32, codes, and what comparing takes; of floats clamped values, and scales of blocks
-        spread over them.
+        """Rounded values in float32, codes, and what comparing takes; of floats clamped values, places
+        among the codes, and scales spread over them.
         """
-        return 13 if scheme.type == "float" else 9
+        return 21 if scheme.type == "float" else 9
 
     def tolerance(self, scheme: Scheme, weight_dtype: str, scale_dtype: str) -> Tolerance:
         """Half a step inside; outside, half a step and what rounding scale and zero point moves the ends of the range.
@@ -95,10 +95,8 @@ def promised(scheme: Scheme, weight_dtype: str, scale_dtype: str, ratio: float =
     precisions = [_PRECISION.get(dtype, _PRECISION["BF16"]) for dtype in (weight_dtype, scale_dtype)]
     epsilon, tiny = max(p[0] for p in precisions), sum(p[1] for p in precisions)
     levels = float(scheme.number.levels)
-    if scheme.type == "float":  # in distances of neighbouring codes, of which the largest is 32 where it counts
-        number = scheme.number
-        moved = number.high / number.spacing(number.high)
-        return Tolerance(0.5 + ROUNDING, Reach(0.5 + moved * 2 * epsilon, moved * tiny), coarse=MAX_COARSE)
+    if scheme.type == "float":
+        return _promised_floats(scheme, epsilon, tiny)
     moved_levels, zero = (levels / 2, 0.0) if scheme.symmetric else (2 * levels, 1.0)
     clipped = (levels / 2 if scheme.symmetric else levels) * (1 / ratio - 1)
 
@@ -106,3 +104,14 @@ def promised(scheme: Scheme, weight_dtype: str, scale_dtype: str, ratio: float =
     moved = moved_levels / ratio
     outside = Reach(0.5 + moved * 2 * epsilon + zero + clipped + shift, moved * tiny)
     return Tolerance(inside=0.5 + ROUNDING + shift, outside=outside, coarse=MAX_COARSE, fine=fine)
+
+
+def _promised_floats(scheme: Scheme, epsilon: float, tiny: float) -> Tolerance:
+    """The same in distances of neighbouring codes; those at the end of the range count for what lies beyond."""
+    number = scheme.number
+    reach = number.high / number.spacing(number.high)
+    if scheme.scales == "e4m3":  # a scale among the smallest of its dtype may be half of what its group asks for
+        return Tolerance(0.5 + ROUNDING, Reach(0.5 + reach))
+    if scheme.scales == "e8m0":  # up to 1.75 * 4 over 6
+        return Tolerance(0.5 + ROUNDING, Reach(0.5 + reach / 6 + ROUNDING))
+    return Tolerance(0.5 + ROUNDING, Reach(0.5 + reach * 2 * epsilon, reach * tiny), coarse=MAX_COARSE)

@@ -14,7 +14,7 @@ from quantconvert.methods import METHODS
 from quantconvert.options import PlainDType
 from quantconvert.planning.account import check_accounts
 from quantconvert.planning.choose import choose_format
-from quantconvert.planning.decide import decide
+from quantconvert.planning.decide import decide, find_siblings
 from quantconvert.planning.decided import Decided, meets, select
 from quantconvert.planning.decision import Decision
 from quantconvert.planning.dims import check_dims
@@ -110,7 +110,8 @@ def _decide_conversion(
     check_steps(method, decisions, errors)
     check_schemes(method, choice, decisions, errors)
     raise_all(errors)
-    lowering = Lowering(choice.format, method, execution_for(job.limits), maxima, knowledge)
+    siblings = find_siblings(decisions, classifier.fused)
+    lowering = Lowering(choice.format, method, execution_for(job.limits), maxima, knowledge, siblings)
     selection = select(decisions, lowering, classifier)
     notes = (
         *lacks,

@@ -99,6 +99,18 @@ def _fused_groups(decisions: Sequence[Decision], fused: Sequence[FusedSet]) -> l
     return [(fused_set, [at[module] for module in members]) for fused_set, members in fused_groups(at, fused)]
 
 
+def find_siblings(decisions: Sequence[Decision], fused: Sequence[FusedSet]) -> dict[str, tuple[Read, ...]]:
+    """For each weight whose scales have a divisor, by name, the others that engines load with it as one layer."""
+    found: dict[str, dict[str, Read]] = {}
+    if not any(request.scales == "e4m3" for request in requests_of(decisions)):
+        return {}
+    for _, members in _fused_groups(decisions, fused):
+        reads = {decisions[i].ref.name: decisions[i].ref for i in members if decisions[i].request}
+        for name in reads:
+            found.setdefault(name, {}).update(reads)
+    return {name: tuple(read for read in reads.values() if read.name != name) for name, reads in found.items()}
+
+
 def _widen_nonfinite(decisions: list[Decision], fused: Sequence[FusedSet]) -> list[Decision]:
     """A weight kept for NaN takes its fused siblings along: engines load them as one."""
     if not any(d.reason == "non-finite" for d in decisions):

@@ -14,6 +14,7 @@ from quantconvert.patterns import WEIGHT_SUFFIX, layer_of, template_of
 from quantconvert.planning.decision import Decision
 from quantconvert.planning.knowledge import Knowledge
 from quantconvert.planning.presence import lacking
+from quantconvert.schemes import Request
 from quantconvert.sources.read import WHOLE
 from quantconvert.sources.sites import Site, find_sites, with_steps
 
@@ -82,9 +83,14 @@ def _drivers(site: Site, by_name: Mapping[str, Decision], asked: bool) -> tuple[
     """The readers that are quantized; none where none of them asks for it."""
     requests = [(read, by_name[read.name].request) for read in site.readers]
     drivers = tuple([Driver(read, request.group_size) for read, request in requests if request is not None])
-    if asked or any(request.num_bits == AUTO_BITS for _, request in requests if request is not None):
+    if asked or any(_is_automatic(request) for _, request in requests):
         return drivers
     return ()
+
+
+def _is_automatic(request: Request | None) -> bool:
+    """Whether what reads a vector is equalized where nobody said so."""
+    return request is not None and request.num_bits == AUTO_BITS and request.type == "int"
 
 
 def _problem(site: Site, by_name: Mapping[str, Decision], lacks: Lacks) -> str | None:
@@ -127,11 +133,7 @@ def _nothing(
 ) -> list[str]:
     """The note, or where `--equalize` was asked for the refusal, that nothing is equalized."""
     family, asked = classifier.family, "--smooth" if job.smooth is not None else "--equalize"
-    if (
-        not job.equalize
-        and job.smooth is None
-        and not any(d.request and d.request.num_bits == AUTO_BITS for d in decisions)
-    ):
+    if not job.equalize and job.smooth is None and not any(_is_automatic(d.request) for d in decisions):
         return []
     why = _listed(notes) if notes else _why_no_sites(family, classifier.model_type)
     if job.equalize or job.smooth is not None:

@@ -21,12 +21,14 @@ from quantconvert.sources import Read, form_of
 
 _NOTHING: Mapping[str, float] = MappingProxyType({})
 _KNOWN_NOTHING = Knowledge()
+_ALONE: Mapping[str, tuple[Read, ...]] = MappingProxyType({})
 
 
 class Lowering:
     """How decisions become tasks: in which layout (None: plain numbers), by which method, for which execution.
 
     maxima: max |x| of the inputs of modules whose activations get a stored scale. knowledge: of inputs, for the method.
+    siblings: by name, the weights that share with a weight what divides their scales.
     """
 
     def __init__(
@@ -36,7 +38,9 @@ class Lowering:
         execution: Execution,
         maxima: Mapping[str, float] = _NOTHING,
         knowledge: Knowledge = _KNOWN_NOTHING,
+        siblings: Mapping[str, tuple[Read, ...]] = _ALONE,
     ) -> None:
+        self.siblings = siblings
         self.layout, self.method, self.execution = layout, method, execution
         self.maxima, self.knowledge = maxima, knowledge
         # The experts of a model are alike, and so are its layers: what they share is found once. Requests are known by
@@ -101,7 +105,8 @@ class Lowering:
             method = method_for(self.method, known)
             told = 8 * sum(place.num_elements for place in known if place) if known is not UNKNOWN else 0
             parts = self._cut(ref, promise, method, told)
-            return Quantize(ref, outputs, decision.evidence, promise.scheme, method.name, layout, parts, largest, known)
+            what = decision.evidence, promise.scheme, method.name, layout, parts, largest, known
+            return Quantize(ref, outputs, *what, self.siblings.get(ref.name, ()))
         if decision.reason is None or decision.is_decoded or ref.steps:
             return Decode(ref, outputs, decision.evidence, decision.reason, self._cut(ref))
         if ref.is_stored:

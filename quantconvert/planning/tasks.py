@@ -123,7 +123,8 @@ class Split(_Task):
 class Quantize(_Task):
     """A weight as codes, by a method, in a layout.
 
-    input_max: max |x| of its input, where that gets a stored scale. known: what the method is told.
+    input_max: max |x| of its input, where that gets a stored scale. known: what the method is told. siblings: weights
+    that engines load with it as one layer, where something of the scales is found over all of them.
     """
 
     scheme: Scheme
@@ -132,6 +133,7 @@ class Quantize(_Task):
     cut: Cut
     input_max: float | None = None
     known: Known = UNKNOWN
+    siblings: tuple[Read, ...] = ()
 
     operation: ClassVar[Operation] = "quantize"
     reason: ClassVar[None] = None

@@ -36,9 +36,14 @@ def fit_widths(
             unsharded.append(d)
     _check_shardable(unsharded, ranks, errors)
     bad = [i for i, width in widths.items() if width % (_size(decisions[i]) or 1)]
-    if bad and job.on_indivisible == "error":
-        errors.extend(_refusals(decisions, bad, widths, ranks))
-    for i in bad:
+    fixed = [
+        i
+        for i in bad
+        if job.on_indivisible == "error" or (job.on_indivisible == "channel" and _is_scaled(decisions[i]))
+    ]
+    if fixed:
+        errors.extend(_refusals(decisions, fixed, widths, ranks))
+    for i in set(bad).difference(fixed):
         d = decisions[i]
         assert d.request
         if job.on_indivisible == "skip":
@@ -71,6 +76,11 @@ def _size(decision: Decision) -> int | None:
     return decision.request.group_size if decision.request else None
 
 
+def _is_scaled(decision: Decision) -> bool:
+    """Whether its scales go with groups of one size only."""
+    return decision.request is not None and bool(decision.request.scales)
+
+
 def _check_shardable(bad: Sequence[Decision], ranks: int, errors: list[QuantConvertError]) -> None:
     if bad:
         names = ", ".join(f"`{d.module}` {list(d.ref.shape)}" for d in bad[:3]) + (" ..." if len(bad) > 3 else "")
@@ -91,7 +101,12 @@ def _refusals(
         assert size
         mine = [i for i in bad if _size(decisions[i]) == size]
         every = {width for i, width in widths.items() if _size(decisions[i]) == size}
-        fitting = next((g for g in (512, 256, 128, 64, 32, 16, 8) if g < size and not any(w % g for w in every)), None)
+        scaled = any(_is_scaled(decisions[i]) for i in mine)
+        fitting = (
+            None
+            if scaled
+            else next((g for g in (512, 256, 128, 64, 32, 16, 8) if g < size and not any(w % g for w in every)), None)
+        )
         best = f"--group-size {fitting} divides every layer; or " if fitting else ""
         share = f" on each of {ranks} ranks" if ranks > 1 else ""
         kinds: dict[tuple[str, int], list[str]] = {}
@@ -105,7 +120,9 @@ def _refusals(
         errors.append(
             UnsupportedError(
                 f"--group-size {size} does not divide in_features of {len(mine)} weights{share}:{lines}",
-                hint=f"{best}--on-indivisible skip (keep them in high precision) or channel (one scale a row)",
+                hint="--on-indivisible skip (keep them in high precision)"
+                if scaled
+                else f"{best}--on-indivisible skip (keep them in high precision) or channel (one scale a row)",
             )
         )
     return errors

@@ -45,6 +45,12 @@ Units = Mapping[str, tuple[str, tuple[Quantize, ...]]]
 
 
 def _units(plan: Plan, merged: bool) -> Units:
+    divided = [task.source.module for task in plan.tasks if isinstance(task, Quantize) and task.siblings]
+    if divided:
+        raise UnsupportedError(
+            f"weights that share what divides their scales cannot be quantized one by one: {some(divided)}",
+            hint="convert to a folder first, or another scheme",
+        )
     tasks = {task.source.module: task for task in plan.tasks if isinstance(task, Quantize)}
     layers = merged_layers(tasks, Classifier(plan.checkpoint).fused) if merged else {}
     alone = set(tasks).difference(*layers.values())

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -122,12 +123,13 @@ class Tiled:
 
     def _quantize(self, task: Quantize) -> Done:
         source, scheme = task.source, task.scheme
+        beside = [tile for read in task.siblings for tile in self._largest_tiles(read, task.cut.tile_rows)]
         rows, count, tile_rows = self._rows(source), source.matrix[0], task.cut.tile_rows
         method, layout = METHODS[task.method], LAYOUTS[task.layout]
         noise = Noise(lambda shape: self.work.tensor("rounded", torch.float32, shape))
         noises, signals = list[float](), list[float]()
         try:
-            heard = self._heard(source.name, tiles(rows, 0, count, tile_rows))
+            heard = chain(beside, self._heard(source.name, tiles(rows, 0, count, tile_rows)))
             span = method.span(heard, scheme, inputs_of(task, self.files))
             constants = layout.constants(scheme, source.dtype, input_max_of(task, self.files))
             fast = find_kernel(source, method, scheme, layout, self.files)
@@ -151,6 +153,14 @@ class Tiled:
             raise overflow_error(source, task.layout) from None
         except BadInputs as error:
             raise inputs_error(source, error) from None
+
+    def _largest_tiles(self, read: Read, tile_rows: int) -> Iterator[Tensor]:
+        """Of each tile of another weight, its largest values alone: a row of them, as a method's `span` takes them."""
+        for w_OI in self._heard(read.name, tiles(self._rows(read), 0, read.matrix[0], tile_rows)):
+            largest = w_OI.abs().amax(0, keepdim=True)
+            if not bool(torch.isfinite(largest).all()):
+                raise nonfinite_error(read, self.nonfinite(read))
+            yield largest
 
     def nonfinite(self, source: Read) -> Nonfinite:
         """What of a weight is not finite: as it is stored, before a step spread it, if it is not the step's own."""

@@ -42,8 +42,9 @@ class Codes:
         if not any(is_quantized(ref) and not is_activation_scale(ref.name) for ref in context.refs.values()):
             return
         for stored in find_stored(context, layout, tuple(context.refs.values())):
+            dtype = stored.scale.dtype if stored.scale.dtype in FLOATS else context.dtype
             yield Read(
-                stored.module + WEIGHT_SUFFIX, stored.shape, stored.scale.dtype, self.name, stored.refs,
+                stored.module + WEIGHT_SUFFIX, stored.shape, dtype, self.name, stored.refs,
                 num_bits=stored.scheme.num_bits, detail=stored,
             )  # fmt: skip
 
@@ -63,7 +64,7 @@ class Codes:
 
 # Scales of activations and of the key/value cache: they belong to the source's quantization and end with it.
 _ACTIVATION_SCALES = re.compile(
-    r"\.(input_scale|activation_scale|input_scale_ub|input_zero_point|output_scale|[kqv]_scale|kv_scale|prob_scale)$"
+    r"\.(input_scale|input_global_scale|activation_scale|input_scale_ub|input_zero_point|output_scale|[kqv]_scale|kv_scale|prob_scale)$"
 )
 
 
@@ -161,7 +162,8 @@ def _checked(stored: Stored) -> Stored:
         optional = suffix in LAYOUTS[stored.layout].optional
         if ref is None and not optional:
             raise CheckpointError(f"`{stored.module}` has no `{suffix}`: its quantization_config asks for one")
-        kind = FLOATS if suffix == stored.scale_suffix or spec.dtype in FLOATS else (spec.dtype,)
+        own = suffix == stored.scale_suffix and not stored.scheme.scales
+        kind = FLOATS if own or spec.dtype in FLOATS else (spec.dtype,)
         if ref is not None and ref.dtype not in kind:
             raise CheckpointError(f"tensor `{ref.name}` in `{ref.file}`: expected {' or '.join(kind)}, got {ref.dtype}")
         if ref is not None and ref.shape != spec.shape:

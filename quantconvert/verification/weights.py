@@ -42,7 +42,7 @@ class Errors:
         self.signal += squares(w_OI)
         judged = (self.tolerance.coarse, self.tolerance.fine) != (None, None)
         if judged and quantized.order is None and quantized.block is None:
-            self._compare_scales(w_OI, quantized.scale.float())
+            self._compare_scales(w_OI, quantized.factor)
         finite = bool(torch.isfinite(decoded_OI).all())  # else a product that float32 does not hold
         off_OI = decoded_OI.sub_(w_OI) if finite else _wide(w_OI, decoded_OI, quantized)
         self.noise += squares(off_OI)
@@ -57,7 +57,7 @@ class Errors:
             self._judge_floats(w_OI, off_OI, quantized)
             return
         columns = w_OI.shape[1]
-        scale_RG = quantized.scale.float().abs()
+        scale_RG = quantized.factor.abs()
         if quantized.order is None and quantized.block is None:
             off_OGS, scale = off_OI.view(off_OI.shape[0], scale_RG.shape[1], -1), scale_RG.unsqueeze(-1)
             steps = _steps(off_OGS.amax(-1), scale_RG)
@@ -83,7 +83,7 @@ class Errors:
     def _judge_floats(self, w_OI: Tensor, off_OI: Tensor, quantized: Quantized) -> None:
         """The same where a step is the distance of a code to its neighbours, times the scale."""
         number, columns = quantized.number, w_OI.shape[1]
-        scale_RG = quantized.scale.float()
+        scale_RG = quantized.factor
         scale_OI = (
             spread(quantized, scale_RG, columns)
             if quantized.block
@@ -160,7 +160,7 @@ def spacings(values: Tensor, number: CodeType) -> Tensor:
 
 def _wide(w_OI: Tensor, decoded_OI: Tensor, quantized: Quantized) -> Tensor:
     """The distances of values to what is stored where that is beyond float32, in its place in a real number's terms."""
-    scale_OI = spread(quantized, quantized.scale.float(), w_OI.shape[1])
+    scale_OI = spread(quantized, quantized.factor, w_OI.shape[1])
     if quantized.has_bias and quantized.offset is not None:
         zero_OI = -spread(quantized, quantized.offset.float(), w_OI.shape[1]) / scale_OI
     else:
@@ -185,7 +185,7 @@ class _At:
 
     def outside(self, w: Tensor) -> Tensor:
         """By how many steps each value lies beyond the values of the lowest and the highest code; 0 between them."""
-        scale, number = self.of(self.quantized.scale.float()), self.quantized.number
+        scale, number = self.of(self.quantized.factor), self.quantized.number
         if number.kind == "float":
             at = w / scale
             return (at - at.clamp(number.low, number.high)).abs_()
@@ -202,9 +202,9 @@ def _larger(known: float, new: float) -> float:
 def range_problem(quantized: Quantized, tolerance: Tolerance) -> str | None:
     """Why scales, zero points or codes cannot be those of the scheme."""
     top = quantized.number.top
-    if not bool(torch.isfinite(quantized.scale).all()):
+    if not bool(torch.isfinite(quantized.factor).all()):
         return "a scale is NaN or Inf"
-    if not tolerance.negative and bool((quantized.scale < 0).any()):
+    if not tolerance.negative and bool((quantized.factor < 0).any()):
         return "a scale is negative"
     offset = quantized.offset
     if offset is not None and quantized.has_bias and not bool(torch.isfinite(offset).all()):

@@ -6,7 +6,6 @@ codes divide in float32, where compressed-tensors rounds the quotient to the wei
 
 from __future__ import annotations
 
-import copy
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +16,15 @@ from torch import Tensor
 pytest.importorskip("transformers")
 pytest.importorskip("compressed_tensors")
 
+from compressed_tensors.compressors import BaseCompressor
 from compressed_tensors.quantization import QuantizationArgs, preset_name_to_scheme
 from compressed_tensors.quantization.lifecycle.forward import dequantize, quantize
-from compressed_tensors.quantization.utils import calculate_qparams
+from compressed_tensors.quantization.utils import calculate_qparams, generate_gparam
 
 from quantconvert.api import convert, verify
+from quantconvert.layouts.floats import float_encode
 from quantconvert.methods import floats
-from quantconvert.schemes import BLOCK, Scheme
+from quantconvert.schemes import BLOCK, Scheme, parse_scheme
 from tests.builders import read_tensors, weight
 from tests.engines.common import TINY_LLAMA, heldout_windows, load, logits
 
@@ -99,21 +100,81 @@ def test_zeros_are_zeros(scheme: Scheme):
     assert found.scale.unique().tolist() == [1.0]
 
 
+# Of which inputs are rounded too.
+LABELS = {name: parse_scheme(name, 128).settled(True).label for name in ("FP8_DYNAMIC", "FP8_BLOCK")}
+LEVELS = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
+
+
 def by_hand(folder: Path) -> dict[str, Tensor]:
-    """The quantized weights of a result, by a decoder of its own."""
+    """The quantized weights of a result, by a decoder of its own, in float32."""
     stored, found = read_tensors(folder), {}
-    for name, codes in stored.items():
-        scale = stored.get(f"{name}_scale", stored.get(f"{name}_scale_inv"))
-        if scale is None:
+    for name, scale in stored.items():
+        if not name.endswith(("_scale", "_scale_inv")) or name.endswith("global_scale"):
             continue
-        values = torch.empty(codes.shape)
-        for r in range(codes.shape[0]):
-            for c in range(0, codes.shape[1], 128):
-                row, column = (r // 128, c // 128) if scale.dim() == 2 and scale.shape[0] != codes.shape[0] else (r, 0)
-                factor = scale.flatten()[0] if scale.numel() == 1 else scale[row, column]
-                values[r, c : c + 128] = codes[r, c : c + 128].float() * factor.float()
-        found[name] = values
+        module = name.rpartition(".")[0]
+        codes = stored.get(f"{module}.weight")
+        if codes is None:
+            packed = stored[f"{module}.weight_packed"].int()
+            nibbles = torch.stack((packed % 16, packed // 16), -1).flatten(1)
+            codes = torch.tensor(LEVELS)[nibbles % 8] * torch.where(nibbles >= 8, -1.0, 1.0)
+        rows, columns = codes.shape
+        if scale.dtype == torch.uint8:
+            scale = 2.0 ** (scale.double() - 127)
+        factor = scale.double() / stored.get(f"{module}.weight_global_scale", torch.ones(1)).double()
+        factor = factor.view(1, 1) if factor.dim() == 1 else factor
+        height, width = -(-rows // factor.shape[0]), -(-columns // factor.shape[1])
+        spread = factor.repeat_interleave(height, 0)[:rows].repeat_interleave(width, 1)[:, :columns]
+        found[f"{module}.weight"] = (codes.double() * spread).float()
     return found
+
+
+SCALED = {
+    name: Scheme(bits, True, "group", size, type="float", scales=scales)
+    for name, bits, size, scales in (
+        ("NVFP4A16", 4, 16, "e4m3"), ("MXFP4A16", 4, 32, "e8m0"), ("MXFP8A16", 8, 32, "e8m0"),
+    )
+}  # fmt: skip
+
+
+def theirs_packed(name: str, w: Tensor, beside: Tensor) -> dict[str, Tensor]:
+    """What compressed-tensors makes of a weight; `beside`: one that shares its global scale."""
+    preset = preset_name_to_scheme(name, ["Linear"])
+    assert preset.weights is not None
+    groups = w.view(w.shape[0], -1, preset.weights.group_size)
+    low, high, divisor = groups.amin(2), groups.amax(2), None
+    if name == "NVFP4A16":
+        both = torch.cat((w.flatten(), beside.flatten()))
+        divisor = generate_gparam(both.min(), both.max())
+    scale, zero = calculate_qparams(low, high, preset.weights, global_scale=divisor)
+    state = {"weight": w, "weight_scale": scale, "weight_zero_point": zero}
+    state |= {} if divisor is None else {"weight_global_scale": divisor}
+    preset.format = {
+        "NVFP4A16": "nvfp4-pack-quantized", "MXFP4A16": "mxfp4-pack-quantized", "MXFP8A16": "mxfp8-quantized",
+    }[name]  # fmt: skip
+    return BaseCompressor.load_from_registry(preset.format).compress(state, preset)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+@pytest.mark.parametrize("name", SCALED)
+def test_packed_bytes_are_theirs(name: str, dtype: torch.dtype):
+    """All bytes of float4; of float8 those that two roundings of bfloat16 do not move."""
+    scheme, w = SCALED[name], hostile(192, 320, dtype)
+    w[9, :64] = 0
+    beside = hostile(64, 320, dtype) * 3
+    span = floats.largest_of_all([w.float(), beside.float()], scheme)
+    ours = float_encode(floats.quantize(w.float().clone(), scheme, dtype, dtype, span), scheme)
+    for suffix, expected in theirs_packed(name, w, beside).items():
+        mine, other = ours.pop(suffix), expected
+        if suffix == "weight_global_scale":
+            assert torch.equal(mine, other)
+            continue
+        differ = mine.view(torch.uint8) != other.view(torch.uint8)
+        if suffix == "weight_scale" and name.startswith("MX"):
+            differ[9, :2] = False  # a group of zeros has any scale
+        print(f"{name}, {dtype}, {suffix}: {differ.float().mean().item():.3%} differ")
+        most = 0.05 if (suffix, dtype) == ("weight", torch.bfloat16) else 0.0
+        assert differ.float().mean().item() <= most
+    assert not ours
 
 
 CASES: dict[str, dict[str, Any]] = {
@@ -121,6 +182,10 @@ CASES: dict[str, dict[str, Any]] = {
     "FP8_BLOCK": {"scheme": "FP8_BLOCK"},
     "FP8A16": {"scheme": "FP8A16"},
     "fp8": {"format": "fp8"},
+    "NVFP4A16": {"scheme": "NVFP4A16"},
+    "NVFP4A16, rtn": {"scheme": "NVFP4A16", "method": "rtn"},
+    "MXFP4A16": {"scheme": "MXFP4A16"},
+    "MXFP8A16": {"scheme": "MXFP8A16"},
 }
 
 
@@ -134,7 +199,8 @@ def case(request, tmp_path_factory) -> tuple[str, Path]:
 def test_transformers_computes_what_the_file_says(case: tuple[str, Path]):
     """Weights alone: equal logits. With rounded activations: as near as those, and not equal."""
     name, folder = case
-    dtype = torch.bfloat16 if name == "fp8" else torch.float32  # to which fp8 is decoded, whatever is asked for
+    # to which these are decoded, whatever is asked for
+    dtype = torch.bfloat16 if name.startswith(("fp8", "NV", "MX")) else torch.float32
     model, reference = load(folder, dtype=dtype), load(TINY_LLAMA, dtype=dtype)
     state = reference.state_dict()
     for tensor, values in by_hand(folder).items():
@@ -143,11 +209,9 @@ def test_transformers_computes_what_the_file_says(case: tuple[str, Path]):
     original, found, expected = logits(load(TINY_LLAMA), ids), logits(model, ids), logits(reference, ids)
     worst, lost = (found - expected).abs().max().item(), (expected - original).abs().max().item()
     print(f"{name}: logits differ by {worst:.3g} from the reference's, which differ by {lost:.3g} from the original's")
-    assert 0.01 < lost < 2
-    assert (worst < 1e-3) if name in ("FP8A16", "fp8") else (0.01 < worst < 3)
-    with torch.no_grad():
-        agree = (found.argmax(-1) == expected.argmax(-1)).float().mean().item()
-    assert agree > 0.95
+    assert 0.01 < lost < 5
+    assert (0.01 < worst < 3) if "activations" in LABELS.get(name, "") else (worst < 1e-3)
+    assert (found.argmax(-1) == expected.argmax(-1)).float().mean().item() > 0.95
 
 
 def test_the_config_is_their_preset(case: tuple[str, Path]):
@@ -155,15 +219,16 @@ def test_the_config_is_their_preset(case: tuple[str, Path]):
 
     name, folder = case
     block = json.loads((folder / "config.json").read_text())["quantization_config"]
-    if name not in ("FP8_DYNAMIC", "FP8_BLOCK"):
+    if name not in ("FP8_DYNAMIC", "FP8_BLOCK", *SCALED):
         return
     preset = preset_name_to_scheme(name, ["Linear"])
-    group = copy.deepcopy(block["config_groups"]["group_0"])
-    for part, theirs_ in (("weights", preset.weights), ("input_activations", preset.input_activations)):
-        assert theirs_ is not None
-        values = theirs_.model_dump(mode="json")
-        for key, value in group[part].items():
-            assert value == values[key] or (key, part) == ("group_size", "weights"), key
+    group = block["config_groups"]["group_0"]
+    for part, expected in (("weights", preset.weights), ("input_activations", preset.input_activations)):
+        if expected is None:
+            assert group[part] is None
+            continue
+        values = QuantizationArgs(**group[part]).model_dump(exclude={"zp_dtype", "observer"})
+        assert values == expected.model_dump(exclude={"zp_dtype", "observer"}), part
 
 
 @pytest.fixture(scope="module")
@@ -195,8 +260,9 @@ def test_experts_load(options: dict[str, Any], experts: Path, tmp_path: Path):
     assert 0.01 < relative < 0.15
 
 
-def test_experts_in_blocks_are_known_not_to_load(experts: Path, tmp_path: Path):
-    convert(experts, tmp_path / "out", scheme="FP8_BLOCK")
+@pytest.mark.parametrize("scheme", ["FP8_BLOCK", "MXFP8A16", "MXFP8"])
+def test_experts_that_are_known_not_to_load(scheme: str, experts: Path, tmp_path: Path):
+    convert(experts, tmp_path / "out", scheme=scheme)
     with pytest.raises(RuntimeError, match="during automatic conversion"):
         load(tmp_path / "out")
     assert verify(tmp_path / "out", source=experts).is_ok
