@@ -50,9 +50,7 @@ def counted(program: Path, rows: int, words: list[str], folder: Path) -> int:
     ("num_bits", "symmetric", "along", "most"),
     [(4, 1, "columns", 7.0), (4, 0, "columns", 9.0), (4, 1, "rows", 9.0), (8, 1, "bytes", 7.0)],
 )
-def test_instructions_a_weight(
-    num_bits: int, symmetric: int, along: str, most: float, program: Path, tmp_path: Path
-):
+def test_instructions_a_weight(num_bits: int, symmetric: int, along: str, most: float, program: Path, tmp_path: Path):
     """Of 128 rows more. Less than half of what is allowed would mean that they were not quantized."""
     words = [str(num_bits), str(symmetric), str(ALONG[along])]
     more = counted(program, 256, words, tmp_path) - counted(program, 128, words, tmp_path)
