@@ -14,7 +14,9 @@ from quantconvert.errors import QuantConvertError, UnsupportedError
 from tests.builders import llama_tensors, read_tensors, write_checkpoint
 from tests.snapshots import digests
 
-SCHEMES = ("FP8_DYNAMIC", "FP8_DYNAMIC:tensor", "FP8_BLOCK", "FP8A16", "FP8A16:block")
+SCHEMES = (
+    "FP8_DYNAMIC", "FP8_DYNAMIC:tensor", "FP8_BLOCK", "FP8A16", "FP8A16:block", "NVFP4A16", "MXFP4A16", "MXFP8",
+)  # fmt: skip
 
 
 @pytest.fixture
@@ -74,6 +76,7 @@ def test_merged_projections_must_be_whole_blocks(tmp_path: Path):
         ({"scheme": "FP8_DYNAMIC", "format": "gptq"}, "gptq holds no float8 per channel, float8 activations"),
         ({"scheme": "W4A16", "format": "fp8"}, "fp8 holds no int4 g128 symmetric"),
         ({"scheme": "FP8_DYNAMIC", "format": "fp8"}, "fp8 holds FP8_BLOCK alone, no float8 per channel"),
+        ({"scheme": "NVFP4A16", "format": "awq"}, "awq holds no float4 g16, e4m3 scales"),
         ({"scheme": "FP8A16", "method": "search"}, "no codes for float8 per channel (ranges of whole numbers"),
     ],
 )
@@ -83,24 +86,64 @@ def test_refused(source: Path, options: dict[str, Any], said: str):
     assert said in str(info.value)
 
 
-@pytest.mark.parametrize("options", [{"scheme": "FP8_DYNAMIC"}, {"scheme": "FP8_BLOCK"}, {"format": "fp8"}], ids=str)
-@pytest.mark.parametrize("what", ["bit", "scale", "nan"])
+def spoil(tensors: dict[str, torch.Tensor], module: str, what: str) -> None:
+    """Something that no reader would notice."""
+    name = next(key for key in tensors if key in (f"{module}.weight", f"{module}.weight_packed"))
+    scale = next(tensors[key] for key in tensors if key in (f"{module}.weight_scale", f"{module}.weight_scale_inv"))
+    codes = tensors[name].view(torch.uint8)
+    match what:
+        case "bit":
+            codes[3, 5] ^= 0x04 if name.endswith("packed") else 0x08  # of an exponent
+        case "nan":
+            codes[3, 5] = 0x7F
+        case "scale":
+            scale.copy_((scale.float() * 1.25).to(scale.dtype))
+        case "power":
+            scale[2, 1] += 1
+        case "divisor":
+            tensors[f"{module}.weight_global_scale"] *= 1.25
+        case "order":
+            codes.copy_(codes >> 4 | codes << 4)
+
+
+def test_siblings_share_a_divisor(source: Path, tmp_path: Path):
+    """Found over all that engines load as one, wherever it lies; four over six leaves room for a larger scale."""
+    import math
+
+    tensors = llama_tensors(dtype=torch.bfloat16)
+    up = tensors["model.layers.0.mlp.up_proj.weight"]
+    up[3, 3] = 9.0
+    split = write_checkpoint(tmp_path / "split", tensors, shards=3)
+    for method, top in (("rtn", 448), ("four-over-six", 256)):
+        convert(split, tmp_path / method, scheme="NVFP4A16", method=method)
+        stored = read_tensors(tmp_path / method)
+        gate, also = (stored[f"model.layers.0.mlp.{n}_proj.weight_global_scale"].item() for n in ("gate", "up"))
+        assert gate == also
+        assert math.isclose(gate, top * 6 / 9, rel_tol=0.004)
+        other = stored["model.layers.0.mlp.down_proj.weight_global_scale"].item()
+        assert other > 10 * gate
+    assert plan(source, scheme="NVFP4A16").job.method == "four-over-six"
+
+
+@pytest.mark.parametrize(
+    ("options", "what"),
+    [
+        *(({"scheme": scheme}, what) for scheme in ("FP8_DYNAMIC", "FP8_BLOCK") for what in ("bit", "scale", "nan")),
+        *(({"format": "fp8"}, what) for what in ("bit", "scale", "nan")),
+        *(({"scheme": "NVFP4A16"}, what) for what in ("bit", "scale", "divisor", "order")),
+        *(({"scheme": "MXFP4A16"}, what) for what in ("bit", "power", "order")),
+        *(({"scheme": "MXFP8"}, what) for what in ("bit", "power", "nan")),
+    ],
+)
 def test_verify_finds(options: dict[str, Any], what: str, source: Path, tmp_path: Path):
     """By the values, without the report and its sha256."""
     out = tmp_path / "out"
     convert(source, out, **options)
     (out / "quantconvert.json").unlink()
     tensors = read_tensors(out)
-    name = "model.layers.1.mlp.down_proj.weight"
-    scale = next(key for key in tensors if key.startswith(f"{name}_scale"))
-    codes = tensors[name].view(torch.uint8)
-    if what == "bit":
-        codes[3, 5] ^= 0x08  # the exponent's lowest
-    elif what == "scale":
-        tensors[scale][0] *= 1.25
-    else:
-        codes[3, 5] = 0x7F
+    module = "model.layers.1.mlp.down_proj"
+    spoil(tensors, module, what)
     save_file(tensors, out / "model.safetensors", metadata={"format": "pt"})
     found = verify(out, source=source, method="rtn").findings
-    assert [finding.where for finding in found] == [name.removesuffix(".weight")], found
+    assert [finding.where for finding in found] == [module], found
     assert verify(out).is_ok == (what != "nan")

@@ -874,7 +874,8 @@ def test_refusal_has_the_exit_code_of_its_first_error(source: Path, out: Path) -
 
 FORMAT_HINT = "known formats: auto, awq, compressed-tensors, gptq, rtn, fp8"
 PRESET_HINT = (
-    "known schemes: W4A16, W4A16_ASYM, W8A16, W8A16_ASYM, W8A8, W8A8_STATIC, W4A8, FP8_DYNAMIC, FP8_BLOCK, FP8A16; "
+    "known schemes: W4A16, W4A16_ASYM, W8A16, W8A16_ASYM, W8A8, W8A8_STATIC, W4A8, FP8_DYNAMIC, FP8_BLOCK, FP8A16, "
+    "NVFP4A16, MXFP4A16, MXFP8A16, MXFP8; "
     "`:g64`, `:channel`, `:tensor` or `:block` may follow"
 )
 SIZES = "expected a size such as `5GB` or `512MiB`, got"
@@ -1057,7 +1058,7 @@ def test_overwrite_replaces_the_old_result(source: Path, out: Path, tmp_path: Pa
     quantconvert.convert(source, tmp_path / "fresh")
     assert snapshot(out) == snapshot(tmp_path / "fresh")
 
-
+@pytest.mark.parametrize("name", ["mxfp6-pack-quantized", "sparse-24-bitmask", "marlin-24"])
 @pytest.mark.parametrize("name", ["nvfp4-pack-quantized", "mxfp4-pack-quantized", "marlin-24"])
 def test_a_compression_that_is_not_read_is_refused_once_by_name(tmp_path: Path, out: Path, name: str) -> None:
     tensors = llama_tensors()

@@ -128,12 +128,7 @@ def by_hand(folder: Path) -> dict[str, Tensor]:
     return found
 
 
-SCALED = {
-    name: Scheme(bits, True, "group", size, type="float", scales=scales)
-    for name, bits, size, scales in (
-        ("NVFP4A16", 4, 16, "e4m3"), ("MXFP4A16", 4, 32, "e8m0"), ("MXFP8A16", 8, 32, "e8m0"),
-    )
-}  # fmt: skip
+SCALED = {name: parse_scheme(name, 128).settled(True) for name in ("NVFP4A16", "MXFP4A16", "MXFP8A16")}
 
 
 def theirs_packed(name: str, w: Tensor, beside: Tensor) -> dict[str, Tensor]:
