@@ -1058,8 +1058,8 @@ def test_overwrite_replaces_the_old_result(source: Path, out: Path, tmp_path: Pa
     quantconvert.convert(source, tmp_path / "fresh")
     assert snapshot(out) == snapshot(tmp_path / "fresh")
 
+
 @pytest.mark.parametrize("name", ["mxfp6-pack-quantized", "sparse-24-bitmask", "marlin-24"])
-@pytest.mark.parametrize("name", ["nvfp4-pack-quantized", "mxfp4-pack-quantized", "marlin-24"])
 def test_a_compression_that_is_not_read_is_refused_once_by_name(tmp_path: Path, out: Path, name: str) -> None:
     tensors = llama_tensors()
     for module in [key.removesuffix(".weight") for key in tensors if "_proj" in key]:
