@@ -117,6 +117,8 @@ def refusal(name: str, layout: str) -> str | None:
     """Why a layout cannot hold what a peer wrote; None where it can."""
     if "desc_act" in name:
         return "orders columns by g_idx"
+    if layout == "fp8":
+        return "fp8 holds FP8_BLOCK alone"
     if layout in ("awq", "gptq") and "tensor" in name:
         return "no per-tensor scales"
     if layout == "awq" and ("int8" in name or "W8" in name):
