@@ -72,6 +72,7 @@ class Job:
     requantize: bool
     strict: bool
     allow_incomplete: bool
+    allow_kept_experts: bool
     max_shard_size: int
     memory_limit: int
     workers: int

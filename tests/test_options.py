@@ -28,7 +28,7 @@ OTHER: dict[str, Any] = {
     "ignore": ("*.a b*",), "rules": ("*.x=W8A16", "re:y'=skip"), "preset": "down-8",
     "target_bits": 4.25,
     "tensor_parallel": 2, "on_indivisible": "skip", "nan_policy": "keep", "requantize": True, "strict": True,
-    "allow_incomplete": True, "smooth": 0.5, "rotate": "r1,r2",
+    "allow_incomplete": True, "allow_kept_experts": True, "smooth": 0.5, "rotate": "r1,r2",
     "max_shard_size": "123KB", "memory_limit": "1GiB", "workers": 3, "executor": "other", "base_model": "a/b",
 }  # fmt: skip
 

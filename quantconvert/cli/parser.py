@@ -68,7 +68,7 @@ def program(
         False, "--version", callback=_version, is_eager=True, help="Print version and kernel."
     ),
 ) -> None:
-    """Convert a Hugging Face checkpoint to int4 or int8 that inference engines load as it is.
+    """Convert a Hugging Face checkpoint to int4, int8, float8 or float4 that inference engines load as it is.
 
     `quantconvert SRC OUT [options]` is short for `quantconvert convert SRC OUT [options]`.
     """

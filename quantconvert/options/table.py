@@ -81,6 +81,11 @@ class StreamOptions(LimitOptions, total=False):
         Option("Convert what is there of a source that lacks layers, embeddings or a head.", default=False,
                panel=RULES, in_recipe=True),
     ]  # fmt: skip
+    allow_kept_experts: Annotated[
+        bool,
+        Option("Leave fused experts that no table knows in high precision; refused without.", default=False,
+               panel=RULES, in_recipe=True),
+    ]  # fmt: skip
 
 
 class JobOptions(StreamOptions, total=False):

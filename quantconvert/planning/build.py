@@ -24,7 +24,7 @@ from quantconvert.planning.known import check_steps, find_knowledge, note_unknow
 from quantconvert.planning.lower import Lowering
 from quantconvert.planning.memory import check_memory, execution_for
 from quantconvert.planning.methods import check_schemes
-from quantconvert.planning.notes import notes_on
+from quantconvert.planning.notes import check_experts_known, notes_on
 from quantconvert.planning.place import place
 from quantconvert.planning.plan import Plan
 from quantconvert.planning.presence import check_presence
@@ -98,6 +98,8 @@ def _decide_conversion(
     decisions = decide(checkpoint, sources, job, classifier, nonfinite, errors)
     if job.strict:
         _check_strict(decisions, classifier, errors)
+    if not job.allow_kept_experts:
+        check_experts_known(decisions, errors)
     if not any(d.request for d in decisions) and not errors:
         errors.append(_nothing_to_do(checkpoint, decisions))
     statistics = statistics_of(job, checkpoint, sources, read, errors)

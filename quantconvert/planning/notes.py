@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from quantconvert.checkpoint import Checkpoint
 from quantconvert.dtypes import DTYPES
 from quantconvert.engines import engine_notes
-from quantconvert.errors import some
+from quantconvert.errors import QuantConvertError, UnsupportedError, some
 from quantconvert.job import Job
 from quantconvert.patterns import template_of
 from quantconvert.planning.choose import Choice
@@ -54,12 +54,9 @@ def _on_decisions(decisions: Sequence[Decision], sources: Sources) -> Iterator[s
         )
     elif any(d.request and d.ref.num_bits for d in decisions):
         yield f"the source is quantized ({sources.method}): more bits do not bring back what that took from its weights"
-    stray = [d for d in decisions if d.is_kept_experts and d.reason == "not 2-D"]
+    stray = _unknown_experts(decisions)
     if stray:
-        yield (
-            f"{len(stray)} fused expert tensors such as `{stray[0].ref.name}` are kept: their layout is not known "
-            "without a table for this family"
-        )
+        yield f"--allow-kept-experts: {_on_experts(stray)}"
     skipped = sum(1 for d in decisions if d.reason == "indivisible")
     if skipped:
         yield f"{skipped} weights are kept because the group size does not divide them (--on-indivisible skip)"
@@ -68,6 +65,29 @@ def _on_decisions(decisions: Sequence[Decision], sources: Sources) -> Iterator[s
         yield (
             f"{len(unaligned)} weights such as `{unaligned[0].module}` are kept: {unaligned[0].evidence}; FP8_DYNAMIC "
             "has no blocks"
+        )
+
+
+def _unknown_experts(decisions: Sequence[Decision]) -> list[Decision]:
+    return [d for d in decisions if d.is_kept_experts and d.reason == "not 2-D"]
+
+
+def _on_experts(stray: Sequence[Decision]) -> str:
+    return (
+        f"{len(stray)} fused expert tensors such as `{stray[0].ref.name}` stay in high precision: their layout is not "
+        "known without a table for this family"
+    )
+
+
+def check_experts_known(decisions: Sequence[Decision], errors: list[QuantConvertError]) -> None:
+    """Fused experts are most of a model: that they stay as they are is to be asked for."""
+    stray = _unknown_experts(decisions)
+    if stray:
+        errors.append(
+            UnsupportedError(
+                _on_experts(stray),
+                hint="--allow-kept-experts converts the rest; experts that are stored one by one need no table",
+            )
         )
 
 
