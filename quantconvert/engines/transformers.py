@@ -25,7 +25,24 @@ REINITIALIZED = ("gpt-bigcode", "mamba", "modernbert", "t5")
 # The same for compressed-tensors; Falcon's own linear class calls `weight`.
 TO_DEQUANTIZE = (*REINITIALIZED, "falcon")
 # It knows the experts of these as one tensor only (`conversion_mapping.py`), and has no names for single ones.
-FUSED_ONLY = ("gpt-oss", "qwen3-vl-moe", "granite-moe", "granite-hybrid")
+FUSED_ONLY = (
+    "gpt-oss",
+    "qwen3-vl-moe",
+    "granite-moe",
+    "granite-hybrid",
+    "aria",
+    "gemma4",
+    "granite-swa-moe",
+    "inkling",
+    "jetmoe",
+    "minimax-m3-text",
+    "mistral4",
+    "step3",
+    "zaya",
+    "muse-spark",
+)
+# Renaming, merging or cutting stored tensors while it loads, it stops at packed ones.
+UNMERGED = ("kimi-linear", "minimax-m3")
 # Their `ForConditionalGeneration` sees pictures (`models/auto/modeling_auto.py`).
 PICTURES = ("vision-language", "qwen3-vl-moe", "qwen3.5", "qwen3.5-moe", "llama4")
 # optimum knows one stack of layers a model, under a name of its list (`gptq/constants.py`), and no encoders.
@@ -34,6 +51,13 @@ NO_BLOCKS = ("mamba", "mpt", "bert", "mpnet", "distilbert", "deberta", "albert",
 RENAMED = (
     ("phimoe", (r"re:.*mlp\.router$",)),  # block_sparse_moe.gate
     ("blip-2", (r"re:.*language_model\.lm_head$",)),  # tied, and not stored
+    (
+        "mistral_large4",
+        (
+            r"re:.*self_attn\.(kv_a_proj_with_mqa|kv_b_proj|q_a_proj)$",  # attention.wkv_a_with_mqa and so on
+            r"re:.*self_attn\.indexer\..*",
+        ),
+    ),
     (
         "kimi_k25",
         (
@@ -148,6 +172,10 @@ TRANSFORMERS = Engine(
         Row(
             When((*CT, *RTN), experts=True, families=FUSED_ONLY, type=None), "wrong", _MOE,
             "experts of this family load as random numbers, without an error",
+        ),
+        Row(
+            When((*CT, *RTN), families=UNMERGED, type=None), "refuses", "tests/engines/test_every_model.py",
+            "stored tensors of this family are merged or cut during loading, and packed ones cannot be",
         ),
         Row(
             When(RTN, experts=True, families=("llama4",)), "wrong", _MOE,

@@ -12,19 +12,21 @@ TOWERS: tuple[tuple[str, Reason], ...] = (
     (r"(^|\.)(mtp|nextn|mtp_block|eh_proj)(\.|$)", "mtp"),
     (r"(^|\.)(visual|vision_\w+|vision|image_encoder|img_\w+|vit|sam_model|multi_modal_projector|mm_projector"
      r"|mm_input_projection_weight|mm_soft_emb_norm|embed_vision|patch_embed\w*|patch_merger|image_newline|aligner"
-     r"|resampler|qformer|siglip\w*)(\.|$)", "vision"),
+     r"|\w*resampler|qformer|siglip\w*)(\.|$)", "vision"),
     (r"(^|\.)(audio_\w+|audio|speech_encoder|embed_audio)(\.|$)", "audio"),
 )  # fmt: skip
 
 KEEP_BY_NAME: tuple[tuple[str, Reason], ...] = (
     (r"(^|\.)(lm_head|embed_out|output_layer)$", "lm_head"),
     (r"(?i:norm\d*|layer_?norm\w*|(^|[._])ln_\w+|(^|[._])ln\d*)$", "norm"),
-    (r"(^|\.)(\w*embed\w*|wte|wpe|relative_attention_bias|pos_emb\w*|rotary_emb\w*"
+    (r"(^|\.)(\w*embed\w*|wte|wpe|relative_attention_bias|\w*pos_emb\w*|rotary_emb\w*"
      r"|position_\w+|cls_token|mask_token)(\.|$)|^shared$", "embedding"),
-    (r"(^|\.)(conv\w*|\w*_conv|\w*_conv1d|dwconv)(\.|$)", "conv"),
+    (r"(^|\.)(?!convbert)(conv\w*|\w*_conv|\w*_conv1d|dwconv)(\.|$)", "conv"),
     (r"(^|\.)(A_log|D|dt_bias|dt_proj|x_proj|in_proj_a|in_proj_b|in_proj_ba|ssm_\w+)$", "state-space"),
     (r"(^|\.)(router|wg|gate_inp|shared_expert_gate|e_score_correction_bias|expert_bias)(\.|$)", "router"),
     (r"(^|\.)(mlp|block_sparse_moe|moe|feed_forward|ffn)\.gate(\.|$)", "router"),
+    # Latent attention, which engines read in high precision (see the table of `deepseek`)
+    (r"(^|\.)(kv_b_proj|q_a_proj|kv_a_proj_with_mqa)$|(^|\.)indexer\.", "family"),
 )  # fmt: skip
 
 FUSED_QKV = (FusedSet("qkv_proj", ("q_proj", "k_proj", "v_proj")),)

@@ -161,7 +161,7 @@ NEMOTRON_H = Family(
         Dims(r"\.shared_experts\.up_proj$", "moe_shared_expert_intermediate_size", "hidden_size"),
         Dims(r"\.shared_experts\.down_proj$", "hidden_size", "moe_shared_expert_intermediate_size"),
     ),
-    parts=(Part("embeddings", ("embeddings", "embed_tokens")), Part("final norm", ("norm_f",))),
+    parts=(Part("embeddings", ("embeddings", "embed_tokens")), Part("final norm", ("norm_f", "norm"))),
     folds=(
         Fold("norm", _NEMOTRON_READERS, unless=_NEMOTRON_LATENT),
         Fold("norm", (*_NEMOTRON_READERS, "mixer.experts.N.up_proj"), where=_NEMOTRON_LATENT),

@@ -32,6 +32,7 @@ from quantconvert.families.hybrid import GRANITE_HYBRID, LFM2, LFM3, NEMOTRON_H,
 from quantconvert.families.latent import DEEPSEEK_V4, LONGCAT, MINICPM3
 from quantconvert.families.moe import DEEPSEEK, GLM_MOE, GPT_OSS, GRANITE_MOE, LLAMA4, MIXTRAL, OLMOE, QWEN_MOE
 from quantconvert.families.multimodal import GEMMA3N, QWEN3_VL_MOE, VISION_LANGUAGE
+from quantconvert.families.recent import RECENT
 from quantconvert.families.row import Family
 from quantconvert.families.seq2seq import BART, T5, WHISPER
 
@@ -44,4 +45,4 @@ _ENCODERS = (BERT, MPNET, DISTILBERT, DEBERTA, ALBERT, MODERNBERT, NOMIC_BERT, E
 _SEQ2SEQ = (T5, BART, WHISPER)
 
 # Multimodal ones first: their text_config's model_type is that of the language model inside.
-FAMILIES: tuple[Family, ...] = (*_MULTIMODAL, *_MOE, *_HYBRID, *_DENSE, *_GPT, *_ENCODERS, *_SEQ2SEQ)
+FAMILIES: tuple[Family, ...] = (*_MULTIMODAL, *_MOE, *RECENT, *_HYBRID, *_DENSE, *_GPT, *_ENCODERS, *_SEQ2SEQ)
