@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Literal
@@ -31,6 +31,7 @@ class Scheme:
     `activations`: inputs are quantized too, to eight bits of the weights' kind, per token, while the model runs (W8A8,
     W4A8, FP8_DYNAMIC; with blocks by groups of a token's columns); nothing is stored for it, unless they are `static`:
     then one scale serves the whole input of a module, found before and stored beside. `scales`: how they are stored.
+    `input_type`: the kind of activations, where it is another than the weights' (W4AFP8).
     """
 
     num_bits: int
@@ -42,6 +43,7 @@ class Scheme:
     static: bool = False
     block: tuple[int, int] | None = None
     scales: Scales = ""
+    input_type: Kind | None = None
 
     @property
     def number(self) -> CodeType:
@@ -53,7 +55,11 @@ class Scheme:
         """For people: `int4 g128 asymmetric`."""
         width = f"g{self.group_size}" if self.strategy == "group" else f"per {self.strategy}"
         width = "in blocks of {} x {}".format(*self.block) if self.block else width
-        acts = f", {'static ' if self.static else ''}{self.type}8 activations" if self.activations else ""
+        acts = (
+            f", {'static ' if self.static else ''}{self.input_type or self.type}8 activations"
+            if self.activations
+            else ""
+        )
         symmetry = "" if self.type == "float" else " symmetric" if self.symmetric else " asymmetric"
         scales = f", {self.scales} scales" if self.scales else ""
         return f"{self.type}{self.num_bits} {width}{symmetry}{scales}{acts}"
@@ -78,6 +84,7 @@ class Request:
     type: Kind = "int"
     block: tuple[int, int] | None = None
     scales: Scales = ""
+    input_type: Kind | None = None
 
     @property
     def label(self) -> str:
@@ -86,17 +93,26 @@ class Request:
         return label.replace(" symmetric", "") if self.symmetric is None else label
 
     @lru_cache(maxsize=1024)  # noqa: B019 (a value; the cache is small)
-    def settled(self, default: bool) -> Scheme:
-        """The scheme, with `default` where the symmetry was left open."""
-        symmetric = default if self.symmetric is None else self.symmetric
+    def settled(self, default: bool | Callable[[int], bool]) -> Scheme:
+        """The scheme, with `default` (or what it says of so many bits) where the symmetry was left open."""
+        usual = default if isinstance(default, bool) else default(self.num_bits)
+        symmetric = usual if self.symmetric is None else self.symmetric
         width = self.strategy, self.group_size
         return Scheme(
-            self.num_bits, symmetric, *width, self.activations, self.type, self.static, self.block, self.scales
+            self.num_bits,
+            symmetric,
+            *width,
+            self.activations,
+            self.type,
+            self.static,
+            self.block,
+            self.scales,
+            self.input_type,
         )
 
 
 DEFAULT_REQUEST = Request(4, "group", DEFAULT_GROUP_SIZE)
-INTEGERS = ("W4A16", "W4A16_ASYM", "W8A16", "W8A16_ASYM", "W8A8", "W8A8_STATIC", "W4A8")
+INTEGERS = ("W4A16", "W4A16_ASYM", "W8A16", "W8A16_ASYM", "W8A8", "W8A8_STATIC", "W4A8", "W4AFP8")
 FLOATS = ("FP8_DYNAMIC", "FP8_BLOCK", "FP8A16")
 # Those whose scales are no dtype of weights: nothing of them is left open.
 _SCALED: Mapping[str, Request] = {
@@ -110,7 +126,7 @@ SCHEME_HINT = f"known schemes: {', '.join(SCHEMES)}; `:g64`, `:channel`, `:tenso
 _SCHEME = re.compile(
     r"W(?P<bits>[48])A16(?P<asym>_ASYM)?(?::(?P<width>g\d+|channel|tensor))?"
     r"|W8A8(?P<static>_STATIC)?(?::(?P<whole>channel|tensor))?"
-    r"|W4A8(?::(?P<part>g\d+|channel))?"
+    r"|W4A(?:8|(?P<fp8>FP8))(?::(?P<part>g\d+|channel))?"
     r"|FP8(?:_DYNAMIC|(?P<only>A16))(?::(?P<float>channel|tensor|block))?|(?P<blocks>FP8_BLOCK)(?::block)?"
 )
 
@@ -151,7 +167,7 @@ def parse_scheme(name: str, group_size: int, option: str = "rule") -> Request:
         return Request(int(match["bits"]), strategy, group, match["asym"] is None)
     if strategy == "tensor":
         raise UsageError(f"--{option}: W4A8 has scales by group or channel, not per tensor", hint="W4A8:g128")
-    return Request(4, strategy, group, True, True)
+    return Request(4, strategy, group, True, True, input_type="float" if match["fp8"] else None)
 
 
 def _float8(width: str, activations: bool) -> Request:
@@ -205,5 +221,7 @@ def scheme_name(request: Request) -> str:
             return "FP8_BLOCK"
         return f"FP8{'_DYNAMIC' if request.activations else 'A16'}:{width}"
     if request.activations:
-        return f"W{request.num_bits}A8{'_STATIC' if request.static else ''}:{width}"
+        return (
+            f"W{request.num_bits}A{'FP8' if request.input_type else '8'}{'_STATIC' if request.static else ''}:{width}"
+        )
     return f"W{request.num_bits}A16{'_ASYM' if request.symmetric is False else ''}:{width}"

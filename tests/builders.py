@@ -176,6 +176,16 @@ def decode_rtn(tensors: dict[str, Tensor], module: str, num_bits: int) -> Tensor
     return (weight.int() - zero.int()).to(scale.dtype) * scale
 
 
+def decode_mlx(tensors: dict[str, Tensor], module: str, num_bits: int) -> Tensor:
+    """MLX's affine mode: `code * scale + bias`, the first code of a word in its lowest bits."""
+    words = tensors[f"{module}.weight"].view(torch.int32).long() & 0xFFFFFFFF
+    shifts = torch.arange(0, 32, num_bits)
+    codes = ((words.unsqueeze(-1) >> shifts) & (2**num_bits - 1)).flatten(1)
+    scales, biases = (tensors[f"{module}.{name}"].float() for name in ("scales", "biases"))
+    size = codes.shape[1] // scales.shape[1]
+    return codes * scales.repeat_interleave(size, 1) + biases.repeat_interleave(size, 1)
+
+
 def decode(tensors: dict[str, Tensor], module: str, layout: str, num_bits: int, symmetric: bool) -> Tensor:
     """The weight of one module in any layout, by the decoders above."""
     if layout == "awq":
@@ -184,6 +194,8 @@ def decode(tensors: dict[str, Tensor], module: str, layout: str, num_bits: int, 
         return decode_gptq(tensors, module, num_bits, v1=symmetric)
     if layout == "rtn":
         return decode_rtn(tensors, module, num_bits)
+    if layout == "mlx":
+        return decode_mlx(tensors, module, num_bits)
     if f"{module}.weight" in tensors:  # int-quantized
         return decode_rtn(tensors, module, 8)
     return decode_compressed_tensors(tensors, module, num_bits)

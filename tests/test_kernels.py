@@ -31,7 +31,7 @@ from tests.snapshots import digests
 
 TAGS = ("BF16", "F16", "F32")
 LIBRARY = find_library()
-WHOLE = [layout for layout in LAYOUTS.values() if "int" in layout.kinds]
+WHOLE = [layout for layout in LAYOUTS.values() if layout.packing(Scheme(4, True, "group", 32))]
 LEVELS = LIBRARY.levels if LIBRARY else ()
 native = pytest.mark.skipif(LIBRARY is None, reason="installed without the C kernel")
 

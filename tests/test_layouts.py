@@ -55,7 +55,12 @@ def test_encode_keeps_the_promise_and_decodes(fmt: Layout, scheme: Scheme, shape
     zero_point = q.zero_points().int()
     width = shape[1] // q.scale.shape[1]
     expected = (q.codes.int() - zero_point.repeat_interleave(width, 1)).to(dtype) * q.scale.repeat_interleave(width, 1)
-    assert torch.equal(decode(stored, "M", fmt.name, scheme.num_bits, scheme.symmetric), expected)
+    found = decode(stored, "M", fmt.name, scheme.num_bits, scheme.symmetric)
+    if fmt.slack(scheme, fmt.scale_dtype("BF16")):
+        # half a bit of the bias and one of what is expected, in bfloat16
+        assert ((found - expected).abs() <= 2**-7 * 16 * q.scale.float().repeat_interleave(width, 1)).all()
+    else:
+        assert torch.equal(found.to(dtype), expected)
     offset = 1 if fmt.name == "gptq" and scheme.symmetric else 0
     back = fmt.decode(fmt.encode(q, scheme, shape), Stored("M", scheme, shape, {}, offset), shape[0])
     assert torch.equal(back.codes, q.codes)

@@ -75,7 +75,8 @@ def test_repack_through_every_pair_and_dequantize(source: Path, tmp_path: Path, 
         two = quantconvert.repack(there, across, b)
         for folder, plan in ((there, one.plan), (across, two.plan)):
             for module, w in weights(folder, plan).items():
-                assert torch.equal(w, expected[module]), (a, b, module)
+                slack = LAYOUTS[plan.format].slack(scheme, "BF16") * float(expected[module].abs().max()) / 4
+                assert torch.allclose(w, expected[module], rtol=0, atol=slack), (a, b, module)
         if not scheme.activations:  # other layouts do not keep the activations' part
             quantconvert.repack(across, back, first)
             again = read_tensors(back)

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, Protocol
 from quantconvert.checkpoint.header import TensorRef
 from quantconvert.checkpoint.ranges import RangeReader, Version
 
-QUANTIZATION_KEYS = ("quantization_config", "compression_config")
+QUANTIZATION_KEYS = ("quantization_config", "compression_config", "quantization")
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +98,8 @@ class Checkpoint:
             for key in QUANTIZATION_KEYS:
                 if isinstance(config.get(key), dict):
                     block: dict[str, Any] = config[key]
-                    return block
+                    is_named = "quant_method" in block or not {"bits", "group_size"} <= block.keys()
+                    return block if is_named else block | {"quant_method": "mlx"}  # mlx-lm gives it no name
         return None
 
     @property

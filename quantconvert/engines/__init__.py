@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from quantconvert.engines.gptqmodel import GPTQMODEL
+from quantconvert.engines.mlx import MLX
 from quantconvert.engines.row import PLAIN, Engine, Loadable, Row, Verdict, When, filled
 from quantconvert.engines.sglang import SGLANG
 from quantconvert.engines.transformers import TRANSFORMERS
@@ -19,7 +20,7 @@ __all__ = [
     "load_lines", "own_names", "snippets", "titles",
 ]  # fmt: skip
 
-ENGINES: Registry[Engine] = Registry("engine", VLLM, SGLANG, TRANSFORMERS, GPTQMODEL)
+ENGINES: Registry[Engine] = Registry("engine", VLLM, SGLANG, TRANSFORMERS, GPTQMODEL, MLX)
 
 NOBODY = "no engine loads this result as it is"
 

@@ -35,7 +35,8 @@ class When:
     """Which checkpoints a row speaks of; what is left open does not matter.
 
     groups: group sizes, one of which is meant; other_groups: any group size but these. several: more than one scheme in
-    the model. known: whether the family has a table. type: of numbers, whole ones unless told; None: any.
+    the model. known: whether the family has a table. type: of numbers, whole ones unless told; None: any. inputs: the
+    type of activations; None: any.
     """
 
     layouts: tuple[str, ...] = ()
@@ -50,6 +51,7 @@ class When:
     families: tuple[str, ...] = ()
     known: bool | None = None
     type: Kind | None = "int"
+    inputs: Kind | None = None
 
     def matches(self, loadable: Loadable, scheme: Scheme | None) -> bool:
         """Whether the row speaks of `scheme` (None: a plain checkpoint) in `loadable`."""
@@ -74,6 +76,7 @@ class When:
             and (not self.other_groups or (size is not None and size not in self.other_groups))
             and self.symmetric in (None, scheme.symmetric)
             and self.activations in (None, scheme.activations)
+            and self.inputs in (None, scheme.input_type or scheme.type)
         )
 
 

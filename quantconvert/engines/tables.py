@@ -52,6 +52,7 @@ LINES = (
     _Line("compressed-tensors", "int8 asymmetric, group or channel", _schemes(8, False, *_GROUPS, -1)),
     _Line("compressed-tensors", "W8A8, channel or tensor", _W8A8),
     _Line("compressed-tensors", "W4A8, group or channel", _W4A8),
+    _Line("compressed-tensors", "W4AFP8, g128", (replace(_W4A8[2], input_type="float"),)),
     _Line("compressed-tensors", "several symmetric schemes", _schemes(4, True, 128) + _schemes(8, True, -1), True),
     _Line("gptq", "int4 symmetric, group", _schemes(4, True, *_GROUPS)),
     _Line("gptq", "int8 symmetric, group", _schemes(8, True, *_GROUPS)),
@@ -65,6 +66,7 @@ LINES = (
     _Line("compressed-tensors", "MXFP4A16", (Scheme(4, True, "group", 32, type="float", scales="e8m0"),)),
     _Line("compressed-tensors", "MXFP8, MXFP8A16", (Scheme(8, True, "group", 32, type="float", scales="e8m0"),)),
     _Line("fp8", "FP8_BLOCK", _FP8[2:]),
+    _Line("mlx", "int4 g32/64/128; int8 symmetric", (*_BOTH, *_schemes(8, True, *_GROUPS))),
     _Line("rtn", "all", _schemes(4, True, 128, -1) + _schemes(8, False, 128, -1)),
 )
 # Families of which nothing particular is known: what is said of them is said of a layout and its schemes.

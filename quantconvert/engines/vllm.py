@@ -60,13 +60,17 @@ VLLM = Engine(
             "W8A8 experts load on a GPU only",
         ),
         Row(
-            When(CT, 4, ("group", "channel"), activations=True, experts=False), "loads",
+            When(CT, 4, ("group", "channel"), activations=True, experts=False, inputs="int"), "loads",
             "schemes/compressed_tensors_wNa8.py",
             "of its kernels only Humming rounds W4A8's activations, others compute them in 16 bits",
             "activations rounded by Humming alone",
         ),
         Row(
-            When(CT, 4, activations=True, experts=True), "refuses", "compressed_tensors_moe.py",
+            When(CT, 4, ("group",), (128,), activations=True, inputs="float"), "loads",
+            f"{_SCHEMES}_w4a8_fp8.py", "W4AFP8 needs a Hopper GPU", "Hopper only",
+        ),
+        Row(
+            When(CT, 4, activations=True, experts=True, inputs="int"), "refuses", "compressed_tensors_moe.py",
             "packed W4A8 experts do not load",
         ),
         Row(

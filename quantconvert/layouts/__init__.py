@@ -7,11 +7,12 @@ from quantconvert.layouts.base import Layout, Packed, Packing, Selection, Stored
 from quantconvert.layouts.compressed_tensors import CompressedTensors
 from quantconvert.layouts.fp8 import Fp8Blocks
 from quantconvert.layouts.gptq import Gptq
+from quantconvert.layouts.mlx import Mlx
 from quantconvert.layouts.simple import Simple
 from quantconvert.registry import Registry
 
 __all__ = ["LAYOUTS", "Layout", "Packed", "Packing", "Selection", "Stored", "TensorSpec"]
 
 LAYOUTS: Registry[Layout] = Registry(
-    "format", Awq(), CompressedTensors(), Gptq(), Simple(), Fp8Blocks(), also=("auto",)
+    "format", Awq(), CompressedTensors(), Gptq(), Simple(), Fp8Blocks(), Mlx(), also=("auto",)
 )

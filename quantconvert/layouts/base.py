@@ -198,6 +198,8 @@ class Layout(ABC):
     weight_only: ClassVar[bool] = True
     # Tensors that codes do not decide; repacked as they are.
     constant: ClassVar[frozenset[str]] = frozenset()
+    # Whether engines see from tensors, and not from the config block, which modules are quantized.
+    tensors_tell: ClassVar[bool] = False
     # Whether symmetry has to be seen from zero points, one symmetry for the whole checkpoint.
     zeros_tell_symmetry: ClassVar[bool] = False
 
@@ -213,6 +215,10 @@ class Layout(ABC):
         """Why one model cannot hold all of `schemes`; None when it can."""
         return f"{self.name} holds one scheme for the whole model"
 
+    def is_symmetric(self, num_bits: int) -> bool:
+        """What is written where nobody says whether weights of so many bits are to be symmetric."""
+        return self.symmetric_by_default
+
     @abstractmethod
     def row_multiple(self, scheme: Scheme) -> int:
         """Blocks of rows must start at a multiple of this."""
@@ -220,6 +226,10 @@ class Layout(ABC):
     def scale_dtype(self, weight_dtype: str) -> str:
         """The stored dtype of scales for a weight of `weight_dtype`: the weight's own unless a layout fixes it."""
         return weight_dtype
+
+    def slack(self, scheme: Scheme, scale_dtype: str) -> float:
+        """By how many steps values may be off because of what is stored in place of a zero point."""
+        return 0.0
 
     @abstractmethod
     def outputs(self, shape: tuple[int, ...], weight_dtype: str, scheme: Scheme) -> tuple[TensorSpec, ...]:
@@ -284,6 +294,10 @@ class Layout(ABC):
     @abstractmethod
     def config(self, selection: Selection) -> dict[str, Any]:
         """The `quantization_config` block of config.json."""
+
+    def beside(self, block: Mapping[str, Any]) -> dict[str, Any]:
+        """What else config.json says, at its top, where engines look elsewhere than in that block."""
+        return {}
 
     @abstractmethod
     def leaves(self, block: Mapping[str, Any]) -> Callable[[str], bool]:

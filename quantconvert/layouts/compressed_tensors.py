@@ -200,7 +200,8 @@ class CompressedTensors(Layout):
                 refs = {suffix: ref for suffix, ref in refs.items() if suffix != "input_scale"}
             why = group.only_dequantize(packed, refs)
             acting = not packed or (group.activations is not None and why is None)
-            scheme = replace(group.scheme, activations=acting, static=static)
+            kind = group.input_type if acting and packed else None
+            scheme = replace(group.scheme, activations=acting, static=static, input_type=kind)
             if packed:
                 rows, words = refs["weight_packed"].shape
                 columns = words * scheme.number.per_word

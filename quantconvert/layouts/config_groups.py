@@ -68,6 +68,12 @@ class Group:
         """Whether one stored scale serves the whole input."""
         return self._acts_like(inputs_of(STATIC))
 
+    @property
+    def input_type(self) -> Kind | None:
+        """`float` where int4 weights are multiplied with float8 per token."""
+        four = self.scheme is not None and (self.scheme.type, self.scheme.num_bits) == ("int", 4)
+        return "float" if four and self._acts_like(inputs_of(FLOATING)) else None
+
     def _acts_like(self, arguments: Mapping[str, Any]) -> bool:
         acts = self.activations
         keys = ("num_bits", "type", "symmetric", "strategy", "dynamic")
@@ -82,10 +88,11 @@ class Group:
         if len(set(scales)) > 1:
             return f"stores the scale of its weight as {scales[0]}, that of its input as {scales[1]}"
         same, scheme = self._acts_like(inputs_of(STATIC if "input_scale" in refs else DYNAMIC)), self.scheme
+        floats = self.input_type == "float"
         eight = scheme is not None and scheme.num_bits == 8 and scheme.symmetric and not packed
         four = scheme is not None and scheme.num_bits == 4 and "input_scale" not in refs
         four = four and scheme is not None and activations_problem(scheme) is None
-        if same and (eight or four):
+        if (same and (eight or four)) or (floats and four):
             return None
         return "quantizes activations in a way that no layout of ours says"
 
@@ -108,6 +115,7 @@ def _float_scheme(weights: Mapping[str, Any], activations: Mapping[str, Any] | N
 
 DYNAMIC = Scheme(8, True, "channel", activations=True)
 STATIC = replace(DYNAMIC, static=True)
+FLOATING = replace(DYNAMIC, input_type="float")
 
 
 def inputs_of(scheme: Scheme) -> dict[str, Any]:
@@ -118,7 +126,7 @@ def inputs_of(scheme: Scheme) -> dict[str, Any]:
         found = _arguments(8, "float", True, "group", scheme.group_size, dynamic=True)
         return found | {"scale_dtype": _SCALE_DTYPES[scheme.scales]}
     strategy = "tensor" if scheme.static else "token"
-    return _arguments(8, scheme.type, True, strategy, None, dynamic=not scheme.static)
+    return _arguments(8, scheme.input_type or scheme.type, True, strategy, None, dynamic=not scheme.static)
 
 
 def weights_of(scheme: Scheme) -> dict[str, Any]:

@@ -129,7 +129,7 @@ def find_offer(job: Job, plan: Plan, plan_of: Callable[[Job], Plan]) -> Offer:
     probe = plan_of(replace(job, rules=(*job.rules, *first)))
     layout, request = LAYOUTS[probe.format], job.request(rule)
     assert request is not None
-    base, raised = (wanted.settled(layout.symmetric_by_default) for wanted in (job.base, request))
+    base, raised = (wanted.settled(layout.is_symmetric) for wanted in (job.base, request))
 
     def nbytes(tasks: Sequence[Quantize], scheme: Scheme) -> int:
         return sum(
@@ -141,7 +141,7 @@ def find_offer(job: Job, plan: Plan, plan_of: Callable[[Job], Plan]) -> Offer:
     fixed = [task for task in probe.quantized if task.source.module not in own]
     fixed_nbytes, fixed_weights = sum(t.output_nbytes for t in fixed), sum(t.num_elements for t in fixed)
     notes = []
-    if base.symmetric and not LAYOUTS[plan.format].symmetric_by_default and job.base.symmetric is None:
+    if base.symmetric and not LAYOUTS[plan.format].is_symmetric(base.num_bits) and job.base.symmetric is None:
         notes.append(
             f"--target-bits: {layout.name} holds both widths, symmetric unless --asymmetric; {plan.format}, which is "
             "written without --target-bits, has zero points, which may be worth more than the bits"
@@ -151,7 +151,7 @@ def find_offer(job: Job, plan: Plan, plan_of: Callable[[Job], Plan]) -> Offer:
 
 def _groups(plan: Plan, job: Job) -> list[list[Quantize]]:
     """Weights that engines want under one scheme, where all of them have the job's own, in the plan's order."""
-    base = job.base.settled(LAYOUTS[plan.format].symmetric_by_default)
+    base = job.base.settled(LAYOUTS[plan.format].is_symmetric)
     keys = _keys([task.source.module for task in plan.tasks], Classifier(plan.checkpoint).fused)
     groups: dict[str, list[Quantize]] = {}
     decided = set()

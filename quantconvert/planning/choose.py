@@ -38,7 +38,7 @@ class Choice:
     loadable: Loadable
 
     def scheme(self, request: Request) -> Scheme:
-        return request.settled(self.format.symmetric_by_default)
+        return request.settled(self.format.is_symmetric)
 
 
 def choose_format(
@@ -76,7 +76,7 @@ class _Candidate:
 
     @classmethod
     def of(cls, layout: Layout, model: Loadable, requests: Sequence[Request]) -> _Candidate:
-        schemes = tuple(dict.fromkeys(request.settled(layout.symmetric_by_default) for request in requests))
+        schemes = tuple(dict.fromkeys(request.settled(layout.is_symmetric) for request in requests))
         return cls(layout, replace(model, layout=layout.name, schemes=schemes))
 
     def unheld(self, kinds: Sequence[Sequence[Decision]]) -> str | None:
@@ -202,7 +202,7 @@ def _kinds(quantized: Iterable[Decision]) -> list[list[Decision]]:
 def _problems(layout: Layout, decision: Decision) -> list[str]:
     """Why a layout cannot hold a weight that is quantized."""
     assert decision.request
-    scheme = decision.request.settled(layout.symmetric_by_default)
+    scheme = decision.request.settled(layout.is_symmetric)
     if scheme.type not in layout.kinds:
         return [f"{layout.name} holds no {scheme.label}"]
     return layout.problems(scheme, decision.ref.shape, decision.module)

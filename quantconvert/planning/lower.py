@@ -70,7 +70,7 @@ class Lowering:
         key = id(request), decision.scheme, shape, ref.dtype
         if key not in self._promises:
             assert self.layout is not None
-            scheme = request.settled(self.layout.symmetric_by_default) if request else decision.scheme
+            scheme = request.settled(self.layout.is_symmetric) if request else decision.scheme
             assert scheme is not None
             specs = self.layout.outputs(shape, ref.dtype, scheme)
             turned = sum(spec.nbytes for spec in specs if spec.transposed)

@@ -17,6 +17,7 @@ from quantconvert.digest import digest
 from quantconvert.engines import Loadable
 from quantconvert.factors import Factors
 from quantconvert.job import Job
+from quantconvert.layouts import LAYOUTS
 from quantconvert.planning.knowledge import Knowledge
 from quantconvert.planning.spent import Budget
 from quantconvert.planning.tasks import Operation, Task, role_of
@@ -184,6 +185,7 @@ class Plan:
             config |= {key: self.plain_dtype for key in ("dtype", "torch_dtype") if key in config}
         if self.quantization_config is not None:
             config["quantization_config"] = dict(self.quantization_config)
+            config |= LAYOUTS[self.format].beside(self.quantization_config)
         return config
 
     @cached_property

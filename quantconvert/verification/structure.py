@@ -101,7 +101,7 @@ def _check_config(checkpoint: Checkpoint, tensors: tuple[Read, ...], findings: l
             if leaves(module):
                 findings.append(Finding("structure", module, "is quantized, but quantization_config leaves it alone"))
             _check_width(source, layout.width(block, module), findings)
-        elif is_ours and _is_matrix(source) and not module.endswith("lm_head"):
+        elif is_ours and not layout.tensors_tell and _is_matrix(source) and not module.endswith("lm_head"):
             reason = classifier.role(source).reason
             if (reason is None or is_kept_linear(source.name, 2, reason)) and not leaves(module):
                 findings.append(Finding("structure", module, "is plain, but quantization_config says it is quantized"))

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
+from quantconvert.layouts import LAYOUTS
 from quantconvert.methods import METHODS, Tolerance
+from quantconvert.methods.base import Reach
 from quantconvert.sources import Read
 
 # The smallest numbers of the dtypes of scales: what would be less becomes that.
@@ -18,7 +21,15 @@ def tolerance_of(tensor: Read, origin: Read | None, method: str | None) -> Toler
     """What the method that quantized a weight promises; None: it was another tool."""
     if method is None or tensor.stored is None:
         return FOREIGN
-    return METHODS[method].tolerance(tensor.stored.scheme, *dtypes_of(tensor, origin))
+    stored = tensor.stored
+    found = METHODS[method].tolerance(stored.scheme, *dtypes_of(tensor, origin))
+    slack = LAYOUTS[stored.layout].slack(stored.scheme, tensor.dtype)
+    if not slack or found.inside is None:
+        return found
+    outside = found.outside
+    if isinstance(outside, Reach):
+        outside = replace(outside, steps=outside.steps + slack)
+    return replace(found, inside=found.inside + slack, outside=outside)
 
 
 def dtypes_of(tensor: Read, origin: Read | None) -> tuple[str, str]:

@@ -35,7 +35,7 @@ from tests.engines.decoding import decode_all, quantization_config
 
 LOGIT_TOLERANCE = 1e-4
 ORIGINAL_LOSS = 1.1391
-LOSS_BOUNDS = {"W8A8": 0.003, "W4A8": 0.012, "W8A8 attention, int4 rest": 0.012}
+LOSS_BOUNDS = {"W8A8": 0.003, "W4A8": 0.012, "W4AFP8": 0.012, "W8A8 attention, int4 rest": 0.012}
 ATTENTION = r"re:.*self_attn\.(q|k|v|o)_proj$"
 CASES: dict[str, dict[str, Any]] = {
     "W8A8": {"scheme": "W8A8"},
@@ -45,6 +45,7 @@ CASES: dict[str, dict[str, Any]] = {
         "scheme": "W8A8", "rules": ["*.down_proj=W4A16:channel", "*.o_proj=skip"],
     },
     "W4A8": {"scheme": "W4A8"},
+    "W4AFP8": {"scheme": "W4AFP8"},
     "W4A8 channel, W8A8 down, W4A16 o": {
         "scheme": "W4A8:channel", "rules": ["*.down_proj=W8A8", "*.o_proj=W4A16:g128"],
     },
@@ -68,10 +69,13 @@ class Case:
         found = [name.removesuffix(".weight") for name, tensor in tensors.items() if tensor.dtype == torch.int8]
         packed = [name.removesuffix(".weight_packed") for name in tensors if name.endswith(".weight_packed")]
         weight_only = "o_proj" if "W4A16 o" in self.name else "none"
-        return found + [name for name in packed if "W4A8" in self.name and not name.endswith(weight_only)]
+        return found + [name for name in packed if self.name.startswith("W4A") and not name.endswith(weight_only)]
 
 
-def round_activations(x: Tensor) -> Tensor:
+def round_activations(x: Tensor, to_floats: bool) -> Tensor:
+    if to_floats:
+        scale = x.abs().amax(dim=-1, keepdim=True) / 448
+        return (x / scale).to(torch.float8_e4m3fn).to(x.dtype) * scale
     scale = x.abs().amax(dim=-1, keepdim=True) / 127.5
     return torch.clamp(torch.round(x / scale), -128, 127) * scale
 
@@ -84,7 +88,9 @@ def case(request, tmp_path_factory) -> Case:
     reference = load(write_reference(TINY_LLAMA, work / "out", work / "reference", decoded))
     made = Case(request.param, work / "out", plan, load(work / "out"), reference)
     for name in made.rounded:
-        reference.get_submodule(name).register_forward_pre_hook(lambda _, inputs: (round_activations(inputs[0]),))
+        reference.get_submodule(name).register_forward_pre_hook(
+            lambda _, inputs: (round_activations(inputs[0], "FP8" in made.name),)
+        )
     return made
 
 
@@ -113,7 +119,8 @@ def test_config_validates_and_names_each_module(case: Case):
         plain = scheme.activations and scheme.num_bits == 8
         assert groups[0].format == ("int-quantized" if plain else "pack-quantized"), name
         if inputs is not None:
-            assert (inputs.num_bits, inputs.type, inputs.symmetric) == (8, "int", True)
+            kind = "float" if "FP8" in case.name else "int"
+            assert (inputs.num_bits, inputs.type, inputs.symmetric) == (8, kind, True)
             assert (inputs.strategy, inputs.dynamic) == ("token", True)
     formats = {group.format for group in config.config_groups.values()}
     assert config.format == (formats.pop() if len(formats) == 1 else "mixed-precision")
@@ -131,14 +138,14 @@ def test_weights_and_logits_are_the_reference(case: Case, original: Any):
 
 def test_activations_are_rounded_in_w8a8_layers_only(case: Case):
     """Layer by layer, on inputs [batch, tokens, features]: compressed-tensors 0.20 takes 2-D ones for one token."""
-    assert bool(case.rounded) == ("A8" in case.name)
+    assert bool(case.rounded) == ("A8" in case.name or "AFP8" in case.name)
     for name, dense in case.reference.named_modules():
         if not isinstance(dense, torch.nn.Linear):
             continue
         x = torch.randn(1, 3, dense.in_features, generator=torch.Generator().manual_seed(1))
         with torch.no_grad():
             answer, exact = case.model.get_submodule(name)(x), x @ dense.weight.t()
-            rounded = round_activations(x) @ dense.weight.t()
+            rounded = round_activations(x, "FP8" in case.name) @ dense.weight.t()
         expected = rounded if name in case.rounded else exact
         torch.testing.assert_close(answer, expected, rtol=0, atol=1e-5)
         assert (rounded - exact).abs().max() > 1e-3, name
@@ -160,13 +167,14 @@ def test_w8a8_experts_are_refused_by_transformers(tmp_path):
         load(tmp_path / "out")
 
 
-def test_w4a8_is_the_preset_of_compressed_tensors():
-    """Its own W4A8, but for the format: that is the checkpoint's, and the observer, which no reader needs."""
-    block = plan(TINY_LLAMA, scheme="W4A8").quantization_config
+@pytest.mark.parametrize("name", ["W4A8", "W4AFP8"])
+def test_w4a8_is_the_preset_of_compressed_tensors(name: str):
+    """Its own, but for the format: that is the checkpoint's, and the observer, which no reader needs."""
+    block = plan(TINY_LLAMA, scheme=name).quantization_config
     assert block
     config = QuantizationConfig.model_validate({key: value for key, value in block.items() if key != "quant_method"})
     (group,) = config.config_groups.values()
-    preset = preset_name_to_scheme("W4A8", ["Linear"])
+    preset = preset_name_to_scheme(name, ["Linear"])
     assert group.targets == preset.targets
     for part in ("weights", "input_activations"):
         found, expected = (getattr(s, part).model_copy(update={"observer": None}) for s in (group, preset))
@@ -197,7 +205,9 @@ def test_gptq_repacked_loads_as_w8a8(tmp_path):
     decoded = decode_all(tmp_path / "out", torch.float32)
     reference = load(write_reference(TINY_LLAMA, tmp_path / "out", tmp_path / "reference", decoded))
     for name in decoded:
-        reference.get_submodule(name).register_forward_pre_hook(lambda _, inputs: (round_activations(inputs[0]),))
+        reference.get_submodule(name).register_forward_pre_hook(
+            lambda _, inputs: (round_activations(inputs[0], False),)
+        )
     ids = heldout_windows()[:2]
     found = logits(load(tmp_path / "out"), ids)
     torch.testing.assert_close(found, logits(reference, ids), rtol=0, atol=LOGIT_TOLERANCE)
