@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
 from quantconvert.checkpoint import Checkpoint, LocalFolder, Repo, load_checkpoint, reader_of
-from quantconvert.errors import UsageError
+from quantconvert.errors import OutputError, UsageError
 from quantconvert.events import Reporter, silent
 from quantconvert.hub import open_repo
 from quantconvert.job import Job
@@ -169,8 +169,9 @@ def verify(
     With a source (a folder or a Hub repository id, as converted), what engines compute from every weight must lie as
     near to it as the method promises that quantconvert.json names (`method` says it where there is no such file;
     without either, half of a weight may be noise), and everything else must equal it. require_report: a missing
-    quantconvert.json is a finding. workers, memory_limit: as in `convert`. Findings are returned, not raised;
-    raises `CheckpointError` where `out` is no folder or the source cannot be read.
+    quantconvert.json is a finding. attest: a file for an in-toto statement on what was shown, written where nothing was
+    found. workers, memory_limit: as in `convert`. Findings are returned, not raised; raises `CheckpointError` where
+    `out` is no folder or the source cannot be read, `OutputError` where `attest` exists or cannot be written.
     """
     from quantconvert.verification.check import verify_folder
 
@@ -178,12 +179,26 @@ def verify(
     limits = Job.from_options({name: values[name] for name in read_group(LimitOptions) if name in values}).limits
     folder = Path(out)
     LocalFolder(folder)
+    if "attest" in values:
+        _check_attestation(values["attest"], source)
     repo = None
     if source is not None:
         repo = _open(source, values)
         repo.prepare(tuple(file.path for file in load_checkpoint(repo).weight_files))
     how = {name: values[name] for name in ("method", "require_report") if name in values}
-    return verify_folder(folder, repo, limits, report=report, **how)
+    found = verify_folder(folder, repo, limits, report=report, **how)
+    if repo is not None and "attest" in values and found.is_ok:
+        from quantconvert.attestation import statement_of, write_statement
+
+        write_statement(Path(values["attest"]), statement_of(folder, repo, found, limits))
+    return found
+
+
+def _check_attestation(file: str, source: Source | None) -> None:
+    if source is None:
+        raise UsageError("--attest needs --source: what is attested is where a result comes from")
+    if Path(file).exists():
+        raise OutputError(f"`{file}` exists", hint="give another name, or remove it")
 
 
 def observe(

@@ -213,7 +213,10 @@ def _file(sibling: RepoSibling) -> RepoFile:
     """A file as the Hub lists it; large ones have a sha256, others git's name for their content."""
     nbytes = sibling.size or 0
     return RepoFile(
-        sibling.rfilename, nbytes, Version(nbytes, etag=sibling.lfs.sha256 if sibling.lfs else sibling.blob_id)
+        sibling.rfilename,
+        nbytes,
+        Version(nbytes, etag=sibling.lfs.sha256 if sibling.lfs else sibling.blob_id),
+        sibling.lfs.sha256 if sibling.lfs else None,
     )
 
 

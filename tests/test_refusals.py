@@ -874,8 +874,8 @@ def test_refusal_has_the_exit_code_of_its_first_error(source: Path, out: Path) -
 
 FORMAT_HINT = "known formats: auto, awq, compressed-tensors, gptq, rtn, fp8, mlx"
 PRESET_HINT = (
-    "known schemes: W4A16, W4A16_ASYM, W8A16, W8A16_ASYM, W8A8, W8A8_STATIC, W4A8, W4AFP8, FP8_DYNAMIC, FP8_BLOCK, FP8A16, "
-    "NVFP4A16, MXFP4A16, MXFP8A16, MXFP8; "
+    "known schemes: W4A16, W4A16_ASYM, W8A16, W8A16_ASYM, W8A8, W8A8_STATIC, W4A8, W4AFP8, FP8_DYNAMIC, FP8_BLOCK, "
+    "FP8A16, NVFP4A16, MXFP4A16, MXFP8A16, MXFP8; "
     "`:g64`, `:channel`, `:tensor` or `:block` may follow"
 )
 SIZES = "expected a size such as `5GB` or `512MiB`, got"

@@ -14,11 +14,15 @@ QUANTIZATION_KEYS = ("quantization_config", "compression_config", "quantization"
 
 @dataclass(frozen=True, slots=True)
 class RepoFile:
-    """One file of the source repository: path relative to it with `/`, size in bytes, and what was known of it."""
+    """One file of the source repository: path relative to it with `/`, size in bytes, and what was known of it.
+
+    sha256: of its content, where the Hub says it (large files alone), or the name under which its cache keeps them.
+    """
 
     path: str
     nbytes: int
     version: Version | None = None
+    sha256: str | None = None
 
 
 class Download(NamedTuple):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import stat
 from collections.abc import Iterator, Mapping
 from itertools import islice
@@ -15,6 +16,7 @@ from quantconvert.errors import CheckpointError, QuantConvertError, raise_all
 from quantconvert.text import quoted
 
 MAX_DEPTH = 32
+_SHA256 = re.compile("[0-9a-f]{64}")
 _KINDS = (
     (stat.S_ISFIFO, "a fifo"), (stat.S_ISSOCK, "a socket"), (stat.S_ISCHR, "a device"), (stat.S_ISBLK, "a device"),
     (stat.S_ISDIR, "a folder"),
@@ -54,7 +56,7 @@ class LocalFolder:
             else:
                 status = entry.stat()
                 known = Version(status.st_size, status.st_mtime_ns, status.st_ctime_ns)
-                found.append(RepoFile(path, status.st_size, known))
+                found.append(RepoFile(path, status.st_size, known, _blob(entry)))
             if len(errors) == MAX_REPORTED:
                 break
         raise_all([*([_links_out(self.location, leaving)] if leaving else []), *errors])
@@ -125,6 +127,14 @@ def _outside(entry: os.DirEntry[str], homes: tuple[str, ...]) -> str | None:
     """Where a link leads, if that is none of `homes`."""
     target = os.path.realpath(entry.path) if entry.is_symlink() else None
     return None if target is None or os.path.join(target, "").startswith(homes) else target
+
+
+def _blob(entry: os.DirEntry[str]) -> str | None:
+    """The sha256 by which huggingface_hub's cache names the blob that a link leads to (git's own names are shorter)."""
+    if not entry.is_symlink():
+        return None
+    target = Path(os.path.realpath(entry.path))
+    return target.name if target.parent.name == "blobs" and _SHA256.fullmatch(target.name) else None
 
 
 def _links_out(location: str, leaving: Mapping[str, str]) -> CheckpointError:

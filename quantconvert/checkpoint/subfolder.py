@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
 from quantconvert.checkpoint.contents import Download, Repo, RepoFile
@@ -41,7 +42,7 @@ class Subfolder:
     def files(self) -> tuple[RepoFile, ...]:
         prefix = self._prefix
         inside = (file for file in self._repo.files() if file.path.startswith(prefix))
-        return tuple(RepoFile(file.path.removeprefix(prefix), file.nbytes, file.version) for file in inside)
+        return tuple(replace(file, path=file.path.removeprefix(prefix)) for file in inside)
 
     def read(self, path: str, offset: int, nbytes: int) -> bytes:
         return self._repo.read(self._prefix + path, offset, nbytes)

@@ -50,7 +50,7 @@ def verify(folder: str, where: dict[str, Any], words: dict[str, Any]) -> None:
     if words.get("json"):
         print_json(found.to_json())
     elif found.findings or not words.get("quiet"):
-        print_verification(found, words.get("verbose", False))
+        print_verification(found, words.get("verbose", False), where.get("attest"))
     if not found.is_ok:
         raise Exit(VerificationError.exit_code)
 

@@ -126,7 +126,7 @@ def result_json(result: Result) -> dict[str, object]:
     }
 
 
-def print_verification(found: Verification, verbose: bool) -> None:
+def print_verification(found: Verification, verbose: bool, attested: str | None = None) -> None:
     """What was checked and how far the weights are, on stdout; everything that is wrong, on stderr."""
     count = (
         f"{counted(found.num_checksums, 'file')} as the conversion left {'it' if found.num_checksums == 1 else 'them'}"
@@ -142,6 +142,8 @@ def print_verification(found: Verification, verbose: bool) -> None:
         rows.append(("worst weight", f"{worst.name}: {_error_text(worst)}"))
     wrong = f"failed at {found.failed}: {counted(len(found.findings), 'finding')}"
     rows.append(("result", "ok" if found.is_ok else wrong))
+    if attested and found.is_ok:
+        rows.append(("attested", attested))
     if verbose and found.errors:
         _print_errors(found)
     print_facts(stdout, rows)

@@ -225,6 +225,10 @@ class VerifyOptions(SourceOptions, LimitOptions, total=False):
     """Keyword arguments of `quantconvert.verify`."""
 
     require_report: Annotated[bool, Option("A missing quantconvert.json is a finding.", default=False)]
+    attest: Annotated[
+        str | None,
+        Option("With --source: write what was shown as an in-toto statement, to be signed.", metavar="FILE"),
+    ]
     method: Annotated[
         str | None,
         Option("How codes were found, where no quantconvert.json says it.", metavar="|".join(METHODS),

@@ -67,6 +67,7 @@ def verify_folder(
         num_equal=checked.num_equal if checked else 0,
         errors=tuple(checked.errors) if checked else (),
         findings=tuple(findings),
+        method=method,
     )
 
 

@@ -69,7 +69,10 @@ class Quality:
 
 @dataclass(frozen=True, slots=True)
 class Verification:
-    """The outcome: what was checked, how far each weight is from the source, and everything that is wrong."""
+    """The outcome: what was checked, how far each weight is from the source, and everything that is wrong.
+
+    method: the one that quantized the weights; None: that of another tool.
+    """
 
     location: str
     source: str | None
@@ -79,6 +82,7 @@ class Verification:
     num_equal: int
     errors: tuple[TensorError, ...]
     findings: tuple[Finding, ...]
+    method: str | None = None
 
     @property
     def is_ok(self) -> bool:

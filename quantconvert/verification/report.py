@@ -56,10 +56,11 @@ def report_of(
     """The content of the report: `errors` by weight (as it was after its steps), sha256 of the result's files; by layer
     the factors that columns were divided by, and the tensors in high precision that steps changed.
 
-    Of the source's files it has sizes, and one digest of the names, dtypes, shapes and places of all tensors; a commit
-    of the Hub stands for the content.
+    Of the source's files it has sizes, their sha256 where the Hub or its cache says it, and one digest of the names,
+    dtypes, shapes and places of all tensors.
     """
     checkpoint = plan.checkpoint
+    known = {file.path: file.sha256 for file in checkpoint.weight_files if file.sha256}
     changed = [task.source.name for task in plan.kept if task.source.steps]
     return {
         "quantconvert_version": __version__,
@@ -67,6 +68,7 @@ def report_of(
             "repository": checkpoint.location if checkpoint.revision else None,
             "revision": checkpoint.revision,
             "files": {file.path: file.nbytes for file in checkpoint.weight_files},
+            **({"sha256": known} if known else {}),
             "layout_sha256": plan.source_digest,
         },
         "job": plan.job.to_json(),
