@@ -99,6 +99,13 @@ ROWS = (
     Row("W8A8, smooth, own text", {"scheme": "W8A8", "equalize": False, "smooth": 0.5}, "self"),
     Row("W8A8 static, own text", {"scheme": "W8A8_STATIC", "equalize": False}, "self"),
     Row("W8A8 static, text", {"scheme": "W8A8_STATIC", "equalize": False}, "text"),
+    Row("FP8_DYNAMIC", {"scheme": "FP8_DYNAMIC"}),
+    Row("FP8_BLOCK", {"scheme": "FP8_BLOCK"}),
+    Row("NVFP4A16, RTN", {"scheme": "NVFP4A16", "method": "rtn"}),
+    Row("NVFP4A16, four over six", {"scheme": "NVFP4A16"}),
+    Row("MXFP4A16", {"scheme": "MXFP4A16"}),
+    Row("W4AFP8, equalize", {"scheme": "W4AFP8", "equalize": True}),
+    Row("MLX int4 g64, equalize", {"format": "mlx", "group_size": 64, "equalize": True}),
     Row("W4A8, RTN", {"scheme": "W4A8", "equalize": False}),
     Row("W4A8, equalize", {"scheme": "W4A8", "equalize": True}),
 )
@@ -205,8 +212,9 @@ def load(folder: Path, device: str) -> Any:
 
 
 def round_inputs(model: Any, plan: Plan, folder: Path) -> None:
-    """Where the plan quantizes activations, round what the module reads to int8, symmetric: one scale a token, largest
-    magnitude / 127.5, or where the scheme is static the one that `folder` holds for the module.
+    """Where the plan quantizes activations, round what a module reads: to int8, symmetric, one scale a token, largest
+    magnitude / 127.5, or where the scheme is static the one that `folder` holds for it; to float8 with one scale
+    a token, beside blocks one for each 128 columns of it, largest magnitude / 448.
     """
     for task in plan.quantized:
         if task.scheme is None or not task.scheme.activations:
@@ -217,7 +225,9 @@ def round_inputs(model: Any, plan: Plan, folder: Path) -> None:
         except AttributeError:
             raise NotMeasured(f"transformers has no module `{name}` whose inputs could be rounded") from None
         scale = read_tensor(folder, f"{name}.input_scale") if getattr(task.scheme, "static", False) else None
-        module.register_forward_pre_hook(rounding(scale))
+        kind = task.scheme.input_type or task.scheme.type
+        width = task.scheme.block[1] if task.scheme.block else None
+        module.register_forward_pre_hook(rounding(scale) if kind == "int" else rounding_to_float8(width))
 
 
 def rounding(static: Tensor | None) -> Callable[[nn.Module, tuple[Tensor, ...]], tuple[Tensor, ...]]:
@@ -228,6 +238,20 @@ def rounding(static: Tensor | None) -> Callable[[nn.Module, tuple[Tensor, ...]],
         scale = x.abs().amax(dim=-1, keepdim=True) / 127.5 if static is None else static.float().to(x.device)
         scale = torch.where(scale == 0, 1.0, scale)
         return (torch.clamp(torch.round(x / scale), -128, 127) * scale, *inputs[1:])
+
+    return hook
+
+
+def rounding_to_float8(width: int | None) -> Callable[[nn.Module, tuple[Tensor, ...]], tuple[Tensor, ...]]:
+    """The same, to float8; width: columns of a token that share a scale, None: all."""
+
+    def hook(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        x = inputs[0]
+        groups = x.view(*x.shape[:-1], -1, width or x.shape[-1])
+        scale = groups.abs().amax(dim=-1, keepdim=True) / 448
+        scale = torch.where(scale == 0, 1.0, scale)
+        rounded = (groups / scale).to(torch.float8_e4m3fn).to(x.dtype) * scale
+        return (rounded.view(x.shape), *inputs[1:])
 
     return hook
 

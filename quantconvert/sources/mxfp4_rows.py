@@ -13,7 +13,7 @@ from quantconvert.sources.mxfp4 import GROUP
 from quantconvert.sources.rows import POWERS, Matrix
 
 # Both values of each byte, the low nibble's first: [256, 2].
-_PAIRS = torch.tensor([[E2M1_VALUES[byte & 15], E2M1_VALUES[byte >> 4]] for byte in range(256)])
+PAIRS = torch.tensor([[E2M1_VALUES[byte & 15], E2M1_VALUES[byte >> 4]] for byte in range(256)])
 
 
 class Mxfp4Rows:
@@ -23,7 +23,7 @@ class Mxfp4Rows:
         self.blocks, self.scales, self.work = blocks, scales, work
 
     def rows(self, first: int, last: int, columns: tuple[int, int] | None = None) -> Tensor:
-        pairs_OP = torch.nn.functional.embedding(self.blocks.rows(first, last).int(), _PAIRS)
+        pairs_OP = torch.nn.functional.embedding(self.blocks.rows(first, last).int(), PAIRS)
         powers_OG = POWERS[self.scales.rows(first, last).long()]
         w_OI = pairs_OP.view(last - first, -1, GROUP).mul_(powers_OG.unsqueeze(-1)).view(last - first, -1)
         return w_OI[:, slice(*columns)].contiguous() if columns else w_OI

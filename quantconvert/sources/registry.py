@@ -10,6 +10,7 @@ from quantconvert.registry import Registry
 from quantconvert.sources.codes import Codes
 from quantconvert.sources.encoding import Encoding
 from quantconvert.sources.fp8 import Fp8
+from quantconvert.sources.modelopt import ModelOpt
 from quantconvert.sources.mxfp4 import Mxfp4
 from quantconvert.sources.plain import Plain
 from quantconvert.sources.read import WHOLE, Cost, Read
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from quantconvert.buffers import Workspace
     from quantconvert.sources.rows import Files, Rows
 
-ENCODINGS: Registry[Encoding] = Registry("encoding", Fp8(), Mxfp4(), Codes(), Plain())
+ENCODINGS: Registry[Encoding] = Registry("encoding", ModelOpt(), Fp8(), Mxfp4(), Codes(), Plain())
 
 
 def cost_of(read: Read, slab_nbytes: int) -> Cost:
