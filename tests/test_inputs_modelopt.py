@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +14,6 @@ import quantconvert
 from tests.builders import LLAMA_CONFIG, llama_tensors, read_tensors, write_checkpoint
 
 VALUES = torch.tensor([0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0])
-CONFIG = LLAMA_CONFIG | {"num_hidden_layers": 1, "intermediate_size": 256}
 SETTINGS = {"quant_algo": "NVFP4", "group_size": 16, "exclude_modules": ["lm_head"]}
 
 
@@ -23,6 +23,15 @@ def expected(weight: Tensor, scale: Tensor, second: Tensor) -> Tensor:
     signs = 1 - 2 * (codes >> 3).double()
     values = signs * VALUES.double()[codes & 7]
     return values * scale.double().repeat_interleave(16, 1) * second.double()
+
+
+def write(folder: Path, tensors: dict[str, Tensor], block: dict[str, Any]) -> Path:
+    """Sizes are those of the weights, not of the bytes."""
+    config = write_checkpoint(folder, llama_tensors(layers=1), LLAMA_CONFIG | {"num_hidden_layers": 1} | block)
+    text = (config / "config.json").read_text()
+    write_checkpoint(folder, tensors)
+    (folder / "config.json").write_text(text)
+    return folder
 
 
 def nvfp4(tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -46,7 +55,7 @@ def nvfp4(tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tens
 def test_it_is_the_product_of_code_and_both_scales(tmp_path: Path, place: str):
     stored, means = nvfp4(llama_tensors(layers=1))
     inside = {"quantization_config": SETTINGS | {"quant_method": "modelopt"}} if place == "config.json" else {}
-    source = write_checkpoint(tmp_path / "in", stored, CONFIG | inside)
+    source = write(tmp_path / "in", stored, inside)
     (source / "hf_quant_config.json").write_text(json.dumps({"quantization": SETTINGS}))
     quantconvert.dequantize(source, tmp_path / "plain", "float32")
     plain = read_tensors(tmp_path / "plain")
@@ -73,7 +82,7 @@ def test_scales_that_do_not_fit_are_refused(tmp_path: Path, wrong: str):
     else:
         stored[f"{name}_scale_2"] = torch.ones(2)
     block = {"quantization_config": SETTINGS | {"quant_method": "modelopt"}}
-    source = write_checkpoint(tmp_path / "in", stored, CONFIG | block)
+    source = write(tmp_path / "in", stored, block)
     with pytest.raises(quantconvert.CheckpointError, match="no partner" if wrong == "missing" else "expected"):
         quantconvert.dequantize(source, tmp_path / "plain", "float32")
     assert not (tmp_path / "plain").exists()
