@@ -14,6 +14,7 @@ GPTQMODEL = Engine(
     version="7.7",
     load='GPTQModel.load("{out}")',
     module="gptqmodel",
+    signed=("awq", "gptq"),  # tests/engines/test_gptqmodel.py
     rows=(
         Row(When((PLAIN,)), "loads", "gptqmodel/models/loader.py"),
         Row(When(("awq", "gptq")), "loads", _TEST),

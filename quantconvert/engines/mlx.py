@@ -14,6 +14,7 @@ MLX = Engine(
     title="mlx-lm",
     version="0.32",
     load="mlx_lm.generate --model {out}",
+    signed=("awq", "mlx"),  # tests/engines/test_mlx.py; its own scales are of either sign
     rows=(
         Row(When((PLAIN,)), "loads", "mlx_lm/utils.py (load_model)"),
         Row(When(("mlx",), families=TRIED), "loads", _TEST),

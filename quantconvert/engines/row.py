@@ -115,7 +115,8 @@ class Engine:
     name: as `--engine` takes it. load: the line that loads a checkpoint, with `{out}`, and in Python `{before}`,
     `{model_class}` and `{argument}`. module: where a line of Python has its names from; empty for a command. serves:
     whether it answers requests over a network. usual: whether its line is shown to those who named no engine. renamed:
-    model type and patterns of its own names for layers that stay plain.
+    model type and patterns of its own names for layers that stay plain. signed: layouts of int4 whose scales its
+    kernels multiply as they are, whatever their sign.
     """
 
     name: str
@@ -128,6 +129,7 @@ class Engine:
     usual: bool = False
     classes: tuple[ModelClass, ...] = ()
     renamed: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    signed: tuple[str, ...] = ()
 
     def found(self, loadable: Loadable) -> list[tuple[Row, Scheme | None]]:
         """The rows that speak of `loadable`, with the first scheme that each speaks of."""

@@ -17,6 +17,7 @@ SGLANG = Engine(
     version="0.5",
     load="python -m sglang.launch_server --model-path {out}",
     serves=True,
+    signed=("awq", *CT, "gptq"),  # the same kernels
     rows=(
         Row(When((PLAIN,)), "loads", "srt/model_loader/loader.py"),
         Row(When(("awq",), 4, groups=KERNEL_GROUPS), "loads", "awq/awq.py"),

@@ -75,6 +75,7 @@ TRANSFORMERS = Engine(
     load='{before}{model_class}.from_pretrained("{out}"{argument})',
     module="transformers",
     usual=True,
+    signed=("awq", *CT, "gptq", "rtn"),  # tests/engines/test_full_range.py
     renamed=RENAMED,
     classes=(
         ModelClass("ForCausalLM", "AutoModelForCausalLM"),

@@ -19,6 +19,7 @@ VLLM = Engine(
     load="vllm serve {out}",
     serves=True,
     usual=True,
+    signed=("awq", *CT, "gptq"),  # Marlin's and Machete's kernels multiply by scales; AutoRound's are of either sign
     rows=(
         Row(When((PLAIN,)), "loads", "model_loader/default_loader.py"),
         Row(When(("awq",), 4, groups=KERNEL_GROUPS), "loads", f"{_AWQ}; run on a CPU", short="CPU too"),

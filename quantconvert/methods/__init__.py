@@ -14,15 +14,16 @@ from quantconvert.methods.base import (
     Tolerance,
 )
 from quantconvert.methods.four_over_six import FourOverSix
+from quantconvert.methods.full_range import FullRange
 from quantconvert.methods.gptq import Gptq
 from quantconvert.methods.rtn import Rtn
 from quantconvert.methods.search import Search
 from quantconvert.registry import Registry
 
 __all__ = [
-    "DEFAULT_METHOD", "METHODS", "BadInputs", "FourOverSix", "Inputs", "Method", "Needs", "Noise", "NonFinite", "Reach",
-    "ScaleOverflow", "Tolerance",
+    "DEFAULT_METHOD", "METHODS", "BadInputs", "FourOverSix", "FullRange", "Inputs", "Method", "Needs", "Noise",
+    "NonFinite", "Reach", "ScaleOverflow", "Tolerance",
 ]  # fmt: skip
 
 DEFAULT_METHOD = "rtn"
-METHODS: Registry[Method] = Registry("method", Rtn(), Search(), Gptq(), FourOverSix())
+METHODS: Registry[Method] = Registry("method", Rtn(), Search(), Gptq(), FourOverSix(), FullRange())

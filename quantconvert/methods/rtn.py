@@ -42,8 +42,9 @@ class Rtn:
     needs: Needs = "nothing"
     block_rows = 0
 
-    def supports(self, scheme: Scheme) -> None:
+    def supports(self, scheme: Scheme) -> str | None:
         """Every scheme."""
+        return None
 
     def span(self, blocks: Iterable[Tensor], scheme: Scheme, inputs: Inputs | None = None) -> Range | Tensor | None:
         """The range of the whole tensor, where one scale serves all of it; of floats the largest value."""

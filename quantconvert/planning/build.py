@@ -110,7 +110,7 @@ def _decide_conversion(
     maxima = input_maxima(job, statistics, decisions, classifier.fused, errors)
     check_choice(errors)
     check_steps(method, decisions, errors)
-    check_schemes(method, choice, decisions, errors)
+    check_schemes(method, choice, decisions, job.engines, errors)
     raise_all(errors)
     siblings = find_siblings(decisions, classifier.fused)
     lowering = Lowering(choice.format, method, execution_for(job.limits), maxima, knowledge, siblings)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from quantconvert.engines import get_engines, titles
 from quantconvert.errors import QuantConvertError, UnsupportedError, UsageError, some
 from quantconvert.methods import DEFAULT_METHOD, Method
 from quantconvert.planning.choose import Choice
 from quantconvert.planning.decision import Decision
+from quantconvert.schemes import Scheme
 
 
 def lacking_moments(method: Method) -> UsageError:
@@ -20,9 +22,16 @@ def lacking_moments(method: Method) -> UsageError:
 
 
 def check_schemes(
-    method: Method, choice: Choice, decisions: Sequence[Decision], errors: list[QuantConvertError]
+    method: Method,
+    choice: Choice,
+    decisions: Sequence[Decision],
+    engines: Sequence[str],
+    errors: list[QuantConvertError],
 ) -> None:
-    """Refuse the schemes that the method has no codes for, with the modules that have them."""
+    """Refuse the schemes that the method has no codes for, with the modules that have them.
+
+    engines: those that have to load the result; scales of either sign are not for each of them.
+    """
     modules: dict[str, list[str]] = {}
     requests = {id(d.request): d.request for d in decisions if d.request}
     schemes = {key: choice.scheme(request) for key, request in requests.items()}
@@ -31,10 +40,29 @@ def check_schemes(
         if id(decision.request) in without:
             scheme, problem = without[id(decision.request)]
             modules.setdefault(f"no codes for {scheme.label} ({problem})", []).append(decision.module)
+    _check_signs(method, choice, list(schemes.values()), engines, errors)
     for problem, names in modules.items():
         errors.append(
             UnsupportedError(
                 f"--method {method.name} has {problem}: {some(names)}",
                 hint=f"another --group-size, or --method {DEFAULT_METHOD}",
+            )
+        )
+
+
+def _check_signs(
+    method: Method, choice: Choice, schemes: Sequence[Scheme], engines: Sequence[str], errors: list[QuantConvertError]
+) -> None:
+    """A method whose scales may be negative is for engines whose kernels multiply by what they find."""
+    layout = choice.format.name
+    if not any(method.tolerance(scheme, "BF16", "BF16").negative for scheme in schemes):
+        return
+    unable = [engine for engine in get_engines(engines) if layout not in engine.signed]
+    if unable and (engines or len(unable) == len(get_engines(()))):
+        errors.append(
+            UnsupportedError(
+                f"--method {method.name} writes scales of either sign, which in {layout} is not known to be read by "
+                f"{titles(unable)}",
+                hint="--format compressed-tensors or gptq, or --method rtn",
             )
         )

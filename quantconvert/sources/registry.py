@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from quantconvert.buffers import Workspace
     from quantconvert.sources.rows import Files, Rows
 
-ENCODINGS: Registry[Encoding] = Registry("encoding", ModelOpt(), Fp8(), Mxfp4(), Codes(), Plain())
+ENCODINGS: Registry[Encoding] = Registry("encoding", Fp8(), ModelOpt(), Mxfp4(), Codes(), Plain())
 
 
 def cost_of(read: Read, slab_nbytes: int) -> Cost:

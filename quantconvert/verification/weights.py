@@ -42,7 +42,7 @@ class Errors:
         self.signal += squares(w_OI)
         judged = (self.tolerance.coarse, self.tolerance.fine) != (None, None)
         if judged and quantized.order is None and quantized.block is None:
-            self._compare_scales(w_OI, quantized.factor)
+            self._compare_scales(w_OI, quantized.factor.abs())
         finite = bool(torch.isfinite(decoded_OI).all())  # else a product that float32 does not hold
         off_OI = decoded_OI.sub_(w_OI) if finite else _wide(w_OI, decoded_OI, quantized)
         self.noise += squares(off_OI)

@@ -88,6 +88,7 @@ def test_families(family: str, layout: str, tmp_path: Path):
     "options",
     [
         {"group_size": 128}, {"group_size": 64, "symmetric": True}, {"bits": 8, "group_size": 32},
+        {"group_size": 64, "symmetric": True, "method": "full-range"},
         {"group_size": 64, "rules": ["*.down_proj=W8A16:g32"]}, {"group_size": 32, "ignore": ["*.layers.0.*"]},
     ],
     ids=str,
