@@ -181,7 +181,13 @@ def test_completion(tmp_path: Path) -> None:
     assert completed("quantconvert convert m out --format a", tmp_path) == ["auto", "awq"]
     assert completed("quantconvert m out --scheme W8", tmp_path) == ["W8A16", "W8A16_ASYM", "W8A8", "W8A8_STATIC"]
     assert completed("quantconvert plan m --preset ", tmp_path) == ["first-last-8", "down-8", "experts-4-rest-8"]
-    assert completed("quantconvert plan m --method ", tmp_path) == ["rtn", "search", "gptq", "four-over-six"]
+    assert completed("quantconvert plan m --method ", tmp_path) == [
+        "rtn",
+        "search",
+        "gptq",
+        "four-over-six",
+        "full-range",
+    ]
     assert completed("quantconvert plan m --engine v", tmp_path) == ["vllm"]
     assert completed("quantconvert repack m out --format g", tmp_path) == ["gptq"]
     assert completed("quantconvert dequantize m out --dtype f", tmp_path) == ["float16", "float32"]

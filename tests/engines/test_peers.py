@@ -113,12 +113,19 @@ def test_dequantize_gives_the_peers_values(made: Made, tmp_path):
     assert not (tmp_path / "plain" / "quantize_config.json").exists()  # vLLM would take it for the config
 
 
+BIASES = "products of zero points and scales are rounded, the zero points come back"
+
+
 def refusal(name: str, layout: str) -> str | None:
     """Why a layout cannot hold what a peer wrote; None where it can."""
     if "desc_act" in name:
         return "orders columns by g_idx"
     if layout == "fp8":
         return "fp8 holds FP8_BLOCK alone"
+    if layout == "mlx" and ("tensor" in name or "channel" in name or name == "W8A8"):
+        return "mlx has groups of 32, 64 or 128"
+    if layout == "mlx" and "asymmetric" in name:
+        return "symmetric only" if "W8" in name else BIASES
     if layout in ("awq", "gptq") and "tensor" in name:
         return "no per-tensor scales"
     if layout == "awq" and ("int8" in name or "W8" in name):
@@ -129,6 +136,11 @@ def refusal(name: str, layout: str) -> str | None:
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_repack_keeps_the_peers_values(made: Made, layout: str, tmp_path):
     reason = refusal(made.name, layout)
+    if reason == BIASES:
+        quantconvert.repack(made.folder, tmp_path / "out", layout)
+        quantconvert.repack(tmp_path / "out", tmp_path / "again", "gptq")
+        quantconvert.dequantize(tmp_path / "again", tmp_path / "plain", made.dtype)
+        return assert_same_values(made, read_tensors(tmp_path / "plain"))
     if reason:
         with pytest.raises(quantconvert.QuantConvertError, match=reason):
             quantconvert.repack(made.folder, tmp_path / "out", layout)
