@@ -16,7 +16,18 @@ from typing import TYPE_CHECKING, Any
 from quantconvert.version import __version__
 
 if TYPE_CHECKING:
-    from quantconvert.api import convert, dequantize, inspect, iter_quantized, observe, plan, repack, verify
+    from quantconvert.api import (
+        convert,
+        convert_pipeline,
+        dequantize,
+        inspect,
+        is_pipeline,
+        iter_quantized,
+        observe,
+        plan,
+        repack,
+        verify,
+    )
     from quantconvert.conversion import Result
     from quantconvert.errors import (
         CheckpointError,
@@ -53,8 +64,10 @@ __all__ = [
     "VerificationError",
     "__version__",
     "convert",
+    "convert_pipeline",
     "dequantize",
     "inspect",
+    "is_pipeline",
     "iter_quantized",
     "observe",
     "plan",

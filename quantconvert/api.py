@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
 from quantconvert.checkpoint import Checkpoint, LocalFolder, Repo, load_checkpoint, reader_of
+from quantconvert.checkpoint.files import is_pipeline as has_pipeline
 from quantconvert.errors import OutputError, UsageError
 from quantconvert.events import Reporter, silent
 from quantconvert.hub import open_repo
@@ -45,9 +46,13 @@ if TYPE_CHECKING:
     from quantconvert.conversion import Result, Target
     from quantconvert.inventory import Inventory
     from quantconvert.observation import Observation
+    from quantconvert.pipeline import PipelineResult
     from quantconvert.verification import Verification
 
-__all__ = ["convert", "dequantize", "inspect", "iter_quantized", "observe", "plan", "repack", "verify"]
+__all__ = [
+    "convert", "convert_pipeline", "dequantize", "inspect", "is_pipeline", "iter_quantized", "observe", "plan",
+    "repack", "verify",
+]  # fmt: skip
 
 Source = str | os.PathLike[str]
 
@@ -83,6 +88,28 @@ def convert(source: Source, out: Source, *, report: Reporter = silent, **options
 
     job, repo = _job(values), _open(source, values)
     return run(repo, _builder(repo, job, report), _target(out, values, report))
+
+
+def convert_pipeline(
+    source: Source, out: Source, *, report: Reporter = silent, **options: Unpack[ConvertOptions]
+) -> PipelineResult:
+    """Convert a pipeline (a folder or a repository with `model_index.json`) into the new folder `out`:
+    its components that a table knows (text encoders), each as `convert` does; the rest is carried over.
+
+    When it is interrupted, what is done is kept in a hidden folder beside `out`, and the same call continues. Raises as
+    `convert`, for all components at once.
+    """
+    from quantconvert.pipeline import convert_pipeline as run_pipeline
+
+    values = check_values(ConvertOptions, options)
+    job, repo = _job(values), _open(source, values)
+    return run_pipeline(repo, lambda part: _builder(part, job, report), _target(out, values, report))
+
+
+def is_pipeline(source: Source, **where: Unpack[SourceOptions]) -> bool:
+    """Whether `source` is a pipeline, and no checkpoint itself."""
+    values = check_values(SourceOptions, where)
+    return "subfolder" not in values and has_pipeline(_open(source, values).files())
 
 
 def repack(

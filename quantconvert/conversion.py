@@ -99,7 +99,7 @@ def run(repo: Repo, build: Builder, target: Target) -> Result:
     for message in plan.notes:
         target.report(Note("plan", message))
     finished = read_state(target.out) is State.DONE
-    complete = finished and _is_result(target.out, plan)
+    complete = finished and is_result(target.out, plan)
     folder, outcome = OutputFolder(target.out, target.report), Outcome()
     try:
         folder.acquire()
@@ -118,7 +118,7 @@ def run(repo: Repo, build: Builder, target: Target) -> Result:
     return Result(plan, target.out, *took, peak_rss_nbytes(), outcome.verification, outcome.quality, outcome.factors)
 
 
-def _is_result(out: Path, plan: Plan) -> bool:
+def is_result(out: Path, plan: Plan) -> bool:
     """Whether the finished conversion in `out`, of which the hidden folder is left, is the one of `plan`.
 
     Its proof says so; a kill may have left none, and then its report does, if no file of the source is younger.
@@ -166,7 +166,7 @@ def make_plan(repo: Repo, out: Path, overwrite: bool, build: Builder) -> Plan:
         errors += refusal.errors
     except QuantConvertError as error:
         errors.append(error)
-    if plan is not None and usable and not (finished and _is_result(out, plan)):
+    if plan is not None and usable and not (finished and is_result(out, plan)):
         errors += [exists_error(out)] if finished and not overwrite else []
         needed = plan.output_nbytes + plan.scratch_nbytes + _small_nbytes(plan) + _importances_nbytes(plan)
         errors += check_disk(out, needed, repo.download(_needed(plan)))

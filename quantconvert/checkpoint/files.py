@@ -13,6 +13,7 @@ from quantconvert.text import is_plain, quoted
 INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
 TORCH_INDEX_NAME, TORCH_NAME = "pytorch_model.bin.index.json", "pytorch_model.bin"
+PIPELINE_NAME = "model_index.json"  # of diffusers
 STATE_FOLDER = ".quantconvert"
 MAX_FILES = 10_000
 MAX_REPORTED = 10  # of problems of one kind: more tell nothing new
@@ -64,6 +65,12 @@ def kind_of(path: str) -> FileKind:
     if any(fnmatch.fnmatchcase(name, pattern) for pattern in _DUPLICATES):
         return "duplicate"
     return "side"
+
+
+def is_pipeline(files: Iterable[RepoFile]) -> bool:
+    """Whether they are a pipeline's, and no checkpoint's."""
+    names = {file.path for file in files}
+    return PIPELINE_NAME in names and "config.json" not in names
 
 
 def check_files(files: Iterable[RepoFile], location: str) -> dict[str, RepoFile]:

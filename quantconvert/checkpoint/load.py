@@ -19,6 +19,7 @@ from quantconvert.checkpoint.files import (
     TORCH_INDEX_NAME,
     TORCH_NAME,
     check_files,
+    is_pipeline,
     kind_of,
 )  # fmt: skip
 from quantconvert.checkpoint.header import TensorRef, header_text, parse_header, parse_object
@@ -49,6 +50,11 @@ def load_checkpoint(repo: Repo) -> Checkpoint:
                 hint="the command that began it continues it",
             )
         raise CheckpointError(f"source `{repo.location}` is an empty folder")
+    if is_pipeline(files.values()):
+        raise CheckpointError(
+            f"`{repo.location}` is a pipeline, no checkpoint",
+            hint="`quantconvert convert` takes it whole, --subfolder NAME one of its folders",
+        )
     errors: list[QuantConvertError] = []
     config = _read_config(repo, files, errors)
     weight_map, names = _weight_files(repo, files, errors)
@@ -81,12 +87,8 @@ def _read_json(repo: Repo, file: RepoFile, limit: int) -> dict[str, Any]:
 def _read_config(repo: Repo, files: dict[str, RepoFile], errors: list[QuantConvertError]) -> dict[str, Any]:
     if "config.json" not in files:
         inside = sorted({path.split("/")[0] for path in files if path.endswith("/config.json")})
-        errors.append(
-            CheckpointError(
-                f"no config.json in `{repo.location}`",
-                hint=f"one sub-folder has its own: try `{repo.location}/{inside[0]}`" if inside else None,
-            )
-        )
+        hint = f"one sub-folder has its own: try `{repo.location}/{inside[0]}`" if inside else None
+        errors.append(CheckpointError(f"no config.json in `{repo.location}`", hint=hint))
         return {}
     try:
         config = _read_json(repo, files["config.json"], MAX_CONFIG_NBYTES)

@@ -14,7 +14,14 @@ from quantconvert import api
 from quantconvert.cli.explain import print_plan
 from quantconvert.cli.failures import Exit
 from quantconvert.cli.lines import print_json, print_text
-from quantconvert.cli.output import print_inventory, print_observation, print_result, print_verification, result_json
+from quantconvert.cli.output import (
+    print_inventory,
+    print_observation,
+    print_pipeline,
+    print_result,
+    print_verification,
+    result_json,
+)
 from quantconvert.errors import UsageError, VerificationError
 from quantconvert.events import Reporter, silent
 from quantconvert.planning import Plan
@@ -22,6 +29,7 @@ from quantconvert.run.folder import free_nbytes
 
 if TYPE_CHECKING:
     from quantconvert.conversion import Result
+    from quantconvert.pipeline import PipelineResult
 
 
 def convert(source: str, out: str, asked: dict[str, Any], words: dict[str, Any]) -> None:
@@ -32,6 +40,11 @@ def convert(source: str, out: str, asked: dict[str, Any], words: dict[str, Any])
         known = {name: value for name, value in asked.items() if name not in ("restart", "verify")}
         _show_plan(api.plan(source, out, **known), out, words)
         return
+    where = {name: asked[name] for name in ("revision", "subfolder") if name in asked}
+    if api.is_pipeline(source, **where):
+        with _reporter(words) as report:
+            whole = api.convert_pipeline(source, out, report=report, **asked)
+        return _show_pipeline(whole, words)
     with _reporter(words) as report:
         result = api.convert(source, out, report=report, **asked)
     _show_result(result, words)
@@ -99,6 +112,15 @@ def _with_recipe(asked: dict[str, Any], words: dict[str, Any]) -> dict[str, Any]
     from quantconvert.recipe import merged, read_recipe
 
     return merged(read_recipe(Path(words["recipe"])), asked)
+
+
+def _show_pipeline(result: PipelineResult, words: dict[str, Any]) -> None:
+    made = {name: part for name, part in result.components.items() if part is not None}
+    if words.get("json"):
+        parts = {name: result_json(part) for name, part in made.items()}
+        print_json({"out": str(result.out), "components": parts, "carried": list(result.carried)})
+    if not words.get("quiet"):
+        print_pipeline(result)
 
 
 def _show_result(result: Result, words: dict[str, Any]) -> None:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from quantconvert.conversion import Result
     from quantconvert.inventory import Inventory
     from quantconvert.observation import Observation
+    from quantconvert.pipeline import PipelineResult
     from quantconvert.planning import Plan
     from quantconvert.verification import TensorError, Verification
 
@@ -107,6 +108,22 @@ def print_result(result: Result) -> None:
     rows.append(("peak memory", f"{size(result.peak_rss_nbytes)}, Python included"))
     for i, hint in enumerate(load_hint(plan, str(result.out)) or [NOBODY]):
         rows.append(("load it" if i == 0 else "", hint))
+    print_facts(stderr, rows)
+    stderr.print(str(result.out), label="done", style="green")
+
+
+def print_pipeline(result: PipelineResult) -> None:
+    """A line for each component, on stderr."""
+    rows = []
+    for name, part in result.components.items():
+        if part is None:
+            rows.append((name, "was done by the run before"))
+            continue
+        plan, quality = part.plan, f", {part.quality}" if part.quality else ""
+        sizes = f"{size(plan.checkpoint.nbytes)} -> {size(plan.total_size)}"
+        rows.append((name, f"{plan.format}, {', '.join(s.label for s in plan.schemes)}: {sizes}{quality}"))
+    names = ", ".join(dict.fromkeys(path.split("/")[0] for path in result.carried))
+    rows.append(("carried over", f"{names} ({counted(len(result.carried), 'file')})"))
     print_facts(stderr, rows)
     stderr.print(str(result.out), label="done", style="green")
 

@@ -198,6 +198,24 @@ EUROBERT = Family(
     unfolded=OUTS,
 )
 
+# The text half of CLIP, which pipelines read prompts with.
+CLIP_TEXT = Family(
+    name="clip-text",
+    model_types=("clip_text_model",),
+    linear=(r"\.layers\.N\.self_attn\.(q_proj|k_proj|v_proj|out_proj)$", r"\.layers\.N\.mlp\.(fc1|fc2)$"),
+    keep=((r"^text_projection$", "head"), *_HEADS),
+    fused=FUSED_QKV,
+    dims=(
+        Dims(r"\.mlp\.fc1$", "intermediate_size", "hidden_size"),
+        Dims(r"\.mlp\.fc2$", "hidden_size", "intermediate_size"),
+    ),
+    parts=(
+        Part("embeddings", ("token_embedding",)),
+        Part("position embeddings", ("position_embedding",)),
+        Part("final norm", ("final_layer_norm",)),
+    ),
+)
+
 # Its layers are QuantLinear, which quantize themselves and are no `Linear` (transformers `quant_modules.py`): no engine
 # reads anything else in their place.
 IBERT = Family(
