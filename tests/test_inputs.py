@@ -190,6 +190,34 @@ def test_mxfp4_without_a_table_is_refused_not_copied(tmp_path: Path):
         )
 
 
+def test_mxfp4_becomes_nvfp4_without_loss(tmp_path: Path):
+    """Each value is the same, under scales of NVFP4: a block's own power of two, halved where that fills the codes."""
+    model = mxfp4_model()
+    for name, scales in model.tensors.items():
+        if name.endswith("_scales"):
+            scales.copy_(118 + scales % 12)
+    experts = f"{LAYER}.mlp.experts"
+    for name in ("gate_up_proj", "down_proj"):
+        values = mxfp4_values(model.tensors[f"{experts}.{name}_blocks"], model.tensors[f"{experts}.{name}_scales"])
+        for e in range(len(values)):
+            parts = {"gate_proj": values[e, 0::2], "up_proj": values[e, 1::2]}
+            for projection, w in parts.items() if name == "gate_up_proj" else [("down_proj", values[e])]:
+                model.expected[f"{experts}.{e}.{projection}.weight"] = w
+    source = model.write(tmp_path / "model")
+    options: dict[str, Any] = {"scheme": "NVFP4A16", "requantize": True, "rules": [r"re:.*self_attn.*=skip"]}
+    quantconvert.convert(source, tmp_path / "out", verify=True, **options)
+    stored, table = read_tensors(tmp_path / "out"), torch.tensor([0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0]).double()
+    modules = [name.removesuffix(".weight_packed") for name in stored if name.endswith(".weight_packed")]
+    assert {f"{module}.weight" for module in modules} == {name for name in model.expected if ".experts." in name}
+    for module in modules:
+        packed, scale = stored[f"{module}.weight_packed"], stored[f"{module}.weight_scale"].double()
+        codes = torch.stack((packed & 15, packed >> 4), -1).flatten(1).long()
+        values = (1 - 2 * (codes >> 3)) * table[codes & 7] * scale.repeat_interleave(16, 1)
+        assert torch.equal(
+            values / stored[f"{module}.weight_global_scale"].double(), model.expected[f"{module}.weight"]
+        )
+
+
 # Stored in another shape
 
 

@@ -1,8 +1,10 @@
 """NVFP4 with a choice: a group's largest value becomes the code 6, or 4 where that loses less (arXiv 2512.02010).
 
 Codes 4 and 6 are far apart, so that values just below the largest are rounded badly; 4 leaves them finer steps. The
-divisor makes the largest scale 256 instead of 448, so that a scale half as large again is a float8 too. Other schemes
-are rounded to nearest.
+divisor is a power of two that makes the largest scale more than 128 and at most 256, instead of 448: a scale half as
+large again is a float8 too, and what was MXFP4 loses nothing, as one of the two scales is then its own, halved or not
+(NVIDIA Model-Optimizer #1372), where the exponents of what engines load as one span less than 2^16. Other schemes are
+rounded to nearest.
 
 Shapes: O rows of the block, I columns, G groups of a row, S columns of a group.
 """
@@ -47,6 +49,7 @@ class FourOverSix(Rtn):
         from quantconvert.methods.floats import divisor_of, largest, nearest, over, rounded, scales_e4m3
 
         divisor, largest_OG = divisor_of(span, dtype, LARGEST_SCALE), largest(w_OI, scheme)
+        divisor = torch.exp2((torch.frexp(divisor)[1] - 1).float())
         scales, lost = [], []
         for top in (scheme.number.high, OTHER_TOP):
             scale = scales_e4m3(largest_OG, divisor, dtype, top)
