@@ -193,6 +193,8 @@ def verify(
 ) -> Verification:
     """Check a converted checkpoint: structure, the checksums that its conversion left, codes, and against `source`.
 
+    out: a folder, or a Hub repository id, which is downloaded into huggingface_hub's cache and checked there.
+
     With a source (a folder or a Hub repository id, as converted), what engines compute from every weight must lie as
     near to it as the method promises that quantconvert.json names (`method` says it where there is no such file;
     without either, half of a weight may be noise), and everything else must equal it. require_report: a missing
@@ -204,8 +206,7 @@ def verify(
 
     values = check_values(VerifyOptions, options)
     limits = Job.from_options({name: values[name] for name in read_group(LimitOptions) if name in values}).limits
-    folder = Path(out)
-    LocalFolder(folder)
+    folder = _downloaded(out)
     if "attest" in values:
         _check_attestation(values["attest"], source)
     repo = None
@@ -219,6 +220,15 @@ def verify(
 
         write_statement(Path(values["attest"]), statement_of(folder, repo, found, limits))
     return found
+
+
+def _downloaded(out: Source) -> Path:
+    """The folder of a result; of a repository on the Hub the snapshot in the cache, with all its files."""
+    if os.fspath(out).count("/") != 1 or Path(out).exists():
+        LocalFolder(Path(out))
+        return Path(out)
+    repo = open_repo(out, None)
+    return repo.materialize(tuple(file.path for file in repo.files()))
 
 
 def _check_attestation(file: str, source: Source | None) -> None:

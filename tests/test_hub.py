@@ -66,6 +66,17 @@ def test_plan_reads_headers_only(repo: Path, tmp_path: Path):
     assert not {"pytorch_model.bin", "consolidated.safetensors", "model.gguf", "tokenizer.json"} & set(fetched)
 
 
+def test_a_result_on_the_hub_is_verified(repo: Path, tmp_path: Path):
+    quantconvert.convert(repo, tmp_path / "out")
+    statement = tmp_path / "statement.json"
+    with serve(tmp_path / "out") as (endpoint, _):
+        done = run(endpoint, tmp_path / "cache", "verify", REPO, "--source", str(repo), "--attest", str(statement))
+    assert done.returncode == 0, done.stderr + done.stdout
+    assert "as the conversion left them" in done.stdout
+    subjects = {subject["name"] for subject in json.loads(statement.read_text())["subject"]}
+    assert subjects == {path.name for path in (tmp_path / "out").iterdir()}
+
+
 @pytest.mark.usefixtures("auto_equalize")
 def test_convert_downloads_only_what_it_needs_and_equals_a_local_conversion(repo: Path, tmp_path: Path):
     with serve(repo) as (endpoint, requests):
