@@ -63,7 +63,7 @@ QUANTIZED = Argument("source", "SRC", "A quantized checkpoint: local folder or H
 OUT = Argument("out", "OUT", "Folder for the result: new, empty, or of an interrupted run.")
 MAYBE_OUT = Argument("out", "OUT", "Where the result would go: checked too when given.", required=False)
 STATISTICS = Argument("out", "STATS", "File for the statistics, such as stats.safetensors.")
-CONVERTED = Argument("folder", "OUT", "A converted checkpoint: local folder.")
+CONVERTED = Argument("folder", "OUT", "A converted checkpoint: local folder or Hub repository (`org/model`).")
 ANY = Argument("folder", "DIR", "A checkpoint: local folder or Hub repository id.")
 
 # The body of a command: its arguments, then the library's options that were given, then the command line's own.
