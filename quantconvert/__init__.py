@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         iter_quantized,
         observe,
         plan,
+        push,
         repack,
         verify,
     )
@@ -71,6 +72,7 @@ __all__ = [
     "iter_quantized",
     "observe",
     "plan",
+    "push",
     "repack",
     "verify",
 ]

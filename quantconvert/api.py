@@ -16,7 +16,7 @@ from quantconvert.checkpoint import Checkpoint, LocalFolder, Repo, load_checkpoi
 from quantconvert.checkpoint.files import is_pipeline as has_pipeline
 from quantconvert.errors import OutputError, UsageError
 from quantconvert.events import Reporter, silent
-from quantconvert.hub import open_repo
+from quantconvert.hub import checked_repo, open_repo
 from quantconvert.job import Job
 from quantconvert.lazy import load_torch
 from quantconvert.options import (
@@ -29,6 +29,7 @@ from quantconvert.options import (
     ObserveOptions,
     PlainDType,
     PlanOptions,
+    PushOptions,
     RankOptions,
     RepackWords,
     SourceOptions,
@@ -47,11 +48,12 @@ if TYPE_CHECKING:
     from quantconvert.inventory import Inventory
     from quantconvert.observation import Observation
     from quantconvert.pipeline import PipelineResult
+    from quantconvert.publish import Published
     from quantconvert.verification import Verification
 
 __all__ = [
     "convert", "convert_pipeline", "dequantize", "inspect", "is_pipeline", "iter_quantized", "observe", "plan",
-    "repack", "verify",
+    "push", "repack", "verify",
 ]  # fmt: skip
 
 Source = str | os.PathLike[str]
@@ -236,6 +238,28 @@ def _check_attestation(file: str, source: Source | None) -> None:
         raise UsageError("--attest needs --source: what is attested is where a result comes from")
     if Path(file).exists():
         raise OutputError(f"`{file}` exists", hint="give another name, or remove it")
+
+
+def push(out: Source, repo: str, *, report: Reporter = silent, **options: Unpack[PushOptions]) -> Published:
+    """Send a finished result to the Hub repository `repo`, which is made where there is none; what it holds is checked
+    first as `verify` does without a source.
+
+    All becomes visible in one commit to `branch` (or in a pull request, `create_pr`); until then weights lie on a
+    staging branch, from which the same call continues, on another machine too. Tokens come from the environment or from
+    huggingface_hub's login. Raises `VerificationError`, `UnsupportedError` for what is no result of ours, and
+    `OutputError` for what the Hub refuses.
+    """
+    from quantconvert.publish import Target, publish
+    from quantconvert.verification.check import raise_findings, verify_folder
+
+    values = check_values(PushOptions, options)
+    limits = Job.from_options({name: values[name] for name in read_group(LimitOptions) if name in values}).limits
+    folder = _folder(out)
+    where = {name: values[name] for name in ("private", "branch", "create_pr") if name in values}
+    target = Target(checked_repo(repo), **where)
+    LocalFolder(folder)
+    raise_findings(verify_folder(folder, None, limits, report=report, require_report=True))
+    return publish(folder, target, report)
 
 
 def observe(

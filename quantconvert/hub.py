@@ -1,4 +1,4 @@
-"""The only import of huggingface_hub: repositories as a source of bytes."""
+"""Repositories as a source of bytes. With `quantconvert.publish` the only import of huggingface_hub."""
 
 from __future__ import annotations
 
@@ -60,6 +60,13 @@ def _open(source: str | os.PathLike[str], revision: str | None) -> Repo:
         return snapshot
 
 
+def checked_repo(repo_id: str) -> str:
+    """The id of a repository to write to, with its owner; raises `UsageError`."""
+    if not _REPO_ID.fullmatch(repo_id) or "/" not in repo_id:
+        raise UsageError(f"`{repo_id}` is no repository to write to", hint="owner and name: me/model-int4")
+    return repo_id
+
+
 class Unreachable(CheckpointError):
     """The Hub did not answer at all: no network, no such host, no way through."""
 
@@ -105,7 +112,7 @@ def _near(text: str) -> str | None:
     return f"did you mean `{path.parent / close[0]}`?" if close else None
 
 
-def _reason(error: Exception) -> str:
+def reason_of(error: Exception) -> str:
     """The first line of another library's message; what follows are its own hints."""
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__
@@ -126,16 +133,16 @@ class HubRepo:
         except Exception as error:  # whatever the layers below raise: no name, no network, no such repository
             if status_of(error):
                 raise CheckpointError(
-                    f"the Hub does not give `{repo_id}` now: {_reason(error)}", hint=_LATER
+                    f"the Hub does not give `{repo_id}` now: {reason_of(error)}", hint=_LATER
                 ) from error
-            if _is_unreachable(error):
+            if is_unreachable(error):
                 raise Unreachable(
-                    f"`{repo_id}` is no local folder, and the Hub cannot be reached: {_reason(error)}",
+                    f"`{repo_id}` is no local folder, and the Hub cannot be reached: {reason_of(error)}",
                     hint=_near(repo_id)
                     or "check the network; what huggingface_hub's cache holds whole is used without",
                 ) from error
             raise CheckpointError(
-                f"`{repo_id}` is no local folder, and the Hub does not give it: {_reason(error)}",
+                f"`{repo_id}` is no local folder, and the Hub does not give it: {reason_of(error)}",
                 hint=_near(repo_id) or "check the spelling; for a private or gated model run `hf auth login` first",
             ) from error
         self._asked = revision
@@ -206,7 +213,7 @@ class HubRepo:
                 path = Path(snapshot_download(self.location, revision=self._sha, allow_patterns=patterns))
             return path
         except Exception as error:  # whatever the layers below raise, as above
-            raise CheckpointError(f"cannot download `{self.location}`: {_reason(error)}") from error
+            raise CheckpointError(f"cannot download `{self.location}`: {reason_of(error)}") from error
 
 
 def _file(sibling: RepoSibling) -> RepoFile:
@@ -236,7 +243,7 @@ class HubReader:
         except Exception as error:  # whatever the layers below raise
             hint = _LATER if may_pass(error) else None
             raise CheckpointError(
-                f"cannot read `{self.file.path}` of `{self.repo_id}`: {_reason(error)}", hint=hint
+                f"cannot read `{self.file.path}` of `{self.repo_id}`: {reason_of(error)}", hint=hint
             ) from error
 
     def _get(self, buffer: memoryview, offset: int) -> None:
@@ -308,7 +315,7 @@ def status_of(error: Exception) -> int | None:
 _NO_ANSWER = ("TransportError", "OfflineModeIsEnabled", "ConnectionError", "gaierror")
 
 
-def _is_unreachable(error: Exception) -> bool:
+def is_unreachable(error: Exception) -> bool:
     return any(kind.__name__ in _NO_ANSWER for kind in type(error).__mro__)
 
 

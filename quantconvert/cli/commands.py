@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gc
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,12 +19,14 @@ from quantconvert.cli.output import (
     print_inventory,
     print_observation,
     print_pipeline,
+    print_published,
     print_result,
     print_verification,
     result_json,
 )
 from quantconvert.errors import UsageError, VerificationError
 from quantconvert.events import Reporter, silent
+from quantconvert.hub import checked_repo
 from quantconvert.planning import Plan
 from quantconvert.run.folder import free_nbytes
 
@@ -35,6 +38,8 @@ if TYPE_CHECKING:
 def convert(source: str, out: str, asked: dict[str, Any], words: dict[str, Any]) -> None:
     """Convert SRC into OUT."""
     _check_words(words)
+    if "push_to_hub" in words:
+        checked_repo(words["push_to_hub"])
     asked = _with_recipe(asked, words)
     if words.get("dry_run"):
         known = {name: value for name, value in asked.items() if name not in ("restart", "verify")}
@@ -48,6 +53,8 @@ def convert(source: str, out: str, asked: dict[str, Any], words: dict[str, Any])
     with _reporter(words) as report:
         result = api.convert(source, out, report=report, **asked)
     _show_result(result, words)
+    if "push_to_hub" in words:
+        push(out, words["push_to_hub"], {}, words)
 
 
 def plan(source: str, out: str | None, asked: dict[str, Any], words: dict[str, Any]) -> None:
@@ -66,6 +73,16 @@ def verify(folder: str, where: dict[str, Any], words: dict[str, Any]) -> None:
         print_verification(found, words.get("verbose", False), where.get("attest"))
     if not found.is_ok:
         raise Exit(VerificationError.exit_code)
+
+
+def push(folder: str, repo: str, asked: dict[str, Any], words: dict[str, Any]) -> None:
+    """A finished result to the Hub, in one commit."""
+    with _reporter(words) as report:
+        done = api.push(folder, repo, report=report, **asked)
+    if words.get("json"):
+        print_json(asdict(done))
+    if not words.get("quiet"):
+        print_published(done)
 
 
 def inspect(folder: str, where: dict[str, Any], words: dict[str, Any]) -> None:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from quantconvert.observation import Observation
     from quantconvert.pipeline import PipelineResult
     from quantconvert.planning import Plan
+    from quantconvert.publish import Published
     from quantconvert.verification import TensorError, Verification
 
 VERBATIM = ("load it", "")  # what is to be copied
@@ -126,6 +127,13 @@ def print_pipeline(result: PipelineResult) -> None:
     rows.append(("carried over", f"{names} ({counted(len(result.carried), 'file')})"))
     print_facts(stderr, rows)
     stderr.print(str(result.out), label="done", style="green")
+
+
+def print_published(done: Published) -> None:
+    """What became visible where, on stderr."""
+    sent = f"{counted(done.num_sent, 'file')} of weights, {size(done.nbytes_sent)}"
+    print_facts(stderr, [("repository", done.repo_id), ("sent", sent), ("commit", done.commit)])
+    stderr.print(done.url, label="done", style="green")
 
 
 def result_json(result: Result) -> dict[str, object]:

@@ -21,6 +21,7 @@ from quantconvert.options import (
     Declared,
     ObserveOptions,
     PlanOptions,
+    PushOptions,
     SourceOptions,
     TranscodeOptions,
     VerifyOptions,
@@ -39,7 +40,7 @@ from quantconvert.options.table import (
 
 # What people type for a command of another name.
 OTHER_WORDS = {"quantize": "convert", "quantise": "convert", "check": "verify", "info": "inspect", "show": "inspect",
-               "help": "--help"}  # fmt: skip
+               "upload": "push", "help": "--help"}  # fmt: skip
 _NEGATIVE = re.compile(r"-\d+")
 # Set where the shell asks what a word may go on with.
 COMPLETE = "_QUANTCONVERT_COMPLETE"
@@ -64,6 +65,8 @@ OUT = Argument("out", "OUT", "Folder for the result: new, empty, or of an interr
 MAYBE_OUT = Argument("out", "OUT", "Where the result would go: checked too when given.", required=False)
 STATISTICS = Argument("out", "STATS", "File for the statistics, such as stats.safetensors.")
 CONVERTED = Argument("folder", "OUT", "A converted checkpoint: local folder or Hub repository (`org/model`).")
+FINISHED = Argument("folder", "OUT", "A finished result: local folder.")
+REPO = Argument("repo", "REPO", "Repository on the Hub, such as me/model-int4; made where there is none.")
 ANY = Argument("folder", "DIR", "A checkpoint: local folder or Hub repository id.")
 
 # The body of a command: its arguments, then the library's options that were given, then the command line's own.
@@ -120,6 +123,7 @@ COMMANDS = {
         ("inspect", "What a checkpoint holds: dtypes, sizes, schemes.", [ANY], SourceOptions, ShowWords),
         ("observe", "Run the model; what its layers read, for --statistics.", [SOURCE, STATISTICS],
          ObserveOptions, QuietWords),
+        ("push", "A finished result to the Hub, in one commit.", [FINISHED, REPO], PushOptions, QuietWords),
         ("repack", "Another layout, the same codes, scales and zero points.", [QUANTIZED, OUT], TranscodeOptions,
          RepackWords),
         ("dequantize", "Plain again: (code - zero point) * scale, rounded once.", [QUANTIZED, OUT], TranscodeOptions,

@@ -236,6 +236,14 @@ class VerifyOptions(SourceOptions, LimitOptions, total=False):
     ]  # fmt: skip
 
 
+class PushOptions(LimitOptions, total=False):
+    """Keyword arguments of `quantconvert.push`."""
+
+    private: Annotated[bool, Option("A new repository is private.", default=False)]
+    branch: Annotated[str, Option("The branch that shows the result.", metavar="NAME", default="main")]
+    create_pr: Annotated[bool, Option("A pull request to the branch, and no commit to it.", default=False)]
+
+
 class ObserveOptions(SourceOptions, total=False):
     """Keyword arguments of `quantconvert.observe`."""
 
@@ -281,6 +289,7 @@ class ConvertWords(RecipeWords, total=False):
     """Of `convert` alone."""
 
     dry_run: Annotated[bool, Option("Plan only; same as `quantconvert plan SRC OUT`.", default=False)]
+    push_to_hub: Annotated[str | None, Option("Then `quantconvert push OUT REPO`.", metavar="REPO")]
 
 
 class PlanWords(RecipeWords, total=False):
