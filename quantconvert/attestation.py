@@ -94,6 +94,8 @@ def _verdict(error: TensorError, method: str | None, far: frozenset[str]) -> dic
         text = f"derived from the source as {METHODS[method].words} promises"
     elif error.name.removesuffix(WEIGHT_SUFFIX) not in far:
         text = "codes are the nearest to the source's values"
+    elif error.max_error < 1:
+        text = f"codes are the nearest or beside them: at most {error.max_error:g} steps; rounded otherwise than here"
     else:
         text = f"codes are not the nearest: at most {error.max_error:g} steps; not derived by rounding"
     return {

@@ -63,7 +63,7 @@ def test_other_tools_get_an_honest_verdict(source: Path, tmp_path: Path):
     path = tmp_path / "out" / "model.safetensors"
     tensors = read_tensors(tmp_path / "out")
     name = "model.layers.0.mlp.up_proj"
-    tensors[f"{name}.weight_packed"][0, 0] ^= 3
+    tensors[f"{name}.weight_packed"][0, 0] ^= 8
     from safetensors.torch import save_file
 
     save_file(tensors, path, metadata={"format": "pt"})
