@@ -158,5 +158,6 @@ def _asked(target: Target, call: Callable[[], T]) -> T:
             412: f"`{target.branch}` has moved since this run began; what was sent is kept: the same command again, "
             "--branch NAME or --create-pr",
         }
-        hint = "the same command continues" if status_of(error) else hints.get(status or 0)
+        later = "check the network; the same command continues"
+        hint = later if status_of(error) or is_unreachable(error) else hints.get(status or 0)
         raise OutputError(f"the Hub does not take it for `{target.repo_id}`: {reason_of(error)}", hint=hint) from error

@@ -151,6 +151,7 @@ def test_refusals(out: Path, tmp_path: Path):
         assert wrong.returncode == 5
         assert "hf auth login" in wrong.stderr
         assert push(endpoint, out, repo="alone").returncode == 2
+        assert "no repository to write to" in push(endpoint, out, repo="alone").stderr
         with open(next(out.glob("*.safetensors")), "r+b") as file:
             file.seek(-1, os.SEEK_END)
             file.write(b"\xff")
