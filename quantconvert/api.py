@@ -17,7 +17,7 @@ from quantconvert.checkpoint.files import is_pipeline as has_pipeline
 from quantconvert.errors import OutputError, UsageError
 from quantconvert.events import Reporter, silent
 from quantconvert.hub import checked_repo, open_repo
-from quantconvert.job import Job
+from quantconvert.job import Job, Limits
 from quantconvert.lazy import load_torch
 from quantconvert.options import (
     DEFAULT_DTYPE,
@@ -207,7 +207,7 @@ def verify(
     from quantconvert.verification.check import verify_folder
 
     values = check_values(VerifyOptions, options)
-    limits = Job.from_options({name: values[name] for name in read_group(LimitOptions) if name in values}).limits
+    limits = _limits(values)
     folder = _downloaded(out)
     if "attest" in values:
         _check_attestation(values["attest"], source)
@@ -253,7 +253,7 @@ def push(out: Source, repo: str, *, report: Reporter = silent, **options: Unpack
     from quantconvert.verification.check import raise_findings, verify_folder
 
     values = check_values(PushOptions, options)
-    limits = Job.from_options({name: values[name] for name in read_group(LimitOptions) if name in values}).limits
+    limits = _limits(values)
     folder = _folder(out)
     where = {name: values[name] for name in ("private", "branch", "create_pr") if name in values}
     target = Target(checked_repo(repo), **where)
@@ -292,6 +292,10 @@ def inspect(folder: Source, **where: Unpack[SourceOptions]) -> Inventory:
 def _of_job(values: Mapping[str, Any]) -> dict[str, Any]:
     """Those of the values that say what to write."""
     return {name: value for name, value in values.items() if name in read_group(JobOptions)}
+
+
+def _limits(values: Mapping[str, Any]) -> Limits:
+    return Job.from_options({name: values[name] for name in read_group(LimitOptions) if name in values}).limits
 
 
 def _job(values: Mapping[str, Any]) -> Job:

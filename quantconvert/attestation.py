@@ -44,9 +44,7 @@ def statement_of(folder: Path, repo: Repo, found: Verification, limits: Limits) 
     made = read_report(folder) or {}
     return {
         "_type": STATEMENT,
-        "subject": [
-            {"name": name, "digest": {"sha256": value}} for name, value in _sorted(hash_files(folder, names, workers))
-        ],
+        "subject": _digests(hash_files(folder, names, workers)),
         "predicateType": PREDICATE,
         "predicate": {
             "tool": {"name": "quantconvert", "version": __version__, "kernel": kernel_label()},
@@ -59,7 +57,7 @@ def statement_of(folder: Path, repo: Repo, found: Verification, limits: Limits) 
             "source": {
                 "location": repo.location,
                 "revision": repo.revision,
-                "files": [{"name": name, "digest": {"sha256": value}} for name, value in _sorted(sums)],
+                "files": _digests(sums),
             },
             "verdict": {
                 "result": "ok",
@@ -84,8 +82,8 @@ def write_statement(path: Path, statement: Mapping[str, Any]) -> None:
         partial.unlink(missing_ok=True)
 
 
-def _sorted(sums: Mapping[str, str]) -> list[tuple[str, str]]:
-    return sorted(sums.items())
+def _digests(sums: Mapping[str, str]) -> list[dict[str, Any]]:
+    return [{"name": name, "digest": {"sha256": value}} for name, value in sorted(sums.items())]
 
 
 def _verdict(error: TensorError, method: str | None, far: frozenset[str]) -> dict[str, Any]:

@@ -42,14 +42,20 @@ def gated_dims(stem: str, width: str, hidden: str = "hidden_size") -> tuple[Dims
 
 
 def fused_gated(
-    experts: str, width: str, transposed: bool = False, interleaved: bool = False, bias: str | None = None
+    experts: str,
+    width: str,
+    transposed: bool = False,
+    interleaved: bool = False,
+    bias: str | None = None,
+    *,
+    hidden: str = "hidden_size",
+    patterns: tuple[str, str] = (r"\.experts\.gate_up_proj$", r"\.experts\.down_proj$"),
 ) -> tuple[FusedExperts, ...]:
-    """Rows for `experts.gate_up_proj` and `experts.down_proj`, which have no `.weight` in their names."""
+    """Rows for gate and up in one tensor and down in another; `patterns`: how the two are called."""
+    first, second = patterns
     return (
-        FusedExperts(
-            r"\.experts\.gate_up_proj$", GATE_UP, experts, width, "hidden_size", transposed, interleaved, bias
-        ),
-        FusedExperts(r"\.experts\.down_proj$", ("down_proj",), experts, "hidden_size", width, transposed, False, bias),
+        FusedExperts(first, GATE_UP, experts, width, hidden, transposed, interleaved, bias),
+        FusedExperts(second, ("down_proj",), experts, hidden, width, transposed, False, bias),
     )
 
 
@@ -220,17 +226,10 @@ GRANITE_LINEAR = (
     r"\.shared_mlp\.(input_linear|output_linear)$",
 )
 GRANITE_ROUTER: tuple[tuple[str, Reason], ...] = ((r"\.block_sparse_moe\.router(\.|$)", "router"),)
-GRANITE_EXPERTS = (
-    FusedExperts(
-        r"(?<=\.block_sparse_moe)\.input_linear$", GATE_UP, "num_local_experts", "intermediate_size", "hidden_size"
-    ),
-    FusedExperts(
-        r"(?<=\.block_sparse_moe)\.output_linear$",
-        ("down_proj",),
-        "num_local_experts",
-        "hidden_size",
-        "intermediate_size",
-    ),
+GRANITE_EXPERTS = fused_gated(
+    "num_local_experts",
+    "intermediate_size",
+    patterns=(r"(?<=\.block_sparse_moe)\.input_linear$", r"(?<=\.block_sparse_moe)\.output_linear$"),
 )
 GRANITE_DIMS = (
     *gated_dims(r"experts\.N", "intermediate_size"),

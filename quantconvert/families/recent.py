@@ -24,6 +24,7 @@ from quantconvert.families.moe import (
     FUSED_QKV_A,
     GATE_UP,
     GATED,
+    GRANITE_LINEAR,
     fused_gated,
     gated_dims,
 )
@@ -206,14 +207,7 @@ MUSE_SPARK = Family(
     keep=(*KEEP_VISION, *_ROUTER, *KEEP_HEADS),
     fused=FUSED_COMMON,
     experts=EXPERT_NAMES,
-    fused_experts=(
-        FusedExperts(
-            r"\.experts\.gate_up_proj$", GATE_UP, "num_local_experts", "moe_intermediate_size", "moe_hidden_size"
-        ),
-        FusedExperts(
-            r"\.experts\.down_proj$", ("down_proj",), "num_local_experts", "moe_hidden_size", "moe_intermediate_size"
-        ),
-    ),
+    fused_experts=fused_gated("num_local_experts", "moe_intermediate_size", hidden="moe_hidden_size"),
     parts=DECODER_PARTS,
 )
 
@@ -225,13 +219,8 @@ ARIA = Family(
     keep=(*KEEP_VISION, *_ROUTER, *KEEP_HEADS),
     fused=FUSED_COMMON,
     experts=EXPERT_NAMES,
-    fused_experts=(
-        FusedExperts(
-            r"\.experts\.fc1$", GATE_UP, "moe_num_experts", "intermediate_size", "hidden_size", transposed=True
-        ),
-        FusedExperts(
-            r"\.experts\.fc2$", ("down_proj",), "moe_num_experts", "hidden_size", "intermediate_size", transposed=True
-        ),
+    fused_experts=fused_gated(
+        "moe_num_experts", "intermediate_size", transposed=True, patterns=(r"\.experts\.fc1$", r"\.experts\.fc2$")
     ),
     parts=DECODER_PARTS,
 )
@@ -256,11 +245,7 @@ ZAYA = Family(
 GRANITE_SWA_MOE = Family(
     name="granite-swa-moe",
     model_types=("granitemoe_swa",),
-    linear=(
-        LINEAR_ATTENTION,
-        rf"\.block_sparse_moe\.experts\.N\.{GATED}",
-        r"\.shared_mlp\.(input_linear|output_linear)$",
-    ),
+    linear=GRANITE_LINEAR,
     keep=(*_ROUTER, *KEEP_HEADS),
     fused=FUSED_COMMON,
     experts=EXPERT_NAMES,
@@ -301,7 +286,6 @@ INKLING = Family(
         LINEAR_MLP,
         r"\.mlp\.(w13_dn|w2_md)$",
         rf"\.mlp\.(experts|shared_experts)\.N\.{GATED}",
-        rf"\.mlp\.experts\.N\.{GATED}",
     ),
     keep=(
         *KEEP_VISION,
@@ -318,12 +302,9 @@ INKLING = Family(
     fused=(*FUSED_QKV, FusedSet("gate_up_proj", GATE_UP), FusedSet("qkv_proj", ("wq_du", "wk_dv", "wv_dv"))),
     experts=r"\.(experts|shared_experts)\.N\.",
     fused_experts=(
-        FusedExperts(
-            r"\.experts\.w13_weight$", GATE_UP, "n_routed_experts", "moe_intermediate_size", "hidden_size",
-            interleaved=True,
-        ),
-        FusedExperts(
-            r"\.experts\.w2_weight$", ("down_proj",), "n_routed_experts", "hidden_size", "moe_intermediate_size"
+        *fused_gated(
+            "n_routed_experts", "moe_intermediate_size", interleaved=True,
+            patterns=(r"\.experts\.w13_weight$", r"\.experts\.w2_weight$"),
         ),
         *fused_gated("n_routed_experts", "moe_intermediate_size"),
     ),
@@ -342,16 +323,13 @@ JETMOE = Family(
     ),
     fused=(FusedSet("gate_up_proj", GATE_UP),),
     experts=EXPERT_NAMES,
-    fused_experts=(
-        FusedExperts(
-            r"(?<=\.mlp)\.input_linear$", GATE_UP, "num_local_experts", "intermediate_size", "hidden_size"
-        ),
-        FusedExperts(
-            r"(?<=\.mlp)\.output_linear$", ("down_proj",), "num_local_experts", "hidden_size", "intermediate_size"
-        ),
+    fused_experts=fused_gated(
+        "num_local_experts",
+        "intermediate_size",
+        patterns=(r"(?<=\.mlp)\.input_linear$", r"(?<=\.mlp)\.output_linear$"),
     ),
     parts=DECODER_PARTS,
-)  # fmt: skip
+)
 
 RECENT = (
     ROUTED, ROUTED_LATENT, MISTRAL4, KIMI_LINEAR, MINIMAX, MINIMAX_M3, MINIMAX_M3_TEXT, GEMMA4, STEP3, FALCON_H1,

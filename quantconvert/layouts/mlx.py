@@ -107,9 +107,9 @@ class Mlx(Layout):
         """With biases as they are stored."""
         from quantconvert.quantized import dequantize
 
-        return dequantize(
-            replace(quantized, offset=quantized.offset if quantized.has_bias else _stored_bias(quantized))
-        )
+        if not quantized.has_bias:
+            quantized = replace(quantized, offset=_biases(quantized.zero_points(), quantized.scale))
+        return dequantize(quantized)
 
     def reader(self, block: Mapping[str, Any], read: Callable[[TensorRef], bytes]) -> ModuleReader:
         """Biases do not show which weights are symmetric: of those of other tools none counts as such."""
@@ -157,10 +157,6 @@ class Mlx(Layout):
 
 def _biases(zero_points: Tensor, scale: Tensor) -> Tensor:
     return (-zero_points.float() * scale.float()).to(scale.dtype)
-
-
-def _stored_bias(quantized: Quantized) -> Tensor:
-    return _biases(quantized.zero_points(), quantized.scale)
 
 
 def _fields(scheme: Scheme) -> dict[str, Any]:
