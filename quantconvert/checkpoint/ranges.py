@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import stat
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
@@ -32,6 +32,14 @@ class Version(NamedTuple):
     def matches(self, other: Version) -> bool:
         """Whether nothing that both know differs."""
         return all(a == b for a, b in zip(self, other, strict=True) if a is not None and b is not None)
+
+
+# What takes bytes as they come, and where in the file they begin.
+Take = Callable[[bytes, int], None]
+
+
+class Wrong(CheckpointError):
+    """A server sent something else than it was asked for."""
 
 
 class RangeReader(Protocol):

@@ -1,0 +1,167 @@
+"""Files of a repository on the Hub, by HTTP ranges."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING
+
+from quantconvert.checkpoint import RepoFile
+from quantconvert.checkpoint.ranges import Take, Version, Wrong
+from quantconvert.errors import CheckpointError
+from quantconvert.hub.retry import LATER, may_pass, reason_of, retried
+
+if TYPE_CHECKING:
+    from httpx2 import Response
+
+# A wrong answer may be that of one proxy of many.
+WRONG_WAITS = (0.5, 0.5)
+
+
+class HubReader:
+    """One file of a repository at one commit; an answer that is not the range asked for is asked for again, then
+    refused.
+
+    locations: where files of the repository were found to lie, for all of its readers.
+    """
+
+    def __init__(self, repo_id: str, commit: str, file: RepoFile, locations: dict[str, str] | None = None) -> None:
+        self.repo_id, self.commit, self.file = repo_id, commit, file
+        self._locations = {} if locations is None else locations
+
+    def read_into(self, buffer: memoryview, offset: int) -> None:
+        def take(data: bytes, at: int) -> None:
+            buffer[at - offset : at - offset + len(data)] = data
+
+        self.fetch(offset, len(buffer), take)
+
+    def fetch(self, offset: int, nbytes: int, take: Take) -> None:
+        """Hand `nbytes` bytes from `offset` on to `take`, in order; what broke off is continued where it did.
+
+        Raises `CheckpointError`, and what `take` raises.
+        """
+        done, complaints = 0, list[BaseException]()
+
+        def go_on() -> None:
+            nonlocal done
+            for data in self._parts(offset + done, nbytes - done):
+                try:
+                    take(data, offset + done)
+                except BaseException as error:
+                    complaints.append(error)
+                    raise
+                done += len(data)
+
+        def come() -> int:
+            return done
+
+        def passes(error: Exception) -> bool:
+            return error not in complaints and may_pass(error)
+
+        def is_wrong(error: Exception) -> bool:
+            return isinstance(error, Wrong)
+
+        if not nbytes:
+            return
+        try:
+            retried(lambda: retried(go_on, is_wrong, WRONG_WAITS, come), passes, progress=come)
+        except CheckpointError:
+            raise
+        except Exception as error:  # whatever the layers below raise
+            if error in complaints:
+                raise
+            hint = LATER if may_pass(error) else None
+            raise CheckpointError(
+                f"cannot read `{self.file.path}` of `{self.repo_id}`: {reason_of(error)}", hint=hint
+            ) from error
+
+    def _parts(self, offset: int, nbytes: int) -> Iterator[bytes]:
+        """The range as it comes; raises `Wrong` where that is not all of it, or more."""
+        from huggingface_hub.utils import hf_raise_for_status  # type: ignore[attr-defined]
+
+        last, done = offset + nbytes - 1, 0
+        with self._answer(offset, last) as answer:
+            hf_raise_for_status(answer)
+            self._check(answer, offset, nbytes)
+            for part in answer.iter_raw():
+                if done + len(part) > nbytes:
+                    raise self._wrong(offset, last, "more")
+                yield part
+                done += len(part)
+        if done < nbytes:
+            raise self._wrong(offset, last, f"{done} bytes")
+
+    def _answer(self, offset: int, last: int) -> AbstractContextManager[Response]:
+        """The answer to a request at the signed location that is known, else at the Hub.
+
+        No token goes to the location: huggingface_hub's client drops it on the way to another origin, and so do we.
+        """
+        from huggingface_hub import constants, hf_hub_url
+        from huggingface_hub.utils import build_hf_headers, get_session  # type: ignore[attr-defined]
+
+        known = self._locations.get(self.file.path)
+        url = known or hf_hub_url(self.repo_id, self.file.path, revision=self.commit)
+        headers = build_hf_headers(token=False if known else None)
+        headers |= {"Range": f"bytes={offset}-{last}", "Accept-Encoding": "identity"}
+        timeout = constants.HF_HUB_DOWNLOAD_TIMEOUT
+        asked = get_session().stream("GET", url, headers=headers, timeout=timeout, follow_redirects=True)
+        return _Renewed(asked, lambda: self._renewed(offset, last)) if known else asked
+
+    def _renewed(self, offset: int, last: int) -> AbstractContextManager[Response]:
+        """The same where the location does not let us in any more."""
+        self._locations.pop(self.file.path, None)
+        return self._answer(offset, last)
+
+    def _check(self, answer: Response, offset: int, nbytes: int) -> None:
+        """That the answer is of the range, of a file of this size, of the content that the commit has."""
+        last = offset + nbytes - 1
+        whole = answer.status_code == 200 and (offset, nbytes) == (0, self.file.nbytes)
+        said = answer.headers.get("Content-Range", "the whole file")
+        if not whole and not (answer.status_code == 206 and said == f"bytes {offset}-{last}/{self.file.nbytes}"):
+            raise self._wrong(offset, last, f"`{said}`")
+        history = getattr(answer, "history", None) or []
+        expected = self.file.sha256
+        found = next((tag for past in (*history, answer) if (tag := _etag(past, bool(history)))), None)
+        if expected and found and found != expected:
+            raise self._wrong(offset, last, f"a file whose ETag is {found} where the commit has {expected}")
+        if history and history[0].url.host != answer.url.host:
+            self._locations[self.file.path] = str(answer.url)
+
+    def _wrong(self, offset: int, last: int, found: str) -> Wrong:
+        where = f"`{self.file.path}` of `{self.repo_id}`"
+        return Wrong(f"cannot read {where}: asked for bytes {offset}-{last}, the Hub or a proxy before it sent {found}")
+
+    def version(self) -> Version:
+        return self.file.version or Version(self.file.nbytes)
+
+    def fileno(self) -> int | None:
+        return None
+
+    def close(self) -> None:
+        return None
+
+
+def _etag(answer: Response, linked: bool) -> str | None:
+    """The checksum that the Hub gives with an answer: of a large file it is in the one that leads elsewhere."""
+    text: str | None = answer.headers.get("X-Linked-Etag") or (None if linked else answer.headers.get("ETag"))
+    return text.removeprefix("W/").strip('"') if text else None
+
+
+class _Renewed:
+    """An answer from a known location, or, where that is 401 or 403, the one that `again` gives."""
+
+    def __init__(
+        self, asked: AbstractContextManager[Response], again: Callable[[], AbstractContextManager[Response]]
+    ) -> None:
+        self._asked, self._again = asked, again
+
+    def __enter__(self) -> Response:
+        answer = self._asked.__enter__()
+        if answer.status_code in (401, 403):
+            self._asked.__exit__(None, None, None)
+            self._asked = self._again()
+            return self._asked.__enter__()
+        return answer
+
+    def __exit__(self, *error: object) -> None:
+        self._asked.__exit__(*error)  # type: ignore[arg-type]
