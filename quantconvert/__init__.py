@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from quantconvert.api import (
         convert,
         convert_pipeline,
+        convert_to_hub,
         dequantize,
         inspect,
         is_pipeline,
@@ -66,6 +67,7 @@ __all__ = [
     "__version__",
     "convert",
     "convert_pipeline",
+    "convert_to_hub",
     "dequantize",
     "inspect",
     "is_pipeline",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
@@ -24,6 +25,7 @@ from quantconvert.options import (
     Activations,
     ConvertOptions,
     DequantizeWords,
+    HubOptions,
     JobOptions,
     LimitOptions,
     ObserveOptions,
@@ -32,6 +34,7 @@ from quantconvert.options import (
     PushOptions,
     RankOptions,
     RepackWords,
+    ShipOptions,
     SourceOptions,
     TranscodeOptions,
     VerifyOptions,
@@ -48,12 +51,13 @@ if TYPE_CHECKING:
     from quantconvert.inventory import Inventory
     from quantconvert.observation import Observation
     from quantconvert.pipeline import PipelineResult
-    from quantconvert.publish import Published
+    from quantconvert.run.outlet import Published
+    from quantconvert.streaming import Wish
     from quantconvert.verification import Verification
 
 __all__ = [
-    "convert", "convert_pipeline", "dequantize", "inspect", "is_pipeline", "iter_quantized", "observe", "plan",
-    "push", "repack", "verify",
+    "convert", "convert_pipeline", "convert_to_hub", "dequantize", "inspect", "is_pipeline", "iter_quantized",
+    "observe", "plan", "push", "repack", "verify",
 ]  # fmt: skip
 
 Source = str | os.PathLike[str]
@@ -73,7 +77,7 @@ def plan(source: Source, out: Source | None = None, **options: Unpack[PlanOption
         return planned(repo, _builder(repo, job))
     from quantconvert.conversion import make_plan
 
-    return make_plan(repo, _folder(out), values.get("overwrite", False), _builder(repo, job))
+    return make_plan(repo, _folder(out), values.get("overwrite", False), _builder(repo, job), _wish(values)).plan
 
 
 def convert(source: Source, out: Source, *, report: Reporter = silent, **options: Unpack[ConvertOptions]) -> Result:
@@ -90,6 +94,29 @@ def convert(source: Source, out: Source, *, report: Reporter = silent, **options
 
     job, repo = _job(values), _open(source, values)
     return run(repo, _builder(repo, job, report), _target(out, values, report))
+
+
+def convert_to_hub(source: Source, repo: str, *, report: Reporter = silent, **options: Unpack[ShipOptions]) -> Result:
+    """Convert `source` into the Hub repository `repo`, which is made where there is none; nothing stays here.
+
+    Each file of weights is sent to a staging branch as soon as it is complete, and removed; a source on the Hub comes
+    by ranges (unless `stream` is False). One commit shows all in the end. The same call continues, from what is in the
+    hidden folder in the current directory and, on another machine, from the staging branch. `overwrite` means nothing
+    here. Raises as `convert` and `push`.
+    """
+    from quantconvert.conversion import run
+    from quantconvert.publish import Staging, Target
+
+    values = check_values(ShipOptions, options)
+    shown = Target(checked_repo(repo), **_of_group(values, HubOptions))
+    job, checkpoint = _job(values), _open(source, values)
+    work = Path(f".quantconvert-{repo.replace('/', '--')}")
+    target = _target(work, values, report)
+    target = replace(target, wish=_wish(values, ships=True), outlet=Staging(shown, report))
+    result = run(checkpoint, _builder(checkpoint, job, report), target)
+    with suppress(OSError):
+        work.rmdir()
+    return result
 
 
 def convert_pipeline(
@@ -131,7 +158,7 @@ def repack(
     """
     values = check_values(TranscodeOptions, options)
     acting = None if activations is None else read_group(RepackWords)["activations"].checked(activations)
-    job = Job.from_options({**_of_job(values), "format": format}, "repack", activations=acting)
+    job = Job.from_options({**_of_group(values, JobOptions), "format": format}, "repack", activations=acting)
     return _transcode(source, out, job, values, report)
 
 
@@ -149,7 +176,7 @@ def dequantize(
     """
     checked = read_group(DequantizeWords)["dtype"].checked(dtype)
     values = check_values(TranscodeOptions, options)
-    job = Job.from_options(_of_job(values), "dequantize", checked)
+    job = Job.from_options(_of_group(values, JobOptions), "dequantize", checked)
     return _transcode(source, out, job, values, report)
 
 
@@ -255,8 +282,7 @@ def push(out: Source, repo: str, *, report: Reporter = silent, **options: Unpack
     values = check_values(PushOptions, options)
     limits = _limits(values)
     folder = _folder(out)
-    where = {name: values[name] for name in ("private", "branch", "create_pr") if name in values}
-    target = Target(checked_repo(repo), **where)
+    target = Target(checked_repo(repo), **_of_group(values, HubOptions))
     LocalFolder(folder)
     raise_findings(verify_folder(folder, None, limits, report=report, require_report=True))
     return publish(folder, target, report)
@@ -289,17 +315,17 @@ def inspect(folder: Source, **where: Unpack[SourceOptions]) -> Inventory:
     return take_inventory(load_checkpoint(_open(folder, check_values(SourceOptions, where))))
 
 
-def _of_job(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of the values that say what to write."""
-    return {name: value for name, value in values.items() if name in read_group(JobOptions)}
+def _of_group(values: Mapping[str, Any], group: type) -> dict[str, Any]:
+    """Those of the values that are options of a group."""
+    return {name: value for name, value in values.items() if name in read_group(group)}
 
 
 def _limits(values: Mapping[str, Any]) -> Limits:
-    return Job.from_options({name: values[name] for name in read_group(LimitOptions) if name in values}).limits
+    return Job.from_options(_of_group(values, LimitOptions)).limits
 
 
 def _job(values: Mapping[str, Any]) -> Job:
-    return Job.from_options(_of_job(values))
+    return Job.from_options(_of_group(values, JobOptions))
 
 
 def _open(source: Source, values: Mapping[str, Any]) -> Repo:
@@ -317,7 +343,13 @@ def _target(out: Source, values: Mapping[str, Any], report: Reporter) -> Target:
     from quantconvert.conversion import Target
 
     flags = {name: values.get(name, False) for name in ("overwrite", "restart", "verify")}
-    return Target(_folder(out), report=report, **flags)
+    return Target(_folder(out), report=report, wish=_wish(values), **flags)
+
+
+def _wish(values: Mapping[str, Any], ships: bool = False) -> Wish:
+    from quantconvert.streaming import Wish
+
+    return Wish(values.get("stream"), values.get("disk_limit"), ships)
 
 
 def _builder(repo: Repo, job: Job, report: Reporter = silent) -> Builder:

@@ -6,10 +6,11 @@ import json
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from quantconvert.checkpoint import LocalFolder, Repo
 from quantconvert.checkpoint.files import INDEX_NAME
-from quantconvert.checkpoint.ranges import Files
+from quantconvert.checkpoint.ranges import Files, Wrong
 from quantconvert.errors import (
     OutputError,
     QuantConvertError,
@@ -28,7 +29,6 @@ from quantconvert.run.first import first_needs_torch, first_pass
 from quantconvert.run.folder import (
     OutputFolder,
     State,
-    check_disk,
     check_output,
     check_place,
     check_unlocked,
@@ -39,14 +39,19 @@ from quantconvert.run.folder import (
     read_state,
 )
 from quantconvert.run.journal import Journal
+from quantconvert.run.outlet import Outlet, Published
 from quantconvert.run.phases import opening, tasks_started, without_repeats
+from quantconvert.run.spool import Spool
 from quantconvert.run.work import needs_torch
+from quantconvert.streaming import WHOLE, Way, Wish, needed, way_of
 from quantconvert.verification.check import check_complete, raise_findings, verify_folder
 from quantconvert.verification.findings import Finding, Quality, TensorError, Verification
 from quantconvert.verification.report import REPORT_NAME, hash_files, read_report, report_bytes, report_of
 from quantconvert.verification.structure import check_sums
 from quantconvert.version import __version__
 
+# Where ranges of the source lie, in the hidden folder.
+SPOOL = ".source"
 # What a conversion writes beside shards and side files, however few tensors there are.
 SMALL_FILES_NBYTES = 1_000_000
 
@@ -66,6 +71,7 @@ class Result:
     verification: Verification | None = None
     quality: Quality | None = None
     factors: Summary | None = None
+    published: Published | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,17 +81,30 @@ class Outcome:
     verification: Verification | None = None
     quality: Quality | None = None
     factors: Summary | None = None
+    published: Published | None = None
+
+
+class Planned(NamedTuple):
+    """A plan without a refusal, and how its source comes."""
+
+    plan: Plan
+    way: Way
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Where a result goes, what may be discarded there, whether to verify it, and whom to tell."""
+    """Where a result goes, what may be discarded there, whether to verify it, and whom to tell.
+
+    outlet: takes the shards as they are complete, and shows the result in the end; nothing stays in `out`.
+    """
 
     out: Path
     overwrite: bool
     restart: bool
     verify: bool
     report: Reporter
+    wish: Wish = WHOLE
+    outlet: Outlet | None = None
 
 
 def run(repo: Repo, build: Builder, target: Target) -> Result:
@@ -95,7 +114,7 @@ def run(repo: Repo, build: Builder, target: Target) -> Result:
     for the place, `VerificationError` where the result was to be verified and is wrong.
     """
     wall, cpu = time.perf_counter(), time.process_time()
-    plan = make_plan(repo, target.out, target.overwrite, build)
+    plan, way = make_plan(repo, target.out, target.overwrite, build, target.wish)
     for message in plan.notes:
         target.report(Note("plan", message))
     finished = read_state(target.out) is State.DONE
@@ -110,12 +129,13 @@ def run(repo: Repo, build: Builder, target: Target) -> Result:
             target.report(Note("resume", f"`{target.out}` is already complete: a run of this command ended there"))
         else:
             raise_all(check_output(target.out, _path(repo), target.overwrite))
-            outcome = _fill(folder, plan, repo, target)
+            outcome = _fill(folder, plan, repo, way, target)
     finally:
         folder.release()
     target.report(Finished(str(target.out)))
     took = time.perf_counter() - wall, time.process_time() - cpu
-    return Result(plan, target.out, *took, peak_rss_nbytes(), outcome.verification, outcome.quality, outcome.factors)
+    found, quality = outcome.verification, outcome.quality
+    return Result(plan, target.out, *took, peak_rss_nbytes(), found, quality, outcome.factors, outcome.published)
 
 
 def is_result(out: Path, plan: Plan) -> bool:
@@ -152,8 +172,9 @@ def _path(repo: Repo) -> Path | None:
     return repo.path if isinstance(repo, LocalFolder) else None
 
 
-def make_plan(repo: Repo, out: Path, overwrite: bool, build: Builder) -> Plan:
+def make_plan(repo: Repo, out: Path, overwrite: bool, build: Builder, wish: Wish = WHOLE) -> Planned:
     """The plan by `build`, and every refusal about it and about the folder `out` at once."""
+    way = Way()
     errors: list[QuantConvertError] = []
     check_unlocked(out)
     errors += check_place(out)
@@ -168,11 +189,12 @@ def make_plan(repo: Repo, out: Path, overwrite: bool, build: Builder) -> Plan:
         errors.append(error)
     if plan is not None and usable and not (finished and is_result(out, plan)):
         errors += [exists_error(out)] if finished and not overwrite else []
-        needed = plan.output_nbytes + plan.scratch_nbytes + _small_nbytes(plan) + _importances_nbytes(plan)
-        errors += check_disk(out, needed, repo.download(_needed(plan)))
+        small = plan.scratch_nbytes + _small_nbytes(plan) + _importances_nbytes(plan)
+        way = way_of(plan, repo, out, wish, small + wish.ships * sum(f.nbytes for f in plan.checkpoint.side_files))
+        errors += way.errors
     raise_all(errors)
     assert plan is not None
-    return plan
+    return Planned(plan, way)
 
 
 def _small_nbytes(plan: Plan) -> int:
@@ -185,19 +207,18 @@ def _importances_nbytes(plan: Plan) -> int:
     return plan.knowledge.file.nbytes if plan.knowledge and plan.knowledge.file else 0
 
 
-def _needed(plan: Plan) -> tuple[str, ...]:
-    """Every file of the source that is read whole."""
-    files = plan.checkpoint
-    return tuple(file.path for file in (*files.weight_files, *files.side_files, *files.rewritten_files))
-
-
-def _fill(folder: OutputFolder, plan: Plan, repo: Repo, target: Target) -> Outcome:
+def _fill(folder: OutputFolder, plan: Plan, repo: Repo, way: Way, target: Target) -> Outcome:
     """Continue what the folder holds, or begin; on an error keep what the same command can continue."""
     side = sum(file.nbytes for file in plan.checkpoint.side_files)
     journal = folder.resume(plan, target.restart, _small_nbytes(plan) + side)
+    spool = None
     try:
+        if way.limit is not None:
+            repo = spool = Spool(repo, plan.checkpoint.weight_files, folder.state / SPOOL, way.limit)
         return _execute(plan, repo, folder, journal, target)
     except BaseException as error:
+        if spool is not None:
+            spool.remove()
         if journal.done and _may_pass(error) and folder.is_there:
             done = f"{len(journal.done)} of {len(plan.tasks)} tasks are done and kept"
             error.add_note(f"{done}: the same command continues, --restart starts over")
@@ -210,7 +231,7 @@ def _fill(folder: OutputFolder, plan: Plan, repo: Repo, target: Target) -> Outco
 
 def _may_pass(error: BaseException) -> bool:
     """Whether the same command may get further: after anything but a complaint about the source's data."""
-    return not isinstance(error, QuantConvertError) or error.__cause__ is not None
+    return not isinstance(error, QuantConvertError) or error.__cause__ is not None or isinstance(error, Wrong)
 
 
 def _execute(plan: Plan, repo: Repo, folder: OutputFolder, journal: Journal, target: Target) -> Outcome:
@@ -219,11 +240,11 @@ def _execute(plan: Plan, repo: Repo, folder: OutputFolder, journal: Journal, tar
     if first_needs_torch(plan) or needs_torch(plan.tasks):
         load_torch()
 
-    needed = _needed(plan)
-    repo.prepare(needed)
+    repo.prepare(needed(plan))
+    shipped = target.outlet.begin(plan, target.restart) if target.outlet else {}
     first_pass(plan, repo, folder.state, is_begun, report)
     report(tasks_started(plan))
-    sums = execute(plan, repo, folder.state, journal, report)
+    sums = execute(plan, repo, folder.state, journal, report, (target.outlet, shipped) if target.outlet else None)
     noises = ((plan.tasks[index].source.name, result.noise) for index, result in journal.done.items())
     errors = {name: TensorError.of(name, "", 0.0, *noise) for name, noise in noises if noise is not None}
     quality = Quality.of(errors.values())
@@ -233,13 +254,20 @@ def _execute(plan: Plan, repo: Repo, folder: OutputFolder, journal: Journal, tar
         verification = verify_folder(folder.state, repo, plan.job.limits, plan, report=target.report)
         check_complete(verification, plan)
         raise_findings(verification)
+    if isinstance(repo, Spool):
+        repo.remove()
     # there may be a report of an interrupted commit
     small = [path for path in folder.files if path != REPORT_NAME and path not in sums]
     factors = summarize(folder.state, plan.factors) if plan.factors else None
     files = sums | hash_files(folder.state, small, plan.execution.workers)
     folder.write(REPORT_NAME, report_bytes(report_of(plan, errors, files, factors)))
-    folder.commit()
-    return Outcome(verification, quality, factors)
+    published = None
+    if target.outlet:
+        published = target.outlet.show(folder.state, [*small, REPORT_NAME], sums)
+        folder.clear()
+    else:
+        folder.commit()
+    return Outcome(verification, quality, factors, published)
 
 
 def _write_small_files(plan: Plan, repo: Repo, folder: OutputFolder, quality: Quality | None) -> None:

@@ -77,6 +77,34 @@ def allocate(fd: int, nbytes: int) -> None:
         os.ftruncate(fd, nbytes)
 
 
+# Of fallocate (man 2): make a hole, keep the file's size.
+_PUNCH = 0x02 | 0x01
+
+
+def punch(fd: int, offset: int, nbytes: int) -> bool:
+    """Give the room of a range of a file back to the disk; its bytes are zeros then. False where that cannot be had.
+
+    Missing but on Linux, and on file systems that have no holes.
+    """
+    import ctypes
+
+    if sys.platform != "linux":
+        return False
+    try:
+        fallocate = ctypes.CDLL(None, use_errno=True).fallocate
+    except (OSError, AttributeError):
+        return False
+    off = ctypes.c_int64 if ctypes.sizeof(ctypes.c_long) == 8 else ctypes.c_long
+    return int(fallocate(fd, _PUNCH, off(offset), off(nbytes))) == 0
+
+
+def can_punch(folder: Path) -> bool:
+    """Whether files in a folder can give room back in parts."""
+    with tempfile.TemporaryFile(dir=folder) as file:
+        file.truncate(1 << 16)
+        return punch(file.fileno(), 0, 1 << 16)
+
+
 def sync_data(fd: int) -> None:
     """Make the bytes of a file durable, and what is needed to find them."""
     os_sync = getattr(os, "fdatasync", None)

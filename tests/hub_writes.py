@@ -14,8 +14,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
+
+from tests.hub_files import SOURCE, Files, send_located, send_resolved
 
 TOKEN = "hf_secret_token_for_the_test"
 REPO = "me/model-int4"
@@ -36,6 +39,9 @@ class State:
     seen: list[frozenset[str]] = field(default_factory=list)
     cdn: str = ""
     hub: str = ""
+    files: Files | None = None  # a repository to read from
+    stop_after: int | None = None  # requests, after which every other hangs until it is told
+    hanging: threading.Event = field(default_factory=threading.Event)
 
     def content(self, branch: str = "main") -> dict[str, bytes]:
         return {
@@ -47,6 +53,10 @@ class State:
         count = len(self.log)
         self.heads[branch] = hashlib.sha1(f"{branch}{count}".encode()).hexdigest()
         return self.heads[branch]
+
+
+def git_sum(content: bytes) -> str:
+    return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -74,6 +84,11 @@ class Handler(BaseHTTPRequestHandler):
         state, path = self.state, unquote(urlsplit(self.path).path)
         body = self.body()
         state.log.append((self.command, path))
+        if state.stop_after is not None and len(state.log) > state.stop_after:
+            state.hanging.set()
+            return None
+        if self.is_cdn and state.files and self.command == "GET":
+            return send_located(self, state.files)
         if self.is_cdn:
             return self.put_blob(path, body)
         fault = next((key for key in state.faults if key in path), None)
@@ -97,6 +112,13 @@ class Handler(BaseHTTPRequestHandler):
 
     def route(self, path: str, body: bytes) -> None:
         state, api = self.state, f"/api/models/{REPO}"
+        if state.files and SOURCE in path:
+            if path.startswith("/api/"):
+                return self.answer(state.files.tree() if "/tree/" in path else state.files.info())
+            return send_resolved(self, state.files, path.partition("/resolve/")[2].partition("/")[2])
+        if path.startswith(f"/{REPO}/resolve/"):
+            revision, _, name = path.partition("/resolve/")[2].partition("/")
+            return self.whole(revision, name)
         if path == "/api/repos/create":
             if state.branches:
                 return self.answer({"error": "exists", "url": f"{state.hub}/{REPO}"}, 409)
@@ -126,6 +148,10 @@ class Handler(BaseHTTPRequestHandler):
                 if branch not in state.branches:
                     return self.answer({"error": "no revision"}, 404, X_Error_Code="RevisionNotFound")
                 return self.answer({"id": REPO, "sha": state.heads[branch], "private": False, "siblings": []})
+            case ["refs"]:
+                refs = [{"name": name, "ref": f"refs/heads/{name}", "targetCommit": head}
+                        for name, head in state.heads.items()]  # fmt: skip
+                return self.answer({"branches": refs, "tags": [], "converts": [], "pullRequests": []})
             case ["branch", name]:
                 return self.branch(name, body)
             case ["tree", revision, *_]:
@@ -135,14 +161,25 @@ class Handler(BaseHTTPRequestHandler):
                 return self.answer([entry for entry in self.entries(revision) if entry["path"] in asked])
             case ["preupload", _]:
                 files = json.loads(body)["files"]
+                there = {entry["path"]: entry["oid"] for entry in self.entries(words[1])}
                 modes = [
                     {"path": f["path"], "uploadMode": "lfs" if f["size"] >= LARGE else "regular", "shouldIgnore": False}
+                    | ({"oid": there[f["path"]]} if f["path"] in there else {})
                     for f in files
                 ]
                 return self.answer({"files": modes})
             case ["commit", revision]:
                 return self.commit(revision, body)
         return self.answer({"error": "not served"}, 404)
+
+    def whole(self, revision: str, name: str) -> None:
+        """A file of the repository, as one piece."""
+        branch = next(name for name, head in self.state.heads.items() if head == revision)
+        data = self.state.content(branch)[name]
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
 
     def branch(self, name: str, body: bytes) -> None:
         state = self.state
@@ -158,8 +195,8 @@ class Handler(BaseHTTPRequestHandler):
     def entries(self, revision: str) -> list[dict[str, Any]]:
         branch = next((name for name, head in self.state.heads.items() if head == revision), revision)
         return [
-            {"type": "file", "path": path, "oid": "0" * 40, "size": len(self.state.content(branch)[path])}
-            | ({} if isinstance(value, bytes) else {"lfs": self.lfs(value)})
+            {"type": "file", "path": path, "size": len(self.state.content(branch)[path])}
+            | ({"oid": git_sum(value)} if isinstance(value, bytes) else {"oid": value, "lfs": self.lfs(value)})
             for path, value in self.state.branches[branch].items()
         ]
 
@@ -190,16 +227,21 @@ class Handler(BaseHTTPRequestHandler):
             )
         state.branches[revision] = files
         oid = state.moved(revision)
+        if f"lost {revision}" in state.faults:
+            del state.faults[f"lost {revision}"]
+            return None  # the connection ends without an answer
         return self.answer({"commitUrl": f"{state.hub}/{REPO}/commit/{oid}", "commitOid": oid})
 
 
 @contextmanager
-def serve_writes() -> Iterator[tuple[str, State]]:
-    """The endpoint of an account without repositories, and what it holds."""
-    state = State()
+def serve_writes(source: Path | None = None) -> Iterator[tuple[str, State]]:
+    """The endpoint of an account without repositories, and what it holds. source: beside it, `hub_files.SOURCE`."""
+    state = State(files=Files(source) if source else None)
     cdn = ThreadingHTTPServer(("127.0.0.1", 0), type("Cdn", (Handler,), {"state": state, "is_cdn": True}))
     hub = ThreadingHTTPServer(("127.0.0.1", 0), type("Hub", (Handler,), {"state": state}))
     state.cdn, state.hub = (f"http://127.0.0.1:{server.server_port}" for server in (cdn, hub))
+    if state.files:
+        state.files.cdn = state.cdn
     threads = [threading.Thread(target=server.serve_forever, daemon=True) for server in (cdn, hub)]
     for thread in threads:
         thread.start()

@@ -26,10 +26,14 @@ class RepoFile:
 
 
 class Download(NamedTuple):
-    """How many bytes will come over the network, and the folder that they go to."""
+    """How many bytes will come over the network, and the folder that they go to.
+
+    only_ranges: they cannot come whole.
+    """
 
     folder: Path
     nbytes: int
+    only_ranges: bool = False
 
 
 class Repo(Protocol):

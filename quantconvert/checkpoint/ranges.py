@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import stat
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Protocol
@@ -60,6 +61,33 @@ class RangeReader(Protocol):
     def close(self) -> None:
         """Give up what is open."""
         ...
+
+
+class RemoteReader(ABC):
+    """A file that is not on this machine."""
+
+    @abstractmethod
+    def fetch(self, offset: int, nbytes: int, take: Take) -> None:
+        """Hand `nbytes` bytes from `offset` on to `take`, in order.
+
+        Raises `CheckpointError` when the file ends before, or cannot be read, and what `take` raises.
+        """
+
+    @abstractmethod
+    def version(self) -> Version:
+        """What the file is."""
+
+    def read_into(self, buffer: memoryview, offset: int) -> None:
+        def take(data: bytes, at: int) -> None:
+            buffer[at - offset : at - offset + len(data)] = data
+
+        self.fetch(offset, len(buffer), take)
+
+    def fileno(self) -> int | None:
+        return None
+
+    def close(self) -> None:
+        return None
 
 
 class LocalReader:

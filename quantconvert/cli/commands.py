@@ -27,6 +27,7 @@ from quantconvert.cli.output import (
 from quantconvert.errors import UsageError, VerificationError
 from quantconvert.events import Reporter, silent
 from quantconvert.hub import checked_repo
+from quantconvert.options import HubOptions, read_group
 from quantconvert.planning import Plan
 from quantconvert.run.folder import free_nbytes
 
@@ -35,26 +36,36 @@ if TYPE_CHECKING:
     from quantconvert.pipeline import PipelineResult
 
 
-def convert(source: str, out: str, asked: dict[str, Any], words: dict[str, Any]) -> None:
+def convert(source: str, out: str | None, asked: dict[str, Any], words: dict[str, Any]) -> None:
     """Convert SRC into OUT."""
     _check_words(words)
+    shown = {name: words[name] for name in read_group(HubOptions) if name in words}
     if "push_to_hub" in words:
         checked_repo(words["push_to_hub"])
+    elif shown:
+        raise UsageError(f"--{next(iter(shown)).replace('_', '-')} is for --push-to-hub", hint="--push-to-hub REPO")
+    elif out is None and not words.get("dry_run"):
+        raise UsageError("OUT is missing", hint="a folder for the result, or --push-to-hub REPO")
     asked = _with_recipe(asked, words)
     if words.get("dry_run"):
         known = {name: value for name, value in asked.items() if name not in ("restart", "verify")}
         _show_plan(api.plan(source, out, **known), out, words)
         return
     where = {name: asked[name] for name in ("revision", "subfolder") if name in asked}
-    if api.is_pipeline(source, **where):
+    if out is not None and api.is_pipeline(source, **where):
         with _reporter(words) as report:
             whole = api.convert_pipeline(source, out, report=report, **asked)
         return _show_pipeline(whole, words)
+    if out is None:
+        with _reporter(words) as report:
+            result = api.convert_to_hub(source, words["push_to_hub"], report=report, **asked, **shown)
+        return _show_result(result, words)
     with _reporter(words) as report:
         result = api.convert(source, out, report=report, **asked)
     _show_result(result, words)
     if "push_to_hub" in words:
-        push(out, words["push_to_hub"], {}, words)
+        push(out, words["push_to_hub"], shown, words)
+    return None
 
 
 def plan(source: str, out: str | None, asked: dict[str, Any], words: dict[str, Any]) -> None:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from quantconvert.observation import Observation
     from quantconvert.pipeline import PipelineResult
     from quantconvert.planning import Plan
-    from quantconvert.publish import Published
+    from quantconvert.run.outlet import Published
     from quantconvert.verification import TensorError, Verification
 
 VERBATIM = ("load it", "")  # what is to be copied
@@ -107,10 +107,14 @@ def print_result(result: Result) -> None:
     speed = plan.checkpoint.nbytes / max(result.seconds, 1e-9)
     rows.append(("time", f"{duration(result.seconds)} ({duration(result.cpu_seconds)} of CPU), {size(speed)}/s"))
     rows.append(("peak memory", f"{size(result.peak_rss_nbytes)}, Python included"))
-    for i, hint in enumerate(load_hint(plan, str(result.out)) or [NOBODY]):
+    place = result.published.repo_id if result.published else str(result.out)
+    for i, hint in enumerate(load_hint(plan, place) or [NOBODY]):
         rows.append(("load it" if i == 0 else "", hint))
     print_facts(stderr, rows)
-    stderr.print(str(result.out), label="done", style="green")
+    if result.published:
+        print_published(result.published)
+    else:
+        stderr.print(str(result.out), label="done", style="green")
 
 
 def print_pipeline(result: PipelineResult) -> None:
@@ -141,7 +145,8 @@ def result_json(result: Result) -> dict[str, object]:
     values = result.plan.to_json()
     del values["tensors"]
     return values | {
-        "out": str(result.out),
+        "out": None if result.published else str(result.out),
+        "published": asdict(result.published) if result.published else None,
         "seconds": round(result.seconds, 3),
         "cpu_seconds": round(result.cpu_seconds, 3),
         "peak_rss_nbytes": result.peak_rss_nbytes,

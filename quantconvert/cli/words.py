@@ -62,6 +62,7 @@ class Argument(NamedTuple):
 SOURCE = Argument("source", "SRC", "Local folder, or a Hub repository id such as org/model.")
 QUANTIZED = Argument("source", "SRC", "A quantized checkpoint: local folder or Hub repository id.")
 OUT = Argument("out", "OUT", "Folder for the result: new, empty, or of an interrupted run.")
+WHERE = OUT._replace(help=f"{OUT.help} None with --push-to-hub: nothing stays here.", required=False)
 MAYBE_OUT = Argument("out", "OUT", "Where the result would go: checked too when given.", required=False)
 STATISTICS = Argument("out", "STATS", "File for the statistics, such as stats.safetensors.")
 CONVERTED = Argument("folder", "OUT", "A converted checkpoint: local folder or Hub repository (`org/model`).")
@@ -115,7 +116,7 @@ def _body(name: str) -> Body:
 COMMANDS = {
     name: Command(name, help, arguments, library, own, _body)
     for name, help, arguments, library, own in (
-        ("convert", "Convert SRC into OUT.", [SOURCE, OUT], ConvertOptions, ConvertWords),
+        ("convert", "Convert SRC into OUT.", [SOURCE, WHERE], ConvertOptions, ConvertWords),
         ("plan", "What a conversion would do, from headers; writes nothing.", [SOURCE, MAYBE_OUT], PlanOptions,
          PlanWords),
         ("verify", "Check a result: headers, config, checksums, codes, values.", [CONVERTED], VerifyOptions,

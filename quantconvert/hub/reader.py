@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
 
 from quantconvert.checkpoint import RepoFile
-from quantconvert.checkpoint.ranges import Take, Version, Wrong
+from quantconvert.checkpoint.ranges import RemoteReader, Take, Version, Wrong
 from quantconvert.errors import CheckpointError
 from quantconvert.hub.retry import LATER, may_pass, reason_of, retried
 
@@ -16,9 +16,10 @@ if TYPE_CHECKING:
 
 # A wrong answer may be that of one proxy of many.
 WRONG_WAITS = (0.5, 0.5)
+_NOT_LET_IN = (401, 403)
 
 
-class HubReader:
+class HubReader(RemoteReader):
     """One file of a repository at one commit; an answer that is not the range asked for is asked for again, then
     refused.
 
@@ -29,17 +30,8 @@ class HubReader:
         self.repo_id, self.commit, self.file = repo_id, commit, file
         self._locations = {} if locations is None else locations
 
-    def read_into(self, buffer: memoryview, offset: int) -> None:
-        def take(data: bytes, at: int) -> None:
-            buffer[at - offset : at - offset + len(data)] = data
-
-        self.fetch(offset, len(buffer), take)
-
     def fetch(self, offset: int, nbytes: int, take: Take) -> None:
-        """Hand `nbytes` bytes from `offset` on to `take`, in order; what broke off is continued where it did.
-
-        Raises `CheckpointError`, and what `take` raises.
-        """
+        """The same; what broke off is continued where it did."""
         done, complaints = 0, list[BaseException]()
 
         def go_on() -> None:
@@ -81,6 +73,8 @@ class HubReader:
 
         last, done = offset + nbytes - 1, 0
         with self._answer(offset, last) as answer:
+            if answer.status_code in _NOT_LET_IN and answer.history:  # the Hub did let us in, the location does not
+                raise self._wrong(offset, last, f"status {answer.status_code}")
             hf_raise_for_status(answer)
             self._check(answer, offset, nbytes)
             for part in answer.iter_raw():
@@ -119,12 +113,11 @@ class HubReader:
         said = answer.headers.get("Content-Range", "the whole file")
         if not whole and not (answer.status_code == 206 and said == f"bytes {offset}-{last}/{self.file.nbytes}"):
             raise self._wrong(offset, last, f"`{said}`")
-        history = getattr(answer, "history", None) or []
-        expected = self.file.sha256
+        history, expected = answer.history, self.file.sha256
         found = next((tag for past in (*history, answer) if (tag := _etag(past, bool(history)))), None)
         if expected and found and found != expected:
             raise self._wrong(offset, last, f"a file whose ETag is {found} where the commit has {expected}")
-        if history and history[0].url.host != answer.url.host:
+        if history and _origin(history[0]) != _origin(answer):
             self._locations[self.file.path] = str(answer.url)
 
     def _wrong(self, offset: int, last: int, found: str) -> Wrong:
@@ -134,11 +127,9 @@ class HubReader:
     def version(self) -> Version:
         return self.file.version or Version(self.file.nbytes)
 
-    def fileno(self) -> int | None:
-        return None
 
-    def close(self) -> None:
-        return None
+def _origin(answer: Response) -> tuple[str, str, int | None]:
+    return answer.url.scheme, answer.url.host, answer.url.port
 
 
 def _etag(answer: Response, linked: bool) -> str | None:
@@ -157,7 +148,7 @@ class _Renewed:
 
     def __enter__(self) -> Response:
         answer = self._asked.__enter__()
-        if answer.status_code in (401, 403):
+        if answer.status_code in _NOT_LET_IN:
             self._asked.__exit__(None, None, None)
             self._asked = self._again()
             return self._asked.__enter__()

@@ -38,7 +38,23 @@ class OutputOptions(TypedDict, total=False):
     overwrite: Annotated[bool, Option("Replace the checkpoint in OUT once the new one is complete.", default=False)]
 
 
-class RunOptions(OutputOptions, total=False):
+class StreamingOptions(TypedDict, total=False):
+    """How a source that is not on this machine comes."""
+
+    stream: Annotated[
+        bool | None,
+        Option("Fetch ranges of SRC as they are needed, so that it is never whole on the disk.", negative="--no-stream",
+               negative_help="Download SRC into the cache first.", shown="where there is no room for SRC, or no OUT",
+               panel=LIMITS),
+    ]  # fmt: skip
+    disk_limit: Annotated[
+        int | str | None,
+        Option("Most room on the disk, for the result and what comes of SRC.", metavar="SIZE",
+               shown="80 % of what is free, where SRC comes by ranges", panel=LIMITS),
+    ]  # fmt: skip
+
+
+class RunOptions(OutputOptions, StreamingOptions, total=False):
     """How a conversion is carried out."""
 
     restart: Annotated[
@@ -205,7 +221,7 @@ class JobOptions(StreamOptions, total=False):
     ]  # fmt: skip
 
 
-class PlanOptions(JobOptions, SourceOptions, OutputOptions, total=False):
+class PlanOptions(JobOptions, SourceOptions, OutputOptions, StreamingOptions, total=False):
     """Keyword arguments of `quantconvert.plan`."""
 
 
@@ -236,12 +252,20 @@ class VerifyOptions(SourceOptions, LimitOptions, total=False):
     ]  # fmt: skip
 
 
-class PushOptions(LimitOptions, total=False):
-    """Keyword arguments of `quantconvert.push`."""
+class HubOptions(TypedDict, total=False):
+    """How a result is shown on the Hub."""
 
     private: Annotated[bool, Option("A new repository is private.", default=False)]
     branch: Annotated[str, Option("The branch that shows the result.", metavar="NAME", default="main")]
     create_pr: Annotated[bool, Option("A pull request to the branch, and no commit to it.", default=False)]
+
+
+class PushOptions(HubOptions, LimitOptions, total=False):
+    """Keyword arguments of `quantconvert.push`."""
+
+
+class ShipOptions(ConvertOptions, HubOptions, total=False):
+    """Keyword arguments of `quantconvert.convert_to_hub`."""
 
 
 class ObserveOptions(SourceOptions, total=False):
@@ -285,11 +309,15 @@ class RecipeWords(QuietWords, total=False):
     ]
 
 
-class ConvertWords(RecipeWords, total=False):
+class ConvertWords(RecipeWords, HubOptions, total=False):
     """Of `convert` alone."""
 
     dry_run: Annotated[bool, Option("Plan only; same as `quantconvert plan SRC OUT`.", default=False)]
-    push_to_hub: Annotated[str | None, Option("Then `quantconvert push OUT REPO`.", metavar="REPO")]
+    push_to_hub: Annotated[
+        str | None,
+        Option("To this repository on the Hub; without OUT each file as soon as it is complete, and none stays here.",
+               metavar="REPO"),
+    ]  # fmt: skip
 
 
 class PlanWords(RecipeWords, total=False):

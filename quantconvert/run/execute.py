@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
+from collections.abc import Mapping
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 from quantconvert.checkpoint import Repo, RepoFile
@@ -10,14 +11,25 @@ from quantconvert.checkpoint.ranges import Files, Version
 from quantconvert.errors import CheckpointError, OutputError
 from quantconvert.events import Reporter
 from quantconvert.planning import Plan
+from quantconvert.run.dock import Dock
 from quantconvert.run.executors import EXECUTORS, Build
 from quantconvert.run.journal import Journal
 from quantconvert.run.ledger import Ledger, one_at_a_time
+from quantconvert.run.outlet import Outlet, Shipped
+from quantconvert.run.spool import Spool
 
 
-def execute(plan: Plan, source: Repo, folder: Path, journal: Journal, report: Reporter) -> dict[str, str]:
+def execute(
+    plan: Plan,
+    source: Repo,
+    folder: Path,
+    journal: Journal,
+    report: Reporter,
+    outlet: tuple[Outlet, Mapping[int, Shipped]] | None = None,
+) -> dict[str, str]:
     """Make every shard of `plan` complete in `folder`, by the executor that the job names; returns their sha256.
 
+    outlet: where each goes then, and those that are there.
     On errors and interruptions what was finished is journalled. Raises `CheckpointError` also where a file of the
     source is not what was planned, or changes before the end.
     """
@@ -26,15 +38,19 @@ def execute(plan: Plan, source: Repo, folder: Path, journal: Journal, report: Re
     for file, version in zip(plan.checkpoint.weight_files, before, strict=True):
         _check(file.path, file.version or Version(file.nbytes), version)
     _check_statistics(plan)
-    ledger = Ledger(plan, folder, journal, report)
+    ledger = Ledger(plan, folder, journal, report, outlet[1] if outlet else None)
     files = Files(source)
     try:
-        with ledger.hashes.running(min(len(plan.shards), plan.execution.workers)):
-            tasks = ledger.begin(files)
+        with ExitStack() as stack:
+            stack.enter_context(ledger.hashes.running(min(len(plan.shards), plan.execution.workers)))
+            dock = stack.enter_context(Dock(ledger, outlet[0]).running()) if outlet else None
+            tasks = ledger.begin(None if isinstance(source, Spool) else files)
             if tasks:
                 EXECUTORS.find(plan.job.limits.executor).run(Build(plan, source, folder), tasks, ledger, report)
             ledger.end()
             sums = ledger.hashes.finish()
+            if dock is not None:
+                dock.finish()
     except BaseException:
         with suppress(OutputError):
             ledger.flush()
@@ -45,7 +61,7 @@ def execute(plan: Plan, source: Repo, folder: Path, journal: Journal, report: Re
     for file, version in zip(plan.checkpoint.weight_files, before, strict=True):
         _check(file.path, version, _version(source, file))
     _check_statistics(plan)
-    return sums
+    return {plan.shards[number].file: done.sha256 for number, done in ledger.shipped.items()} | sums
 
 
 def _check_statistics(plan: Plan) -> None:

@@ -11,7 +11,7 @@ import os
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -29,6 +29,7 @@ from quantconvert.planning import Execution, Plan
 from quantconvert.run.disk import fsync_folder, write_all
 from quantconvert.run.ledger import one_at_a_time
 from quantconvert.run.phases import bag_started, factors_started
+from quantconvert.run.spool import Hold, direct, holding, items_of_factors
 from quantconvert.sources import Read, cost_of
 from quantconvert.spans import spans
 
@@ -54,12 +55,11 @@ def first_pass(plan: Plan, repo: Repo, folder: Path, is_begun: bool, report: Rep
     reading the source raises.
     """
     report = one_at_a_time(report)
-    files = Files(repo, beside(folder, plan.statistics.path if plan.statistics else None))
-    try:
+    known = beside(folder, plan.statistics.path if plan.statistics else None)
+    with closing(Files(direct(repo), known)) as files:  # a bag of tokens goes its own way through the source
         _find_importances(plan, files, folder, is_begun, report)
+    with closing(Files(repo, known)) as files:
         _find_factors(plan, files, folder, is_begun, report)
-    finally:
-        files.close()
 
 
 def _find_importances(plan: Plan, files: Files, folder: Path, is_begun: bool, report: Reporter) -> None:
@@ -83,7 +83,8 @@ def _find_factors(plan: Plan, files: Files, folder: Path, is_begun: bool, report
     if factors is None or _is_there(FACTORS, [wanted.place for wanted in factors.wanted], folder, is_begun):
         return
     _tell(report, factors_started(plan))
-    with _Pass(files, plan.execution, report).run(factors.wanted) as found:
+    one = _Pass(files, plan.execution, report)
+    with holding(files.repo, lambda: items_of_factors(plan), one.pulse) as hold, one.run(factors.wanted, hold) as found:
         _write(folder, FACTORS, factors.file, found)
 
 
@@ -147,11 +148,18 @@ class _Pass:
         return max(1, min(self.execution.workers, self.execution.memory_limit // (most + vectors + 20 * RUN_ELEMENTS)))
 
     @contextmanager
-    def run(self, wanted: Sequence[Wanted]) -> Iterator[Iterator[memoryview]]:
+    def run(self, wanted: Sequence[Wanted], hold: Hold) -> Iterator[Iterator[memoryview]]:
         """Each site's factors, in order, as they are found: float32."""
+
+        def found(item: int, one: Wanted) -> memoryview:
+            hold.need(item)
+            factors = self._found(one)
+            hold.done(item)
+            return factors
+
         with self._pool(wanted) as pool:
             try:
-                yield pool.map(self._found, wanted)
+                yield pool.map(found, range(len(wanted)), wanted)
             except BaseException:
                 self._stop.set()
                 raise
@@ -177,15 +185,18 @@ class _Pass:
             return False
         return all(self.files.fd(driver.read.file) is not None for driver in wanted.drivers)
 
-    def _advance(self, read: Read, nbytes: int) -> None:
+    def pulse(self) -> None:
+        """Called while it waits; raises where the run has ended."""
         if self._stop.is_set():
             raise InterruptedError
+
+    def _advance(self, read: Read, nbytes: int) -> None:
+        self.pulse()
         if nbytes:
             self.report(Progress(read.name, nbytes))
 
     def _found(self, wanted: Wanted) -> memoryview:
-        if self._stop.is_set():
-            raise InterruptedError
+        self.pulse()
         if self.equalizer is None or not self._is_native(wanted):
             assert self._recipes is not None
             return self._recipes.factors(wanted)

@@ -92,7 +92,8 @@ class Hashes:
             for thread in threads:
                 thread.join()
             for chain in self._chains.values():
-                os.close(chain.fd)
+                if chain.fd >= 0:
+                    os.close(chain.fd)
 
     def _work(self) -> None:
         buffer = memoryview(bytearray(READ_NBYTES))
@@ -128,6 +129,24 @@ class Hashes:
                 raise OutputError("a file of the result was made shorter by somebody else")
             chain.hash.update(buffer[:count])
             chain.hashed += count
+
+    def sum_of(self, number: int) -> str:
+        """Wait for the sum of one shard, all of which has been added; raises `OutputError` where it cannot be had."""
+        with self._changed:
+            chain = self._chain(number)
+            self._changed.wait_for(lambda: self._stop or self._errors or chain.hashed == chain.nbytes)
+            if self._errors:
+                raise self._errors[0]
+            if self._stop:
+                raise OutputError("the run has ended")
+            return chain.hash.hexdigest()
+
+    def release(self, number: int) -> None:
+        """Close a shard whose sum is known, so that it can be removed."""
+        with self._changed:
+            chain = self._chains[number]
+            os.close(chain.fd)
+            chain.fd = -1
 
     def finish(self) -> dict[str, str]:
         """Wait for the sums of all shards, hexadecimal, by file; raises `OutputError` where one cannot be read."""

@@ -12,6 +12,7 @@ import os
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from quantconvert import machine
 from quantconvert.errors import OutputError
@@ -52,9 +53,7 @@ class Journal:
 
     def append(self, entries: Sequence[tuple[int, TaskResult]]) -> None:
         """Add tasks and make that durable; their bytes must be on disk already."""
-        lines = "".join(
-            json.dumps({"task": index, "sums": result.sums, "noise": result.noise}) + "\n" for index, result in entries
-        ).encode()
+        lines = "".join(json.dumps(entry_of(index, result)) + "\n" for index, result in entries).encode()
         try:
             write_all(self._fd, memoryview(lines), self._end)
             machine.sync(self._fd)
@@ -86,7 +85,19 @@ def _parse(line: bytes, plan: Plan) -> tuple[int, TaskResult] | None:
     if not line.endswith(b"\n"):
         return None
     try:
-        entry = json.loads(line)
+        return parse_entry(json.loads(line), plan)
+    except ValueError:
+        return None
+
+
+def entry_of(index: int, result: TaskResult) -> dict[str, Any]:
+    """A finished task as JSON."""
+    return {"task": index, "sums": result.sums, "noise": result.noise}
+
+
+def parse_entry(entry: Any, plan: Plan) -> tuple[int, TaskResult] | None:
+    """The same back; None where it is not of this plan."""
+    try:
         index, sums = entry["task"], tuple(entry["sums"])
         task = plan.tasks[index]
         count = len(task.outputs) if task.has_sums else 0

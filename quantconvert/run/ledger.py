@@ -11,6 +11,7 @@ import os
 import threading
 import time
 from collections import Counter, deque
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import suppress
 from pathlib import Path
@@ -23,6 +24,7 @@ from quantconvert.planning import Output, Plan, Task
 from quantconvert.run.disk import fsync_folder
 from quantconvert.run.hashing import Hashes
 from quantconvert.run.journal import Journal
+from quantconvert.run.outlet import Shipped
 from quantconvert.run.partial import open_partial, read_back
 from quantconvert.run.pieces import Sums, pieces_of
 from quantconvert.run.result import TaskResult
@@ -39,8 +41,17 @@ READ_NBYTES = 1 << 20
 class Ledger:
     """The books of one run of `plan` in `folder`. `add` may be called by any thread, the rest by one."""
 
-    def __init__(self, plan: Plan, folder: Path, journal: Journal, report: Reporter) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        folder: Path,
+        journal: Journal,
+        report: Reporter,
+        shipped: Mapping[int, Shipped] | None = None,
+    ) -> None:
         self.plan, self.folder, self.journal, self.report = plan, folder, journal, report
+        self.shipped, self.reopened = shipped or {}, set[int]()
+        self.admit, self.completed = _admitted, _left_alone
         self.hashes, self.sums = Hashes(plan, folder), Sums()
         self.waiting_nbytes = 0
         self._waiting: list[tuple[int, TaskResult]] = []
@@ -53,22 +64,31 @@ class Ledger:
         self._failed = False
         self._lock = threading.Lock()
 
-    def begin(self, files: Files) -> tuple[int, ...]:
+    def begin(self, files: Files | None) -> tuple[int, ...]:
         """The numbers of the tasks that are to be done: those that the journal lacks, or whose bytes do not prove it.
 
-        files: of the source, with which copies are compared. Raises `OutputError`, and `CheckpointError` for those.
+        files: of the source, with which copies are compared; None where it has to be fetched again: copies are then
+        made again. Raises `OutputError`, and `CheckpointError` for those.
         """
+        for done in self.shipped.values():
+            self.journal.done.update(done.results)
         journalled = {_shard(self.plan.tasks[index]) for index in self.journal.done}
         for shard, planned in enumerate(self.plan.shards):
-            if shard in journalled or (self.folder / planned.file).exists():  # a complete file is partial again
+            if shard in self.shipped:
+                self._complete.add(shard)
+            elif shard in journalled or (self.folder / planned.file).exists():  # a complete file is partial again
                 self._fd(shard)
+                self.reopened.add(shard)
         proven = self._prove(files)
-        self._added = set(proven)
         self.hashes.add(self.plan.tasks[index] for index in proven)
+        for done in self.shipped.values():
+            proven.update(done.results)
+        self._added = set(proven)
         for index in proven:
             self._left[_shard(self.plan.tasks[index])] -= 1
-        if lost := len(self.journal.done) - len(proven):
-            text = f"{lost} tasks were done again: their bytes are not what the interrupted run wrote"
+        lost = self.journal.done.keys() - proven
+        if lost := {index for index in lost if files or self.plan.tasks[index].has_sums}:
+            text = f"{len(lost)} tasks were done again: their bytes are not what the interrupted run wrote"
             self.report(Note("resume", text))
         return tuple(index for index in range(len(self.plan.tasks)) if index not in proven)
 
@@ -80,9 +100,9 @@ class Ledger:
             name = self.plan.tasks[left[0]].source.name
             raise OutputError(f"the executor left {len(left)} tasks undone, such as that of `{name}`")
 
-    def _prove(self, files: Files) -> set[int]:
+    def _prove(self, files: Files | None) -> set[int]:
         """The journalled tasks whose bytes are still there, read by as many threads as the plan has workers."""
-        numbers, proven = deque(sorted(self.journal.done)), set[int]()
+        numbers, proven = deque(index for index in sorted(self.journal.done) if self._is_here(index)), set[int]()
         stop, errors = threading.Event(), list[BaseException]()
 
         def work() -> None:
@@ -110,9 +130,14 @@ class Ledger:
             raise errors[0]
         return proven
 
-    def _is_proven(self, task: Task, known: TaskResult, files: Files, stop: threading.Event) -> bool:
+    def _is_here(self, index: int) -> bool:
+        return _shard(self.plan.tasks[index]) not in self.shipped
+
+    def _is_proven(self, task: Task, known: TaskResult, files: Files | None, stop: threading.Event) -> bool:
         if task.has_sums:
             return all(self._sum(task, o, stop) == sum_ for o, sum_ in zip(task.outputs, known.sums, strict=True))
+        if files is None:
+            return False
         (output,), ref = task.outputs, task.source.values
         mine, theirs = bytearray(min(READ_NBYTES, ref.nbytes)), bytearray(min(READ_NBYTES, ref.nbytes))
         for begin, end in spans(0, output.nbytes, READ_NBYTES):
@@ -207,6 +232,7 @@ class Ledger:
             raise OutputError(f"cannot rename `{done.file}`: {error.strerror}") from error
         self._complete.add(shard)
         self.report(ShardWritten(done.file, done.nbytes))
+        self.completed(shard)
 
     def close(self) -> None:
         """Close what is still open; complete files stay, partial ones stay partial."""
@@ -228,6 +254,14 @@ def one_at_a_time(report: Reporter) -> Reporter:
             report(event)
 
     return call
+
+
+def _admitted(shard: int, pulse: Callable[[], None]) -> None:
+    """Every shard may be opened, where all of them stay."""
+
+
+def _left_alone(shard: int) -> None:
+    """A complete shard, where it stays."""
 
 
 def _shard(task: Task) -> int:

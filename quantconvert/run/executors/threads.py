@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 import threading
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from quantconvert.events import Progress, Reporter
 from quantconvert.planning import Copy
@@ -18,6 +18,7 @@ from quantconvert.run import ledger as books
 from quantconvert.run.executors.base import Build
 from quantconvert.run.ledger import Ledger
 from quantconvert.run.shards import ShardWriter
+from quantconvert.run.spool import Hold, Items, holding, in_order, items_of_tasks
 from quantconvert.run.work import Bench, Buffers, Errand
 
 POLL_SECONDS = 0.2
@@ -46,6 +47,15 @@ class _Budget:
             self._changed.notify_all()
 
 
+class _Step(NamedTuple):
+    """A part of a task, and the place of the task in the order in which they are carried out."""
+
+    item: int
+    errand: Errand
+    begin: int
+    end: int
+
+
 class ThreadRun:
     """The workers of one run, and what they share."""
 
@@ -53,7 +63,8 @@ class ThreadRun:
         self.plan, self.ledger, self.report = build.plan, ledger, report
         self.files, self.writer = build.open_files(), ShardWriter(build.plan, build.folder)
         self._lock = threading.Lock()
-        self._pending = self._errands(sorted(tasks, key=self._place))
+        self._source, self._tasks = build.source, in_order(self.plan, tasks)
+        self._pending = self._errands(self._tasks)
         self._count = self.plan.execution.workers
         limit = self.plan.execution.memory_limit
         self._budget, self._kernel_budget = _Budget(limit), _Budget(min(limit, KERNEL_NBYTES))
@@ -61,32 +72,34 @@ class ThreadRun:
         self._buffers = Buffers()
         self._stop = threading.Event()
 
-    def _place(self, index: int) -> tuple[int, int]:
-        output = self.plan.tasks[index].outputs[0]
-        return output.shard, output.offset
-
-    def _errands(self, tasks: Sequence[int]) -> Iterator[tuple[Errand, tuple[int, int]]]:
+    def _errands(self, tasks: Sequence[int]) -> Iterator[_Step]:
         """Each task's parts, in order; a task is looked at when its first part is asked for."""
-        for index in tasks:
+        for item, index in enumerate(tasks):
             errand = Errand(index, self.plan.tasks[index], self.files)
             for part in errand.parts:
-                yield errand, part
+                yield _Step(item, errand, *part)
+
+    def _items(self) -> Items:
+        return items_of_tasks(self.plan.tasks[index] for index in self._tasks)
 
     def run(self) -> None:
         """Start the workers, journal what they finish, and end when they have."""
         torch: Any = sys.modules.get("torch")  # loaded before, where a task needs it
         threads_before = torch.get_num_threads() if torch else 0
         ends = [threading.Event() for _ in range(self._count)]
-        threads = [threading.Thread(target=self._work, args=(end,), daemon=True) for end in ends]
         try:
-            for thread in threads:
-                thread.start()
-            self._wait(ends, flush=True)
+            with holding(self._source, self._items, self._pulse) as hold:
+                threads = [threading.Thread(target=self._work, args=(end, hold), daemon=True) for end in ends]
+                try:
+                    for thread in threads:
+                        thread.start()
+                    self._wait(ends, flush=True)
+                finally:
+                    self._stop.set()
+                    self._wait([end for thread, end in zip(threads, ends, strict=True) if thread.ident is not None])
+                    for thread in threads:
+                        thread.join()
         finally:
-            self._stop.set()
-            self._wait([end for thread, end in zip(threads, ends, strict=True) if thread.ident is not None])
-            for thread in threads:
-                thread.join()
             self.files.close()
             self.writer.close()
             if torch:
@@ -107,31 +120,26 @@ class ThreadRun:
                         self.writer.release(shard)
 
     def _advance(self, name: str, nbytes: int) -> None:
-        if self._stop.is_set():
-            raise _Stopped
+        self._pulse()
         self.report(Progress(name, nbytes))
 
-    def _next(self) -> tuple[Errand, tuple[int, int]] | None:
+    def _pulse(self) -> None:
+        if self._stop.is_set():
+            raise _Stopped
+
+    def _next(self) -> _Step | None:
         with self._lock:
             return None if self._stop.is_set() else next(self._pending, None)
 
-    def _work(self, end: threading.Event) -> None:
+    def _work(self, end: threading.Event, hold: Hold) -> None:
         if torch := sys.modules.get("torch"):
             torch.set_num_threads(1)
         bench = Bench(self.files, self.writer, self.plan.execution, self._advance, self._buffers)
         try:
             while (step := self._next()) is not None:
-                errand, part = step
-                budget = self._kernel_budget if errand.kernel else self._budget
-                budget.acquire(errand.task.peak_nbytes)
-                try:
-                    done = bench.do(errand, *part)
-                    if isinstance(errand.task, Copy):  # the largest tensors
-                        self.ledger.hashes.add_parts(((errand.task.outputs[0], *part),))
-                    if errand.add(part[0], done):
-                        self.ledger.add(errand.index, bench.finish(errand))
-                finally:
-                    budget.release(errand.task.peak_nbytes)
+                self.ledger.admit(step.errand.task.outputs[0].shard, self._pulse)
+                hold.need(step.item)  # before memory is asked for, which an earlier task may wait for
+                self._do(bench, step, hold)
                 while self.ledger.waiting_nbytes > books.MAX_WAITING_NBYTES and not self._stop.wait(0.01):
                     pass
         except _Stopped:
@@ -142,6 +150,20 @@ class ThreadRun:
             self._stop.set()
         finally:
             end.set()
+
+    def _do(self, bench: Bench, step: _Step, hold: Hold) -> None:
+        errand, part = step.errand, (step.begin, step.end)
+        budget = self._kernel_budget if errand.kernel else self._budget
+        budget.acquire(errand.task.peak_nbytes)
+        try:
+            done = bench.do(errand, *part)
+            if isinstance(errand.task, Copy):  # the largest tensors
+                self.ledger.hashes.add_parts(((errand.task.outputs[0], *part),))
+            if errand.add(step.begin, done):
+                self.ledger.add(errand.index, bench.finish(errand))
+                hold.done(step.item)
+        finally:
+            budget.release(errand.task.peak_nbytes)
 
 
 class _Stopped(Exception):

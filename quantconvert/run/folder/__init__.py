@@ -8,6 +8,7 @@ from quantconvert.run.folder.preflight import (
     check_unlocked,
     exists_error,
     free_nbytes,
+    usable_nbytes,
 )
 from quantconvert.run.folder.signature import differences, identity
 from quantconvert.run.folder.state import State, read_proof, read_state
@@ -25,4 +26,5 @@ __all__ = [
     "identity",
     "read_proof",
     "read_state",
+    "usable_nbytes",
 ]

@@ -98,19 +98,25 @@ def free_nbytes(out: Path) -> int:
     return shutil.disk_usage(existing_parent(out)).free
 
 
+def usable_nbytes(out: Path) -> int:
+    """The same with what an interrupted run left there, as far as it takes room."""
+    hidden = out / STATE_FOLDER
+    left = [path for path in hidden.rglob("*") if OLD not in path.parts] if hidden.is_dir() else []
+    left += [out / target for source, target in read_moves(out) if source.startswith(STATE_FOLDER)]
+    status = [path.stat() for path in left if path.is_file()]
+    return free_nbytes(out) + sum(min(found.st_size, 512 * found.st_blocks) for found in status)
+
+
 def check_disk(out: Path, needed: int, download: Download | None = None) -> list[QuantConvertError]:
     """Refusals where the result, or the part of the source that is still to come from the Hub, cannot fit.
 
     What an interrupted run left is counted as free.
     """
-    hidden = out / STATE_FOLDER
-    left = [path for path in hidden.rglob("*") if OLD not in path.parts] if hidden.is_dir() else []
-    left += [out / target for source, target in read_moves(out) if source.startswith(STATE_FOLDER)]
-    free = free_nbytes(out) + sum(path.stat().st_size for path in left if path.is_file())
+    free = usable_nbytes(out)
     hint = "free some space, or choose a folder on another disk"
     if download is None or not download.nbytes:
         return _too_small(out, "the result needs", needed, free, hint)
-    cache, coming = download
+    cache, coming = download.folder, download.nbytes
     hint += "; HF_HOME says where downloads go"
     if _disk_of(cache) == _disk_of(out):
         return _too_small(out, f"the result and the download into `{cache}` need", needed + coming, free, hint)

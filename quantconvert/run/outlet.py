@@ -1,0 +1,52 @@
+"""Where complete shards go when they do not stay on this machine."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+from quantconvert.planning import Plan
+from quantconvert.run.result import TaskResult
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """What became visible: the repository, the commit, its address (of a pull request where one was asked for), and how
+    many files of weights were sent by this call.
+    """
+
+    repo_id: str
+    commit: str
+    url: str
+    num_sent: int
+    nbytes_sent: int
+
+
+class Shipped(NamedTuple):
+    """A shard that is where it goes: its sha256, and what its tasks gave, by their numbers in the plan."""
+
+    sha256: str
+    results: Mapping[int, TaskResult]
+
+
+class Outlet(Protocol):
+    """Takes shards, and shows all of a result at once. Used by one thread at a time."""
+
+    def begin(self, plan: Plan, restart: bool) -> Mapping[int, Shipped]:
+        """What an earlier run of the same plan has sent, by numbers of shards; restart: which is to be forgotten."""
+        ...
+
+    @property
+    def pause(self) -> float:
+        """Seconds until it takes the next shards."""
+        ...
+
+    def ship(self, folder: Path, shards: Mapping[int, Shipped]) -> None:
+        """Take these shards of `folder`; when it returns they may be removed there."""
+        ...
+
+    def show(self, folder: Path, small: Sequence[str], weights: Mapping[str, str]) -> Published:
+        """Make all visible: files of `folder`, and weights that were shipped, by path with their sha256."""
+        ...

@@ -1,0 +1,28 @@
+"""What is kept beside a shard that is not on this machine any more: what a run that continues has to know of it."""
+
+from __future__ import annotations
+
+import json
+
+from quantconvert.planning import Plan
+from quantconvert.run.journal import entry_of, parse_entry
+from quantconvert.run.outlet import Shipped
+
+
+def sidecar_bytes(file: str, shard: Shipped) -> bytes:
+    """The sha256, and a line of the journal for each task."""
+    tasks = [entry_of(index, result) for index, result in sorted(shard.results.items())]
+    return json.dumps({"file": file, "sha256": shard.sha256, "tasks": tasks}).encode()
+
+
+def read_sidecar(content: bytes, plan: Plan, number: int) -> Shipped | None:
+    """The same back; None where it is not of this shard of the plan."""
+    try:
+        value = json.loads(content)
+        file, sha256, tasks = value["file"], value["sha256"], value["tasks"]
+        results = dict(filter(None, (parse_entry(task, plan) for task in tasks)))
+    except (ValueError, TypeError, KeyError, AttributeError):
+        return None
+    wanted = {index for index, task in enumerate(plan.tasks) if task.outputs[0].shard == number}
+    is_whole = file == plan.shards[number].file and results.keys() == wanted
+    return Shipped(str(sha256), results) if is_whole else None

@@ -1,0 +1,199 @@
+"""Sources that come by ranges and results that leave shard by shard: the bytes, the faults, the room."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from itertools import combinations
+from pathlib import Path
+
+import pytest
+
+import quantconvert
+from quantconvert.run.spool import Schedule
+from quantconvert.run.spool.wants import Want
+from tests.builders import LLAMA_CONFIG, llama_tensors, write_checkpoint
+from tests.hub_files import SOURCE
+from tests.hub_writes import REPO, State
+from tests.loopback import loopback
+from tests.snapshots import digests
+
+pytestmark = [
+    pytest.mark.process,
+    pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning"),  # of huggingface_hub's own uploads
+]
+CUT = {"max_shard_size": "700KB", "equalize": True}
+# What a server may do to a range; `expired` is 403 at a signed location.
+READING = ("500", "503", "429", "401", "expired", "cut", "short", "ignored", "size", "etag", "slow")
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three shards of about three megabytes."""
+    tensors = llama_tensors(hidden=512, intermediate=1024)
+    folder = tmp_path_factory.mktemp("source") / "in"
+    folder = write_checkpoint(folder, tensors, LLAMA_CONFIG | {"hidden_size": 512}, shards=3)
+    (folder / "README.md").write_text("---\nlicense: mit\n---\n# Big\n")
+    (folder / "tokenizer.json").write_text("{}")
+    return folder
+
+
+@pytest.fixture
+def hub(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    with loopback(monkeypatch, source, tmp_path / "cache") as state:
+        yield state
+
+
+@pytest.fixture(scope="module")
+def expected(source: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The result of a conversion of the downloaded source, by path."""
+    folder = tmp_path_factory.mktemp("expected")
+    with pytest.MonkeyPatch.context() as patch, loopback(patch, source, folder / "cache"):
+        quantconvert.convert(SOURCE, folder / "out", stream=False, **CUT)
+    return digests(folder / "out")
+
+
+def shown(state: State, folder: Path) -> dict[str, str]:
+    """What the Hub shows, by path."""
+    for path, data in state.content().items():
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).write_bytes(data)
+    return digests(folder)
+
+
+def test_by_ranges_the_result_is_the_same(hub: State, tmp_path: Path, expected: dict[str, str]):
+    quantconvert.convert(SOURCE, tmp_path / "out", stream=True, **CUT)
+    assert digests(tmp_path / "out") == expected
+    assert hub.files
+    assert hub.files.tokens_elsewhere == 0
+    assert hub.files.redirects < len(hub.files.ranges)
+    assert not list(tmp_path.rglob(".source"))
+    assert not (tmp_path / "cache").exists() or not list((tmp_path / "cache").rglob("*.safetensors"))
+
+
+def test_from_hub_to_hub_the_result_is_the_same(hub: State, tmp_path: Path, expected: dict[str, str]):
+    result = quantconvert.convert_to_hub(SOURCE, REPO, **CUT)
+    assert result.published
+    assert result.published.num_sent == len(result.plan.shards) > 2
+    found = shown(hub, tmp_path / "shown")
+    del found[".gitattributes"]
+    assert found == expected
+    assert set(hub.branches) == {"main"}
+    shards = {shard.file for shard in result.plan.shards}
+    assert all("config.json" not in seen or shards <= seen for seen in hub.seen)
+    assert hub.tokens_elsewhere == 0
+    left = [path for path in tmp_path.iterdir() if path.name not in ("shown", "cache")]
+    assert not left, left
+
+
+@pytest.mark.parametrize("kinds", [*((kind,) for kind in READING), *combinations(READING, 2)], ids="-".join)
+def test_a_source_in_trouble(hub: State, tmp_path: Path, expected: dict[str, str], kinds: tuple[str, ...]):
+    assert hub.files
+    hub.files.trouble += kinds
+    quantconvert.convert(SOURCE, tmp_path / "out", stream=True, **CUT)
+    assert digests(tmp_path / "out") == expected
+    assert not hub.files.trouble
+    assert hub.files.tokens_elsewhere == 0
+
+
+@pytest.mark.parametrize("kind", ["503", "ignored", "etag"])
+def test_a_source_that_stays_in_trouble(hub: State, tmp_path: Path, expected: dict[str, str], kind: str):
+    """One sentence, and what is done is kept."""
+    assert hub.files
+    hub.files.trouble += [kind] * 1000
+    with pytest.raises((quantconvert.CheckpointError, quantconvert.Refusal), match=f"`{SOURCE}`"):
+        quantconvert.convert(SOURCE, tmp_path / "out", stream=True, **CUT)
+    hub.files.trouble.clear()
+    quantconvert.convert(SOURCE, tmp_path / "out", stream=True, **CUT)
+    assert digests(tmp_path / "out") == expected
+
+
+def test_the_answer_to_the_last_commit_is_lost(hub: State, tmp_path: Path, expected: dict[str, str]):
+    hub.faults["lost main"] = 0
+    quantconvert.convert_to_hub(SOURCE, REPO, **CUT)
+    found = shown(hub, tmp_path / "shown")
+    assert {path: found[path] for path in expected} == expected
+
+
+@pytest.mark.parametrize("path", ["repos/create", "/branch/", "preupload", "objects/batch", "commit/quant", "refs"])
+def test_a_target_in_trouble(hub: State, tmp_path: Path, expected: dict[str, str], path: str):
+    hub.faults[path] = 503
+    quantconvert.convert_to_hub(SOURCE, REPO, **CUT)
+    found = shown(hub, tmp_path / "shown")
+    assert {path: found[path] for path in expected} == expected
+
+
+def test_another_machine_goes_on(hub: State, tmp_path: Path, expected: dict[str, str], monkeypatch):
+    """Stopped before the last commit: nothing that was sent is sent again, no byte of it is asked for again."""
+    hub.faults["/commit/main"] = 403
+    with pytest.raises(quantconvert.OutputError, match="does not take it"):
+        quantconvert.convert_to_hub(SOURCE, REPO, **CUT)
+    assert "config.json" not in hub.content()
+    assert hub.files
+    hub.files.ranges.clear()
+    (tmp_path / "other").mkdir()
+    monkeypatch.chdir(tmp_path / "other")
+    result = quantconvert.convert_to_hub(SOURCE, REPO, **CUT)
+    assert result.published
+    assert result.published.num_sent == 0
+    found = shown(hub, tmp_path / "shown")
+    assert {path: found[path] for path in expected} == expected
+    puts = Counter(path for method, path in hub.log if method == "PUT")
+    assert set(puts.values()) == {1}
+
+
+def test_a_moved_branch_keeps_what_was_sent(hub: State):
+    hub.faults["/commit/main"] = 412
+    with pytest.raises(quantconvert.OutputError) as caught:
+        quantconvert.convert_to_hub(SOURCE, REPO, **CUT)
+    assert caught.value.hint
+    assert "--create-pr" in caught.value.hint
+    assert any(name.startswith("quantconvert-") for name in hub.branches)
+
+
+def test_a_pull_request(hub: State):
+    result = quantconvert.convert_to_hub(SOURCE, REPO, create_pr=True, **CUT)
+    assert result.published
+    assert result.published.url.endswith("/discussions/1")
+    assert set(hub.content()) == {".gitattributes"}
+    assert {shard.file for shard in result.plan.shards} <= set(hub.pulls[0])
+
+
+def test_no_room(hub: State, tmp_path: Path):
+    """Refused before anything is fetched, with the size that fits."""
+    with pytest.raises(quantconvert.OutputError, match="too little room") as caught:
+        quantconvert.convert_to_hub(SOURCE, REPO, disk_limit="4400KB", max_shard_size="1200KB", equalize=True)
+    assert caught.value.hint
+    assert not hub.branches
+    with pytest.raises(quantconvert.OutputError, match="too small"):
+        quantconvert.convert(SOURCE, tmp_path / "out", stream=False, disk_limit="4MB")
+
+
+def test_the_least_room_of_a_schedule():
+    """By hand: blocks of 4096 bytes; `b` is needed twice, the first and the last want share it."""
+    items = [[Want("a", 0, 4096), Want("b", 0, 100)], [Want("a", 4096, 12288)], [Want("b", 0, 100)]]
+    assert Schedule(items).least() == 4096 + 8192
+    assert Schedule(items, punches=False).least() == 4096 + 4096 + 8192
+    assert Schedule([[Want("a", 0, 0)]]).least() == 0
+    overlapping = Schedule([[Want("a", 0, 10)], [Want("a", 5, 15)]])
+    assert sorted(segment[1:] for segment in overlapping.segments) == [(0, 5), (5, 10), (10, 15)]
+
+
+def test_never_more_than_the_limit(hub: State, tmp_path: Path, expected: dict[str, str]):
+    """On a file system of exactly the promised size, where one can be had."""
+    place = tmp_path / "small"
+    place.mkdir()
+    plan = quantconvert.plan(SOURCE)
+    limit = 4_800_000
+    assert limit < plan.checkpoint.nbytes
+    if os.system(f"mount -t tmpfs -o size={limit} none {place} 2>/dev/null"):
+        pytest.skip("needs the right to mount")
+    try:
+        os.chdir(place)
+        quantconvert.convert_to_hub(SOURCE, REPO, disk_limit=limit, **CUT)
+    finally:
+        os.chdir(tmp_path)
+        os.system(f"umount {place}")
+    found = shown(hub, tmp_path / "shown")
+    assert {path: found[path] for path in expected} == expected
