@@ -83,6 +83,7 @@ class Staging:
         from huggingface_hub import HfApi
 
         self.target, self.report, self.api = target, report, HfApi()
+        _hide_bars()
         self.name = self._head = ""
         self._plan: Plan | None = None
         self._sent: dict[str, int] = {}
@@ -228,6 +229,15 @@ class Staging:
             later = "check the network; the same command continues"
             hint = later if status_of(error) or is_unreachable(error) else hints.get(answered(error) or 0)
             raise OutputError(f"the Hub does not take it for `{repo_id}`: {reason_of(error)}", hint=hint) from error
+
+
+def _hide_bars() -> None:
+    """No bars of huggingface_hub's among our own lines, unless its environment variable asks for them."""
+    from huggingface_hub import constants
+    from huggingface_hub.utils import disable_progress_bars
+
+    if constants.HF_HUB_DISABLE_PROGRESS_BARS is None:
+        disable_progress_bars()
 
 
 def _sidecar(file: str) -> str:

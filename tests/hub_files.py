@@ -54,7 +54,6 @@ class Files:
                 siblings.append(entry)
         return {"id": SOURCE, "sha": COMMIT, "private": False, "siblings": siblings}
 
-
     def tree(self) -> list[dict[str, object]]:
         return [
             {"type": "file", "path": s["rfilename"], "size": s["size"], "oid": s["blobId"]}

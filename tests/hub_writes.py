@@ -33,6 +33,7 @@ class State:
     heads: dict[str, str] = field(default_factory=dict)
     blobs: dict[str, bytes] = field(default_factory=dict)
     log: list[tuple[str, str]] = field(default_factory=list)
+    stored: list[str] = field(default_factory=list)  # sums of blobs, each time that one was taken
     pulls: list[dict[str, Any]] = field(default_factory=list)
     faults: dict[str, int] = field(default_factory=dict)
     tokens_elsewhere: int = 0
@@ -108,6 +109,7 @@ class Handler(BaseHTTPRequestHandler):
             self.state.tokens_elsewhere += 1
             return self.answer({"error": "no tokens here"}, 400)
         self.state.blobs[path.removeprefix("/blob/")] = body
+        self.state.stored.append(path)
         return self.answer({}, ETag='"x"')
 
     def route(self, path: str, body: bytes) -> None:

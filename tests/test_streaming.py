@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import os
 from collections import Counter
+from collections.abc import Iterator
 from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import quantconvert
+from quantconvert.checkpoint.ranges import Files
+from quantconvert.run.shards import ShardWriter
 from quantconvert.run.spool import Schedule
 from quantconvert.run.spool.wants import Want
+from quantconvert.verification.witness import Witness
 from tests.builders import LLAMA_CONFIG, llama_tensors, write_checkpoint
 from tests.hub_files import SOURCE
 from tests.hub_writes import REPO, State
@@ -22,7 +27,7 @@ pytestmark = [
     pytest.mark.process,
     pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning"),  # of huggingface_hub's own uploads
 ]
-CUT = {"max_shard_size": "700KB", "equalize": True}
+CUT: dict[str, Any] = {"max_shard_size": "700KB", "equalize": True}
 # What a server may do to a range; `expired` is 403 at a signed location.
 READING = ("500", "503", "429", "401", "expired", "cut", "short", "ignored", "size", "etag", "slow")
 
@@ -39,7 +44,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def hub(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def hub(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[State]:
     monkeypatch.chdir(tmp_path)
     with loopback(monkeypatch, source, tmp_path / "cache") as state:
         yield state
@@ -124,7 +129,7 @@ def test_a_target_in_trouble(hub: State, tmp_path: Path, expected: dict[str, str
     assert {path: found[path] for path in expected} == expected
 
 
-def test_another_machine_goes_on(hub: State, tmp_path: Path, expected: dict[str, str], monkeypatch):
+def test_another_machine_goes_on(hub: State, tmp_path: Path, expected: dict[str, str], monkeypatch: Any):
     """Stopped before the last commit: nothing that was sent is sent again, no byte of it is asked for again."""
     hub.faults["/commit/main"] = 403
     with pytest.raises(quantconvert.OutputError, match="does not take it"):
@@ -197,3 +202,48 @@ def test_never_more_than_the_limit(hub: State, tmp_path: Path, expected: dict[st
         os.system(f"umount {place}")
     found = shown(hub, tmp_path / "shown")
     assert {path: found[path] for path in expected} == expected
+
+
+SCHEMES: list[dict[str, Any]] = [
+    {}, {"format": "gptq"}, {"format": "compressed-tensors"}, {"format": "rtn"}, {"format": "mlx", "group_size": 64},
+    {"scheme": "W8A8"}, {"scheme": "FP8_BLOCK"}, {"scheme": "NVFP4A16"}, {"scheme": "MXFP4A16"},
+    {"scheme": "W4A16:channel"},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("asked", SCHEMES, ids=str)
+def test_a_witness_sees_each_task(hub: State, tmp_path: Path, asked: dict[str, Any]):
+    """The same result and the same errors as verification at the end, of each layout and scheme."""
+    quantconvert.convert(SOURCE, tmp_path / "whole", stream=False, **CUT, **asked)
+    later = quantconvert.verify(tmp_path / "whole", SOURCE)
+    assert later.is_ok
+    result = quantconvert.convert(SOURCE, tmp_path / "out", stream=True, verify=True, **CUT, **asked)
+    found = result.verification
+    assert found
+    assert found.num_equal == later.num_equal
+    assert {e.name: e for e in found.errors} == {e.name: e for e in later.errors}
+    assert digests(tmp_path / "out") == digests(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("asked", SCHEMES[:6], ids=str)
+def test_a_witness_finds_a_flipped_bit(hub: State, monkeypatch: pytest.MonkeyPatch, asked: dict[str, Any]):
+    """Nothing is shown, and what was sent is not taken for right by the next run."""
+    see = Witness.see
+
+    def flipped(self: Witness, index: int, theirs: Files, writer: ShardWriter) -> bool:
+        output = self.plan.tasks[index].outputs[0]
+        if "layers.1.mlp.up_proj" in output.name:
+            fd = writer.fd(output.shard)
+            (byte,) = os.pread(fd, 1, output.offset)
+            os.pwrite(fd, bytes([byte ^ 64]), output.offset)
+        return see(self, index, theirs, writer)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Witness, "see", flipped)
+        with pytest.raises(quantconvert.VerificationError, match=r"layers\.1\.mlp\.up_proj"):
+            quantconvert.convert_to_hub(SOURCE, REPO, verify=True, **CUT, **asked)
+    assert "config.json" not in hub.content()
+    result = quantconvert.convert_to_hub(SOURCE, REPO, verify=True, **CUT, **asked)
+    assert result.verification
+    assert result.verification.is_ok
+    assert {shard.file for shard in result.plan.shards} <= set(hub.content())

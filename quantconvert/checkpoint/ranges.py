@@ -8,13 +8,10 @@ import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 from quantconvert.errors import CheckpointError
 from quantconvert.machine import read_at
-
-if TYPE_CHECKING:
-    from quantconvert.checkpoint.contents import Repo
 
 
 class Version(NamedTuple):
@@ -127,13 +124,21 @@ class LocalReader:
             self._fd = -1
 
 
+class Opener(Protocol):
+    """What has files: a repository, or a part of one."""
+
+    def open(self, path: str) -> RangeReader:
+        """The file as ranges of bytes; raises `CheckpointError` where there is none."""
+        ...
+
+
 class Files:
     """The readers of a repository's files, opened on first use and shared by all threads.
 
     beside: files by name that are not the repository's but are read like them.
     """
 
-    def __init__(self, repo: Repo, beside: Mapping[str, Path] | None = None) -> None:
+    def __init__(self, repo: Opener, beside: Mapping[str, Path] | None = None) -> None:
         self.repo, self.beside = repo, beside or {}
         self._readers: dict[str, RangeReader] = {}
         self._lock = threading.Lock()

@@ -31,7 +31,7 @@ class Dock:
     def admit(self, shard: int, pulse: Callable[[], None]) -> None:
         """Wait until a shard may be opened; raises what shipping raised. pulse: called meanwhile, may raise."""
         with self._changed:
-            while shard not in self._open and len(self._open | self.ledger.reopened) >= SLOTS:
+            while shard not in (there := self._open | self.ledger.reopened) and len(there) >= SLOTS:
                 self._raise()
                 self._changed.wait(POLL_SECONDS)
                 pulse()

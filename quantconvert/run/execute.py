@@ -15,7 +15,7 @@ from quantconvert.run.dock import Dock
 from quantconvert.run.executors import EXECUTORS, Build
 from quantconvert.run.journal import Journal
 from quantconvert.run.ledger import Ledger, one_at_a_time
-from quantconvert.run.outlet import Outlet, Shipped
+from quantconvert.run.outlet import Outlet, Shipped, Witness
 from quantconvert.run.spool import Spool
 
 
@@ -26,10 +26,11 @@ def execute(
     journal: Journal,
     report: Reporter,
     outlet: tuple[Outlet, Mapping[int, Shipped]] | None = None,
+    witness: Witness | None = None,
 ) -> dict[str, str]:
     """Make every shard of `plan` complete in `folder`, by the executor that the job names; returns their sha256.
 
-    outlet: where each goes then, and those that are there.
+    outlet: where each goes then, and those that are there. witness: sees each task.
     On errors and interruptions what was finished is journalled. Raises `CheckpointError` also where a file of the
     source is not what was planned, or changes before the end.
     """
@@ -38,7 +39,7 @@ def execute(
     for file, version in zip(plan.checkpoint.weight_files, before, strict=True):
         _check(file.path, file.version or Version(file.nbytes), version)
     _check_statistics(plan)
-    ledger = Ledger(plan, folder, journal, report, outlet[1] if outlet else None)
+    ledger = Ledger(plan, folder, journal, report, outlet[1] if outlet else None, witness)
     files = Files(source)
     try:
         with ExitStack() as stack:

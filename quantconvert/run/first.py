@@ -59,7 +59,7 @@ def first_pass(plan: Plan, repo: Repo, folder: Path, is_begun: bool, report: Rep
     with closing(Files(direct(repo), known)) as files:  # a bag of tokens goes its own way through the source
         _find_importances(plan, files, folder, is_begun, report)
     with closing(Files(repo, known)) as files:
-        _find_factors(plan, files, folder, is_begun, report)
+        _find_factors(plan, repo, files, folder, is_begun, report)
 
 
 def _find_importances(plan: Plan, files: Files, folder: Path, is_begun: bool, report: Reporter) -> None:
@@ -78,13 +78,13 @@ def _find_importances(plan: Plan, files: Files, folder: Path, is_begun: bool, re
     _write(folder, IMPORTANCES, file, (bytes_of(found[name]) for name, _ in file.vectors))
 
 
-def _find_factors(plan: Plan, files: Files, folder: Path, is_begun: bool, report: Reporter) -> None:
+def _find_factors(plan: Plan, repo: Repo, files: Files, folder: Path, is_begun: bool, report: Reporter) -> None:
     factors = plan.factors
     if factors is None or _is_there(FACTORS, [wanted.place for wanted in factors.wanted], folder, is_begun):
         return
     _tell(report, factors_started(plan))
     one = _Pass(files, plan.execution, report)
-    with holding(files.repo, lambda: items_of_factors(plan), one.pulse) as hold, one.run(factors.wanted, hold) as found:
+    with holding(repo, lambda: items_of_factors(plan), one.pulse) as hold, one.run(factors.wanted, hold) as found:
         _write(folder, FACTORS, factors.file, found)
 
 

@@ -92,7 +92,7 @@ def _parse(line: bytes, plan: Plan) -> tuple[int, TaskResult] | None:
 
 def entry_of(index: int, result: TaskResult) -> dict[str, Any]:
     """A finished task as JSON."""
-    return {"task": index, "sums": result.sums, "noise": result.noise}
+    return {"task": index, "sums": result.sums, "noise": result.noise} | ({"seen": True} if result.seen else {})
 
 
 def parse_entry(entry: Any, plan: Plan) -> tuple[int, TaskResult] | None:
@@ -102,6 +102,7 @@ def parse_entry(entry: Any, plan: Plan) -> tuple[int, TaskResult] | None:
         task = plan.tasks[index]
         count = len(task.outputs) if task.has_sums else 0
         noise = None if entry["noise"] is None else (float(entry["noise"][0]), float(entry["noise"][1]))
-        return (index, TaskResult(sums, noise)) if index >= 0 and len(sums) == count else None
-    except (ValueError, TypeError, KeyError, IndexError):
+        result = TaskResult(sums, noise, entry.get("seen") is True)
+        return (index, result) if index >= 0 and len(sums) == count else None
+    except (ValueError, TypeError, KeyError, IndexError, AttributeError):
         return None

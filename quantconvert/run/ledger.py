@@ -24,7 +24,7 @@ from quantconvert.planning import Output, Plan, Task
 from quantconvert.run.disk import fsync_folder
 from quantconvert.run.hashing import Hashes
 from quantconvert.run.journal import Journal
-from quantconvert.run.outlet import Shipped
+from quantconvert.run.outlet import Shipped, Witness
 from quantconvert.run.partial import open_partial, read_back
 from quantconvert.run.pieces import Sums, pieces_of
 from quantconvert.run.result import TaskResult
@@ -48,10 +48,11 @@ class Ledger:
         journal: Journal,
         report: Reporter,
         shipped: Mapping[int, Shipped] | None = None,
+        witness: Witness | None = None,
     ) -> None:
         self.plan, self.folder, self.journal, self.report = plan, folder, journal, report
         self.shipped, self.reopened = shipped or {}, set[int]()
-        self.admit, self.completed = _admitted, _left_alone
+        self.admit, self.completed, self.witness = _admitted, _left_alone, witness
         self.hashes, self.sums = Hashes(plan, folder), Sums()
         self.waiting_nbytes = 0
         self._waiting: list[tuple[int, TaskResult]] = []
@@ -86,8 +87,8 @@ class Ledger:
         self._added = set(proven)
         for index in proven:
             self._left[_shard(self.plan.tasks[index])] -= 1
-        lost = self.journal.done.keys() - proven
-        if lost := {index for index in lost if files or self.plan.tasks[index].has_sums}:
+        lost = {index for index in self.journal.done.keys() - proven if self._may_count(index, files)}
+        if lost:
             text = f"{len(lost)} tasks were done again: their bytes are not what the interrupted run wrote"
             self.report(Note("resume", text))
         return tuple(index for index in range(len(self.plan.tasks)) if index not in proven)
@@ -102,7 +103,8 @@ class Ledger:
 
     def _prove(self, files: Files | None) -> set[int]:
         """The journalled tasks whose bytes are still there, read by as many threads as the plan has workers."""
-        numbers, proven = deque(index for index in sorted(self.journal.done) if self._is_here(index)), set[int]()
+        here = (index for index in sorted(self.journal.done) if self._may_count(index, files))
+        numbers, proven = deque(here), set[int]()
         stop, errors = threading.Event(), list[BaseException]()
 
         def work() -> None:
@@ -130,14 +132,15 @@ class Ledger:
             raise errors[0]
         return proven
 
-    def _is_here(self, index: int) -> bool:
-        return _shard(self.plan.tasks[index]) not in self.shipped
+    def _may_count(self, index: int, files: Files | None) -> bool:
+        """Whether a journalled task is here, can be proven, and has been seen by a witness where there is one."""
+        task, seen = self.plan.tasks[index], self.witness is None or self.journal.done[index].seen
+        return _shard(task) not in self.shipped and (task.has_sums or files is not None) and seen
 
     def _is_proven(self, task: Task, known: TaskResult, files: Files | None, stop: threading.Event) -> bool:
         if task.has_sums:
             return all(self._sum(task, o, stop) == sum_ for o, sum_ in zip(task.outputs, known.sums, strict=True))
-        if files is None:
-            return False
+        assert files
         (output,), ref = task.outputs, task.source.values
         mine, theirs = bytearray(min(READ_NBYTES, ref.nbytes)), bytearray(min(READ_NBYTES, ref.nbytes))
         for begin, end in spans(0, output.nbytes, READ_NBYTES):

@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
+from quantconvert.checkpoint.ranges import Files
 from quantconvert.planning import Plan
 from quantconvert.run.result import TaskResult
+from quantconvert.run.shards import ShardWriter
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +31,14 @@ class Shipped(NamedTuple):
 
     sha256: str
     results: Mapping[int, TaskResult]
+
+
+class Witness(Protocol):
+    """Compares what tasks have written with the source, while that is at hand."""
+
+    def see(self, index: int, theirs: Files, writer: ShardWriter) -> bool:
+        """Whether what the task has written is right. Called by any thread, behind the task's last byte."""
+        ...
 
 
 class Outlet(Protocol):

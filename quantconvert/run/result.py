@@ -10,10 +10,14 @@ Checksums = tuple[str, ...]
 
 
 class TaskResult(NamedTuple):
-    """The checksums of what a task wrote, and sums of squares of a quantized weight's error and of the weight."""
+    """The checksums of what a task wrote, and sums of squares of a quantized weight's error and of the weight.
+
+    seen: whether a witness has compared it with the source.
+    """
 
     sums: Checksums
     noise: tuple[float, float] | None = None
+    seen: bool = False
 
 
 class Done(NamedTuple):

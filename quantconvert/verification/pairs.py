@@ -25,6 +25,11 @@ class Values:
     def add(self, check: Check, where: str, message: str) -> None:
         self.findings.append(Finding(check, where, message))
 
+    def add_all(self, other: Values) -> None:
+        self.num_equal += other.num_equal
+        self.errors += other.errors
+        self.findings += other.findings
+
 
 class Stopped(Exception):
     """Another worker failed, or the user interrupted."""
@@ -78,7 +83,7 @@ def pairs_of(tensors: Sequence[Read], sources: Sources | None, pace: Pace, found
         if sources and origin is None:
             found.add("values", tensor.name, "is not in the source")
         else:
-            yield Pair(tensor, _kept(origin) if origin and tensor.stored is None else origin, Meter(tensor, pace))
+            yield Pair(tensor, kept(origin) if origin and tensor.stored is None else origin, Meter(tensor, pace))
     used = {tensor.name for tensor in tensors}
     for name, source in known.items():
         if name not in used and source.values.name not in used:
@@ -91,8 +96,8 @@ def _fused(known: dict[str, Read], tensor: Read) -> Read | None:
     return as_stored(part.values) if part else None
 
 
-def _kept(origin: Read) -> Read:
-    """What is stored transposed is kept so."""
+def kept(origin: Read) -> Read:
+    """The origin of what is not quantized: what is stored transposed is kept so."""
     same = origin.encoding == PLAIN and origin.view.expert is None and not origin.steps
     return as_stored(origin.values) if same else origin
 

@@ -59,9 +59,7 @@ def check_values(
             for i, part in zip(left, judged, strict=True):
                 parts[i] = part
     for part in filter(None, parts):
-        found.num_equal += part.num_equal
-        found.errors += part.errors
-        found.findings += part.findings
+        found.add_all(part)
     return found
 
 

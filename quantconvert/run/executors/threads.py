@@ -160,7 +160,10 @@ class ThreadRun:
             if isinstance(errand.task, Copy):  # the largest tensors
                 self.ledger.hashes.add_parts(((errand.task.outputs[0], *part),))
             if errand.add(step.begin, done):
-                self.ledger.add(errand.index, bench.finish(errand))
+                result, witness = bench.finish(errand), self.ledger.witness
+                if witness is not None:
+                    result = result._replace(seen=witness.see(errand.index, self.files, self.writer))
+                self.ledger.add(errand.index, result)
                 hold.done(step.item)
         finally:
             budget.release(errand.task.peak_nbytes)

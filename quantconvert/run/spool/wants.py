@@ -14,7 +14,6 @@ from quantconvert.planning import Plan, Quantize, Task
 from quantconvert.sources import Read
 from quantconvert.sources.read import PLAIN
 
-
 # To fetch so many bytes takes no longer than to ask once more.
 GAP_NBYTES = 256_000
 
