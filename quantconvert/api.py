@@ -222,7 +222,8 @@ def verify(
 ) -> Verification:
     """Check a converted checkpoint: structure, the checksums that its conversion left, codes, and against `source`.
 
-    out: a folder, or a Hub repository id, which is downloaded into huggingface_hub's cache and checked there.
+    out: a folder, or a Hub repository id. What is on the Hub and not in huggingface_hub's cache comes by ranges, a
+    weight and its source at a time, and goes (`stream` False: into the cache first).
 
     With a source (a folder or a Hub repository id, as converted), what engines compute from every weight must lie as
     near to it as the method promises that quantconvert.json names (`method` says it where there is no such file;
@@ -232,32 +233,22 @@ def verify(
     `out` is no folder or the source cannot be read, `OutputError` where `attest` exists or cannot be written.
     """
     from quantconvert.verification.check import verify_folder
+    from quantconvert.verification.place import sides
 
     values = check_values(VerifyOptions, options)
     limits = _limits(values)
-    folder = _downloaded(out)
+    result = open_repo(out, None) if os.fspath(out).count("/") == 1 else LocalFolder(Path(out))
     if "attest" in values:
         _check_attestation(values["attest"], source)
-    repo = None
-    if source is not None:
-        repo = _open(source, values)
-        repo.prepare(tuple(file.path for file in load_checkpoint(repo).weight_files))
+    origin = None if source is None else _open(source, values)
     how = {name: values[name] for name in ("method", "require_report") if name in values}
-    found = verify_folder(folder, repo, limits, report=report, **how)
-    if repo is not None and "attest" in values and found.is_ok:
-        from quantconvert.attestation import statement_of, write_statement
+    with sides(result, origin, _wish(values)) as (place, repo):
+        found = verify_folder(place, repo, limits, report=report, **how)
+        if repo is not None and "attest" in values and found.is_ok:
+            from quantconvert.attestation import statement_of, write_statement
 
-        write_statement(Path(values["attest"]), statement_of(folder, repo, found, limits))
+            write_statement(Path(values["attest"]), statement_of(place, repo, found, limits))
     return found
-
-
-def _downloaded(out: Source) -> Path:
-    """The folder of a result; of a repository on the Hub the snapshot in the cache, with all its files."""
-    if os.fspath(out).count("/") != 1 or Path(out).exists():
-        LocalFolder(Path(out))
-        return Path(out)
-    repo = open_repo(out, None)
-    return repo.materialize(tuple(file.path for file in repo.files()))
 
 
 def _check_attestation(file: str, source: Source | None) -> None:
@@ -278,13 +269,13 @@ def push(out: Source, repo: str, *, report: Reporter = silent, **options: Unpack
     """
     from quantconvert.publish import Target, publish
     from quantconvert.verification.check import raise_findings, verify_folder
+    from quantconvert.verification.place import Place
 
     values = check_values(PushOptions, options)
     limits = _limits(values)
     folder = _folder(out)
     target = Target(checked_repo(repo), **_of_group(values, HubOptions))
-    LocalFolder(folder)
-    raise_findings(verify_folder(folder, None, limits, report=report, require_report=True))
+    raise_findings(verify_folder(Place.of(folder), None, limits, report=report, require_report=True))
     return publish(folder, target, report)
 
 

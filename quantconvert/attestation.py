@@ -2,18 +2,19 @@
 
 Statement v1 (https://github.com/in-toto/attestation/blob/main/spec/v1/statement.md): `subject` is each file of the
 result with its sha256, `predicate` the tool, the options, the source's files with theirs, and a verdict for each
-weight. All digests are of bytes that were read for it. No time stands in it: the same files give the same statement.
+weight. All digests are of bytes that were read for it, but those of large files on the Hub, which keeps each under its
+sum. No time stands in it: the same files give the same statement.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from quantconvert.checkpoint import LocalFolder, Repo, load_checkpoint
+from quantconvert.checkpoint import Repo, RepoFile, load_checkpoint
 from quantconvert.errors import OutputError
 from quantconvert.job import Limits
 from quantconvert.kernels import kernel_label
@@ -21,30 +22,28 @@ from quantconvert.methods import DEFAULT_METHOD, METHODS
 from quantconvert.patterns import WEIGHT_SUFFIX
 from quantconvert.verification.check import verify_folder
 from quantconvert.verification.findings import TensorError, Verification
-from quantconvert.verification.report import hash_files, read_report
+from quantconvert.verification.place import Place, sums_of
+from quantconvert.verification.report import read_report
 from quantconvert.version import __version__
 
 STATEMENT = "https://in-toto.io/Statement/v1"
 PREDICATE = "https://github.com/quantconvert/quantconvert/blob/main/docs/attestation.md#v1"
 
 
-def statement_of(folder: Path, repo: Repo, found: Verification, limits: Limits) -> dict[str, Any]:
-    """The statement on the result in `folder`, made from `repo`, of which nothing wrong was found.
+def statement_of(place: Place, repo: Repo, found: Verification, limits: Limits) -> dict[str, Any]:
+    """The statement on the result in `place`, made from `repo`, of which nothing wrong was found.
 
-    Reads all files of both once more for their sha256, and another tool's codes to see which are the nearest. Raises
-    `CheckpointError` and `OutputError`.
+    Reads all files of both that are on this machine once more for their sha256, and another tool's codes to see which
+    are the nearest. Raises `CheckpointError` and `OutputError`.
     """
-    workers, far = max(1, limits.workers), frozenset[str]()
+    far = frozenset[str]()
     if found.method is None:  # what it would be found guilty of, had it promised rounding
-        judged = verify_folder(folder, repo, limits, method=DEFAULT_METHOD)
+        judged = verify_folder(place, repo, limits, method=DEFAULT_METHOD)
         far = frozenset(finding.where for finding in judged.findings)
-    names = [file.path for file in LocalFolder(folder).files()]
-    theirs = [file.path for file in load_checkpoint(repo).weight_files]
-    sums = hash_files(repo.materialize(tuple(theirs)), theirs, workers)
-    made = read_report(folder) or {}
+    made = read_report(place.folder) or {}
     return {
         "_type": STATEMENT,
-        "subject": _digests(hash_files(folder, names, workers)),
+        "subject": _digests(place.repo, place.repo.files(), limits.workers),
         "predicateType": PREDICATE,
         "predicate": {
             "tool": {"name": "quantconvert", "version": __version__, "kernel": kernel_label()},
@@ -57,7 +56,7 @@ def statement_of(folder: Path, repo: Repo, found: Verification, limits: Limits) 
             "source": {
                 "location": repo.location,
                 "revision": repo.revision,
-                "files": _digests(sums),
+                "files": _digests(repo, load_checkpoint(repo).weight_files, limits.workers),
             },
             "verdict": {
                 "result": "ok",
@@ -82,8 +81,9 @@ def write_statement(path: Path, statement: Mapping[str, Any]) -> None:
         partial.unlink(missing_ok=True)
 
 
-def _digests(sums: Mapping[str, str]) -> list[dict[str, Any]]:
-    return [{"name": name, "digest": {"sha256": value}} for name, value in sorted(sums.items())]
+def _digests(repo: Repo, files: Iterable[RepoFile], workers: int) -> list[dict[str, Any]]:
+    sums = sums_of(repo, sorted(file.path for file in files), workers)
+    return [{"name": name, "digest": {"sha256": value}} for name, value in sums.items()]
 
 
 def _verdict(error: TensorError, method: str | None, far: frozenset[str]) -> dict[str, Any]:

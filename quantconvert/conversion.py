@@ -46,6 +46,7 @@ from quantconvert.run.work import needs_torch
 from quantconvert.streaming import WHOLE, Way, Wish, needed, way_of
 from quantconvert.verification.check import check_complete, raise_findings, verify_folder
 from quantconvert.verification.findings import Finding, Quality, TensorError, Verification
+from quantconvert.verification.place import Place
 from quantconvert.verification.report import REPORT_NAME, hash_files, read_report, report_bytes, report_of
 from quantconvert.verification.structure import check_sums
 from quantconvert.verification.witness import Witness
@@ -163,7 +164,7 @@ def is_result(out: Path, plan: Plan) -> bool:
 def _check_done(out: Path) -> None:
     """A run that was stopped after its last move is taken for done only if its files are still what it wrote."""
     findings: list[Finding] = []
-    check_sums(out, findings)
+    check_sums(Place.of(out), findings)
     if findings:
         wrong = some([finding.where for finding in findings])
         raise OutputError(f"output `{out}` was changed after the conversion: {wrong}", hint="--overwrite makes it anew")
@@ -258,7 +259,7 @@ def _execute(plan: Plan, repo: Repo, folder: OutputFolder, journal: Journal, tar
     if witness:
         verification = witness.outcome(errors)
     elif target.verify:
-        verification = verify_folder(folder.state, repo, plan.job.limits, plan, report=target.report)
+        verification = verify_folder(Place.of(folder.state), repo, plan.job.limits, plan, report=target.report)
     if verification:
         check_complete(verification, plan)
         raise_findings(verification)

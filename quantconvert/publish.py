@@ -234,7 +234,7 @@ class Staging:
 def _hide_bars() -> None:
     """No bars of huggingface_hub's among our own lines, unless its environment variable asks for them."""
     from huggingface_hub import constants
-    from huggingface_hub.utils import disable_progress_bars
+    from huggingface_hub.utils import disable_progress_bars  # type: ignore[attr-defined]
 
     if constants.HF_HUB_DISABLE_PROGRESS_BARS is None:
         disable_progress_bars()

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
-from quantconvert.checkpoint import Repo
+from quantconvert.checkpoint import Repo, load_checkpoint
 from quantconvert.errors import OutputError, QuantConvertError
+from quantconvert.machine import roomy_folder
 from quantconvert.options import size_text
 from quantconvert.planning import Plan
 from quantconvert.run.dock import SLOTS
 from quantconvert.run.folder import check_disk, usable_nbytes
-from quantconvert.run.spool import Schedule, in_order, items_of_factors, items_of_tasks
+from quantconvert.run.spool import Schedule, Spool, in_order, items_of_factors, items_of_tasks
 from quantconvert.text import size
 
 # Of the free room what may be taken where --disk-limit says nothing.
@@ -114,3 +118,24 @@ def _too_small(plan: Plan, out: Path, wish: Wish, sums: tuple[int, int, int], sm
         f"{size(least)}, {size(allowed)} {place}",
         hint=hint,
     )
+
+
+@contextmanager
+def by_ranges(repo: Repo, wish: Wish, shares: int) -> Iterator[Repo]:
+    """`repo`, ready for something that reads it by `run.spool.holding`: as it is where it is on this machine, else with
+    its weights coming by ranges into a temporary folder, of whose room it takes one of `shares`.
+    """
+    files = load_checkpoint(repo).weight_files
+    paths = tuple(file.path for file in files)
+    download = repo.download(paths)
+    if download is None or not download.nbytes or (wish.stream is False and not download.only_ranges):
+        repo.prepare(paths)
+        yield repo
+        return
+    with TemporaryDirectory(dir=roomy_folder(), prefix="quantconvert-") as folder:
+        limit = min(AHEAD_NBYTES, _allowed(Path(folder), wish)) // shares
+        spool = Spool(repo, files, Path(folder), limit)
+        try:
+            yield spool
+        finally:
+            spool.remove()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import threading
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
@@ -99,10 +100,19 @@ def _status(handler: BaseHTTPRequestHandler, status: int) -> None:
 
 
 def _send(handler: BaseHTTPRequestHandler, files: Files, path: str, data: bytes) -> None:
+    kind = files.take("cut", "short", "ignored", "size", "slow") if len(data) >= LARGE else None
+    begin, end = send_range(handler, data, kind)
+    if len(data) >= LARGE and handler.command == "GET":
+        files.ranges.append((path, begin, end))
+
+
+def send_range(
+    handler: BaseHTTPRequestHandler, data: bytes, kind: str | None = None, commit: str = COMMIT
+) -> tuple[int, int]:
+    """The range that is asked for, or all; what was sent. kind: what goes wrong with it."""
     begin, end, status, total = 0, len(data), 200, len(data)
     asked = handler.headers.get("Range")
-    kind = files.take("cut", "short", "ignored", "size", "slow") if len(data) >= LARGE else None
-    if asked and kind != "ignored":
+    if asked and kind != "ignored" and handler.command == "GET":
         first, _, last = asked.removeprefix("bytes=").partition("-")
         begin, end, status = int(first), min(int(last) + 1 if last else len(data), len(data)), 206
     body = data[begin:end]
@@ -113,15 +123,11 @@ def _send(handler: BaseHTTPRequestHandler, files: Files, path: str, data: bytes)
     if status == 206:
         handler.send_header("Content-Range", f"bytes {begin}-{end - 1}/{total + (kind == 'size')}")
     handler.send_header("ETag", f'"{hashlib.sha256(data).hexdigest()}"')
-    handler.send_header("X-Repo-Commit", COMMIT)
+    handler.send_header("X-Repo-Commit", commit)
     handler.end_headers()
     if kind == "slow":
         time.sleep(3)
-    if handler.command == "HEAD":
-        return
-    if len(data) >= LARGE:
-        files.ranges.append((path, begin, begin + len(body)))
-    try:
-        handler.wfile.write(body[: len(body) // 2] if kind == "cut" else body)
-    except OSError:
-        return
+    with suppress(OSError):
+        if handler.command != "HEAD":
+            handler.wfile.write(body[: len(body) // 2] if kind == "cut" else body)
+    return begin, begin + len(body)

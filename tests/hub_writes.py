@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
-from tests.hub_files import SOURCE, Files, send_located, send_resolved
+from tests.hub_files import SOURCE, Files, send_located, send_range, send_resolved
 
 TOKEN = "hf_secret_token_for_the_test"
 REPO = "me/model-int4"
@@ -149,7 +149,12 @@ class Handler(BaseHTTPRequestHandler):
                 branch = words[1] if len(words) > 1 else "main"
                 if branch not in state.branches:
                     return self.answer({"error": "no revision"}, 404, X_Error_Code="RevisionNotFound")
-                return self.answer({"id": REPO, "sha": state.heads[branch], "private": False, "siblings": []})
+                siblings = [
+                    {"rfilename": e["path"], "size": e["size"], "blobId": e["oid"]}
+                    | ({"lfs": e["lfs"] | {"sha256": e["oid"]}} if "lfs" in e else {})
+                    for e in self.entries(branch)
+                ]
+                return self.answer({"id": REPO, "sha": state.heads[branch], "private": False, "siblings": siblings})
             case ["refs"]:
                 refs = [{"name": name, "ref": f"refs/heads/{name}", "targetCommit": head}
                         for name, head in state.heads.items()]  # fmt: skip
@@ -175,13 +180,9 @@ class Handler(BaseHTTPRequestHandler):
         return self.answer({"error": "not served"}, 404)
 
     def whole(self, revision: str, name: str) -> None:
-        """A file of the repository, as one piece."""
-        branch = next(name for name, head in self.state.heads.items() if head == revision)
-        data = self.state.content(branch)[name]
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(data)))
-        self.end_headers()
-        self.wfile.write(data)
+        """A file of the repository, or a range of it."""
+        branch = next((name for name, head in self.state.heads.items() if head == revision), revision)
+        send_range(self, self.state.content(branch)[name], commit=self.state.heads[branch])
 
     def branch(self, name: str, body: bytes) -> None:
         state = self.state

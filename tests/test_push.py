@@ -129,7 +129,7 @@ def test_a_branch_that_moved_is_refused(out: Path, monkeypatch: pytest.MonkeyPat
     with serve_writes() as (endpoint, state):
         assert push(endpoint, out).returncode == 0
         state.faults["/commit/main"] = 412
-        (out / "quantconvert.json").touch()
+        state.branches["main"]["config.json"] = b"{}"  # somebody's
         done = push(endpoint, out)
         assert done.returncode == 5
         assert "has moved since this run began" in done.stderr

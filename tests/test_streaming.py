@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 from collections import Counter
 from collections.abc import Iterator
@@ -247,3 +249,24 @@ def test_a_witness_finds_a_flipped_bit(hub: State, monkeypatch: pytest.MonkeyPat
     assert result.verification
     assert result.verification.is_ok
     assert {shard.file for shard in result.plan.shards} <= set(hub.content())
+
+
+def test_both_sides_of_a_verification_come_by_ranges(hub: State, tmp_path: Path):
+    """Nothing of the weights is kept; a changed byte on the Hub is found."""
+    quantconvert.convert_to_hub(SOURCE, REPO, **CUT)
+    found = quantconvert.verify(REPO, SOURCE)
+    assert found.is_ok, found.findings
+    assert found.num_checksums == len(hub.content()) - 2  # not of the report, and of what the Hub itself has put there
+    assert len(found.errors) == 14
+    assert not [path for path in (tmp_path / "cache").rglob("*.safetensors") if path.is_file()]
+    statement = tmp_path / "statement.json"
+    assert quantconvert.verify(REPO, SOURCE, attest=str(statement)).is_ok
+    subjects = {s["name"]: s["digest"]["sha256"] for s in json.loads(statement.read_text())["subject"]}
+    assert subjects == shown(hub, tmp_path / "shown")
+    name = next(path for path in hub.content() if path.endswith(".safetensors"))
+    data = hub.content()[name]
+    data = data[:-1] + bytes([data[-1] ^ 0x40])
+    oid = hub.branches["main"][name] = hashlib.sha256(data).hexdigest()
+    hub.blobs[oid] = data
+    again = quantconvert.verify(REPO, SOURCE)
+    assert {finding.check for finding in again.findings} == {"checksums", "values"}

@@ -237,7 +237,7 @@ class TranscodeOptions(StreamOptions, SourceOptions, RunOptions, total=False):
     """Keyword arguments of `quantconvert.repack` and `quantconvert.dequantize`."""
 
 
-class VerifyOptions(SourceOptions, LimitOptions, total=False):
+class VerifyOptions(SourceOptions, LimitOptions, StreamingOptions, total=False):
     """Keyword arguments of `quantconvert.verify`."""
 
     require_report: Annotated[bool, Option("A missing quantconvert.json is a finding.", default=False)]

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from quantconvert.checkpoint import Checkpoint, LocalFolder, Repo, load_checkpoint, reader_of
+from quantconvert.checkpoint import Checkpoint, Repo, load_checkpoint, reader_of
 from quantconvert.checkpoint.ranges import Files, open_regular
 from quantconvert.errors import CheckpointError, QuantConvertError, VerificationError, raise_all, some
 from quantconvert.events import Reporter, silent
@@ -21,6 +21,7 @@ from quantconvert.sources.steps import STEPS
 from quantconvert.spans import spans
 from quantconvert.text import counted
 from quantconvert.verification.findings import Finding, Verification
+from quantconvert.verification.place import Place
 from quantconvert.verification.report import REPORT_NAME, read_report
 from quantconvert.verification.structure import check_structure, check_sums
 from quantconvert.verification.values import check_values
@@ -29,7 +30,7 @@ _NO_REPORT: dict[str, Any] = {}
 
 
 def verify_folder(
-    folder: Path,
+    place: Place,
     repo: Repo | None,
     limits: Limits = Limits(),  # noqa: B008 (a value)
     plan: Plan | None = None,
@@ -37,17 +38,17 @@ def verify_folder(
     report: Reporter = silent,
     require_report: bool = False,
 ) -> Verification:
-    """Structure, codes and, with a source, values of the checkpoint in `folder`.
+    """Structure, codes and, with a source, values of the checkpoint in `place`.
 
     plan: that of a conversion that is not in place yet. Without it the folder's report, where there is one, says by
     which method and steps it was made (`method` where there is none), and its checksums are compared. limits: what it
     may take. report: is told of progress. require_report: a missing report is a finding. Raises `CheckpointError` where
-    there is no such folder, or no source.
+    there is no source.
     """
     findings: list[Finding] = []
-    local = LocalFolder(folder)
-    found = check_structure(local, findings, is_ours=plan is not None)
-    num_checksums = 0 if plan else check_sums(folder, findings)
+    folder = place.folder
+    found = check_structure(place, findings, is_ours=plan is not None)
+    num_checksums = 0 if plan else check_sums(place, findings)
     if require_report and not plan and not num_checksums and not findings:
         findings.append(Finding("checksums", REPORT_NAME, "is missing: every conversion of ours leaves one"))
     named, steps = _recorded(folder, plan, findings)
@@ -56,10 +57,10 @@ def verify_folder(
     checked = None
     if found:
         pair = (repo, sources) if repo is not None and sources else None
-        checked = check_values(folder, found[1], pair, limits, method, report)
+        checked = check_values(place, found[1], pair, limits, method, report)
         findings += checked.findings
     return Verification(
-        location=local.location,
+        location=place.repo.location,
         source=repo.location if repo else None,
         num_files=len(found[0].weight_files) if found else 0,
         num_tensors=len(found[0].tensors) if found else 0,

@@ -44,10 +44,14 @@ class Pace:
     def stop(self) -> None:
         self._stop.set()
 
-    def advance(self, name: str, nbytes: int) -> None:
-        """So many more bytes of a tensor are done; raises `Stopped`."""
+    def pulse(self) -> None:
+        """Called by those who wait; raises `Stopped`."""
         if self._stop.is_set():
             raise Stopped
+
+    def advance(self, name: str, nbytes: int) -> None:
+        """So many more bytes of a tensor are done; raises `Stopped`."""
+        self.pulse()
         with self._lock:
             self._report(Progress(name, nbytes))
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
 
-from quantconvert.checkpoint import Checkpoint, LocalFolder, load_checkpoint
+from quantconvert.checkpoint import Checkpoint, load_checkpoint, reader_of
 from quantconvert.checkpoint.files import INDEX_NAME
 from quantconvert.checkpoint.header import parse_object
 from quantconvert.checkpoint.load import MAX_JSON_VALUES
@@ -15,32 +14,30 @@ from quantconvert.families import Classifier
 from quantconvert.layouts import LAYOUTS, Layout
 from quantconvert.patterns import WEIGHT_SUFFIX
 from quantconvert.planning.decision import is_kept_linear
+from quantconvert.run.spool import direct
 from quantconvert.sources import Read, find_sources
 from quantconvert.verification.findings import Finding
 from quantconvert.verification.inputs import check_inputs
-from quantconvert.verification.report import REPORT_NAME, read_report, sha256_of
+from quantconvert.verification.place import Place, sum_of
+from quantconvert.verification.report import REPORT_NAME, read_report
 
 
 def check_structure(
-    local: LocalFolder, findings: list[Finding], is_ours: bool = False
+    place: Place, findings: list[Finding], is_ours: bool = False
 ) -> tuple[Checkpoint, tuple[Read, ...]] | None:
     """The checkpoint and its tensors as weights; None, with findings, where they cannot be read.
 
     is_ours: whether a conversion of ours is about to put it in place.
     """
-    folder = local.path
+    folder = place.folder
     try:
-        checkpoint = load_checkpoint(local)
+        checkpoint = load_checkpoint(place.repo)
     except QuantConvertError as error:
         findings += [Finding("structure", str(folder), part.message) for part in _parts(error)]
         return None
     errors: list[QuantConvertError] = []
 
-    def read(ref: Any) -> bytes:
-        with open(folder / ref.file, "rb") as file:
-            file.seek(ref.offset)
-            return file.read(ref.nbytes)
-
+    read = reader_of(direct(place.repo))
     sources = find_sources(checkpoint, None, read, errors, codes_first=True)
     is_ours = is_ours or (folder / REPORT_NAME).is_file()
     if not errors and not is_ours and not any(read.num_bits for read in sources.reads):
@@ -122,21 +119,21 @@ def _check_width(weight: Read, stated: tuple[int, int] | None, findings: list[Fi
         findings.append(Finding("structure", weight.module, message))
 
 
-def check_sums(folder: Path, findings: list[Finding]) -> int:
+def check_sums(place: Place, findings: list[Finding]) -> int:
     """Compare every file with the sha256 in the report; returns how many were compared, 0 without a report."""
     try:
-        report = read_report(folder)
+        report = read_report(place.folder)
     except (OSError, ValueError, RecursionError) as error:
         findings.append(Finding("checksums", REPORT_NAME, f"cannot be read: {error}"))
         return 0
     if report is None:
         return 0
     for name, expected in report["files"].items():
-        path = folder / str(name)
-        if ".." in Path(str(name)).parts or Path(str(name)).is_absolute() or not path.is_file():
+        outside = ".." in Path(str(name)).parts or Path(str(name)).is_absolute()
+        found = None if outside else sum_of(place.repo, str(name))
+        if found is None:
             findings.append(Finding("checksums", str(name), "is missing: the conversion wrote it"))
             continue
-        found = sha256_of(path)
         if found != expected:
             message = f"was changed after the conversion: expected sha256 {expected}, got {found}"
             findings.append(Finding("checksums", str(name), message))

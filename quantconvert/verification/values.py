@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, closing
-from functools import partial
-from pathlib import Path
 
-from quantconvert.checkpoint import LocalFolder, Repo
+from quantconvert.checkpoint import Repo
 from quantconvert.checkpoint.ranges import Files
 from quantconvert.events import Reporter, Started, silent
 from quantconvert.factors import FACTORS
@@ -17,8 +15,10 @@ from quantconvert.kernels.native.choice import chosen
 from quantconvert.lazy import load_torch
 from quantconvert.planning.memory import execution_for
 from quantconvert.planning.plan import Execution
+from quantconvert.run.spool import holding, items_of_reads
 from quantconvert.sources import Read, Sources
 from quantconvert.verification.pairs import Pace, Pair, Values, pairs_of, refused
+from quantconvert.verification.place import Place
 from quantconvert.verification.quick import Quick
 
 # So many threads, as a context.
@@ -26,14 +26,14 @@ Pool = Callable[[int], AbstractContextManager[ThreadPoolExecutor]]
 
 
 def check_values(
-    out: Path,
+    place: Place,
     tensors: Sequence[Read],
     source: tuple[Repo, Sources] | None,
     limits: Limits,
     method: str | None = None,
     report: Reporter = silent,
 ) -> Values:
-    """Findings and errors over all tensors of the result in `out`, in their order, whatever the number of workers.
+    """Findings and errors over all tensors of the result in `place`, in their order, whatever the number of workers.
 
     source: the source's repository and what is read of it. method: which one quantized the weights; None: that of
     another tool. Raises `UsageError` for a kernel that is not to be had here.
@@ -43,11 +43,13 @@ def check_values(
     pairs = list(pairs_of(tensors, source[1] if source else None, pace, found))
     report(Started(len(pairs), sum(pair.tensor.nbytes for pair in pairs), "checking"))
     with ExitStack() as stack:
-        files, theirs = stack.enter_context(closing(Files(LocalFolder(out)))), None
+        files, theirs = stack.enter_context(closing(Files(place.repo))), None
         if source:
-            theirs = stack.enter_context(closing(Files(source[0], {FACTORS: out / FACTORS})))
+            theirs = stack.enter_context(closing(Files(source[0], {FACTORS: place.folder / FACTORS})))
         quick = Quick(files, theirs, execution, method, kernel)
-        parts = _checked(pairs, quick.check, ThreadPoolExecutor, _workers(pairs, quick.peak, execution), pace)
+        repos = place.repo, source[0] if source else None
+        workers = _workers(pairs, quick.peak, execution)
+        parts = _checked(pairs, repos, quick.check, ThreadPoolExecutor, workers, pace)
         left = [i for i, part in enumerate(parts) if part is None]
         if left:
             load_torch()
@@ -55,7 +57,8 @@ def check_values(
             from quantconvert.workers import worker_pool
 
             reference, rest = Reference(files, theirs, execution, method), [pairs[i] for i in left]
-            judged = _checked(rest, reference.check, worker_pool, _workers(rest, reference.peak, execution), pace)
+            workers = _workers(rest, reference.peak, execution)
+            judged = _checked(rest, repos, reference.check, worker_pool, workers, pace)
             for i, part in zip(left, judged, strict=True):
                 parts[i] = part
     for part in filter(None, parts):
@@ -70,12 +73,33 @@ def _workers(pairs: Sequence[Pair], peak: Callable[[Pair], int], execution: Exec
 
 
 def _checked(
-    pairs: Sequence[Pair], check: Callable[[Pair], Values | None], pool: Pool, workers: int, pace: Pace
+    pairs: Sequence[Pair],
+    repos: tuple[Repo, Repo | None],
+    check: Callable[[Pair], Values | None],
+    pool: Pool,
+    workers: int,
+    pace: Pace,
 ) -> list[Values | None]:
-    """What each pair shows, in order; None where `check` leaves it open."""
-    with pool(workers) as threads:
+    """What each pair shows, in order; None where `check` leaves it open. repos: of the result and of the source."""
+    with ExitStack() as stack:
+        ours, theirs = repos
+        mine = items_of_reads(pair.tensor for pair in pairs)
+        holds = [stack.enter_context(holding(ours, lambda: mine, pace.pulse))]
+        if theirs is not None:
+            origins = items_of_reads(pair.origin for pair in pairs)
+            holds.append(stack.enter_context(holding(theirs, lambda: origins, pace.pulse)))
+
+        def checked(item: int) -> Values | None:
+            for hold in holds:
+                hold.need(item)
+            found = refused(pairs[item], check)
+            for hold in holds:
+                hold.done(item)
+            return found
+
+        threads = stack.enter_context(pool(workers))
         try:
-            return list(threads.map(partial(refused, check=check), pairs))
+            return list(threads.map(checked, range(len(pairs))))
         except BaseException:
             pace.stop()
             raise
