@@ -128,7 +128,7 @@ def by_ranges(repo: Repo, wish: Wish, shares: int) -> Iterator[Repo]:
     files = load_checkpoint(repo).weight_files
     paths = tuple(file.path for file in files)
     download = repo.download(paths)
-    if download is None or not download.nbytes or (wish.stream is False and not download.only_ranges):
+    if download is None or (not download.only_ranges and (wish.stream is False or not download.nbytes)):
         repo.prepare(paths)
         yield repo
         return

@@ -11,6 +11,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import pytest
 
 import quantconvert
@@ -270,3 +271,45 @@ def test_both_sides_of_a_verification_come_by_ranges(hub: State, tmp_path: Path)
     hub.blobs[oid] = data
     again = quantconvert.verify(REPO, SOURCE)
     assert {finding.check for finding in again.findings} == {"checksums", "values"}
+
+
+@pytest.fixture
+def bucket(source: Path) -> Iterator[tuple[str, Any]]:
+    """The source in fsspec's own memory, as another process may have put it there."""
+    files = fsspec.filesystem("memory")
+    for path in source.iterdir():
+        files.pipe_file(f"/models/big/{path.name}", path.read_bytes())
+    yield "memory://models/big", files
+    files.rm("/models", recursive=True)
+
+
+def test_a_bucket(bucket: tuple[str, Any], source: Path, tmp_path: Path):
+    quantconvert.convert(source, tmp_path / "local", **CUT)
+    quantconvert.convert(bucket[0], tmp_path / "out", verify=True, **CUT)
+    assert digests(tmp_path / "out") == digests(tmp_path / "local")
+    assert quantconvert.verify(tmp_path / "out", bucket[0]).is_ok
+    with pytest.raises(quantconvert.CheckpointError, match="holds nothing"):
+        quantconvert.plan("memory://models/other")
+    with pytest.raises(quantconvert.CheckpointError, match="for Hub repositories"):
+        quantconvert.plan(bucket[0], revision="main")
+    with pytest.raises(quantconvert.CheckpointError, match="cannot be read"):
+        quantconvert.plan("nowhere://models/other")
+
+
+def test_a_bucket_in_trouble(bucket: tuple[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A short answer and a broken connection pass; a file that is changed meanwhile is refused."""
+    monkeypatch.setattr("quantconvert.hub.retry.time.sleep", lambda seconds: None)
+    cat, answers = bucket[1].cat_file, iter(range(1000))
+
+    def cat_file(path: str, start: int, end: int) -> bytes:
+        number = next(answers)
+        if number % 5 == 1:
+            raise OSError("connection reset")
+        data: bytes = cat(path, start=start, end=end)
+        return data[:-1] if number % 5 == 3 and len(data) > 1 else data
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(bucket[1]), "cat_file", lambda self, path, start=None, end=None: cat_file(path, start, end))
+        quantconvert.convert(bucket[0], tmp_path / "out", **CUT)
+    quantconvert.convert(bucket[0], tmp_path / "again", **CUT)
+    assert digests(tmp_path / "out") == digests(tmp_path / "again")

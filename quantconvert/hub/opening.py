@@ -10,6 +10,7 @@ from quantconvert.checkpoint import LocalFolder, Repo, open_subfolder
 from quantconvert.checkpoint.files import SINGLE_NAME, TORCH_NAME
 from quantconvert.checkpoint.local import exists
 from quantconvert.errors import CheckpointError, UsageError
+from quantconvert.hub.buckets import open_bucket
 from quantconvert.hub.repo import HubRepo, Unreachable
 
 _REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
@@ -17,7 +18,8 @@ _PART = re.compile(r"-\d{1,6}-of-(\d{1,6})\.(safetensors|bin)$")
 
 
 def open_repo(source: str | os.PathLike[str], revision: str | None, subfolder: str | None = None) -> Repo:
-    """A local folder where one exists, else a Hub repository where the name looks like one; or one folder inside it.
+    """A local folder where one exists, what an address leads to, else a Hub repository where the name looks like one; or
+    one folder inside it.
 
     Raises `CheckpointError` when it is neither.
     """
@@ -30,7 +32,7 @@ def _open(source: str | os.PathLike[str], revision: str | None) -> Repo:
     if not text:
         raise UsageError("the source is empty: expected a folder or a Hub repository id")
     if "://" in text:
-        raise _url_error(text)
+        return _addressed(text, revision)
     path = Path(os.path.expanduser(text))  # noqa: PTH111 (Path's own raises for an unknown user)
     if exists(path) or not _REPO_ID.fullmatch(text):
         if revision is not None:
@@ -66,6 +68,19 @@ def _is_whole(snapshot: Path) -> bool:
 
 
 _HUB_URL = re.compile(r"(?:https?://[^/]*(?:huggingface\.co|hf\.co)/|hf://)(?:models/)?([^/]+/[^/@?#]+).*")
+_HF = re.compile(r"hf://(?:models/)?([^/@]+/[^/@]+)(?:@([^/]+))?/?")
+
+
+def _addressed(text: str, revision: str | None) -> Repo:
+    """What lies behind an address: one of the Hub's own (`hf://org/model@revision`), a store's, or a local one."""
+    kind = text.partition("://")[0].lower()
+    if kind in ("http", "https") or (kind == "hf" and not _HF.fullmatch(text)):
+        raise _url_error(text)
+    if kind == "hf" and (match := _HF.fullmatch(text)):
+        return _open(match[1], revision or match[2])
+    if revision is not None:
+        raise CheckpointError(f"--revision {revision} is for Hub repositories, `{text}` is none")
+    return LocalFolder(Path(text.partition("://")[2]), text) if kind == "file" else open_bucket(text)
 
 
 def _url_error(text: str) -> CheckpointError:

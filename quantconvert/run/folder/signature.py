@@ -40,8 +40,11 @@ def identity(plan: Plan) -> dict[str, Any]:
 
 
 def _source(checkpoint: Checkpoint) -> str:
-    """The Hub id, or the folder in a spelling that does not depend on where the user stands."""
-    return checkpoint.location if checkpoint.revision else str(Path(checkpoint.location).expanduser().resolve())
+    """The Hub id, the address, or the folder in a spelling that does not depend on where the user stands."""
+    location = checkpoint.location
+    if checkpoint.revision or "://" in location:
+        return location
+    return str(Path(location).expanduser().resolve())
 
 
 def _flat(value: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
