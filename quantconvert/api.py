@@ -123,7 +123,8 @@ def convert_pipeline(
     source: Source, out: Source, *, report: Reporter = silent, **options: Unpack[ConvertOptions]
 ) -> PipelineResult:
     """Convert a pipeline (a folder or a repository with `model_index.json`) into the new folder `out`:
-    its components that a table knows (text encoders), each as `convert` does; the rest is carried over.
+    its components that a table knows (text encoders), or `components`, each as `convert` does; the rest is carried
+    over.
 
     When it is interrupted, what is done is kept in a hidden folder beside `out`, and the same call continues. Raises as
     `convert`, for all components at once.
@@ -132,7 +133,8 @@ def convert_pipeline(
 
     values = check_values(ConvertOptions, options)
     job, repo = _job(values), _open(source, values)
-    return run_pipeline(repo, lambda part: _builder(part, job, report), _target(out, values, report))
+    asked = values.get("components", ())
+    return run_pipeline(repo, lambda part: _builder(part, job, report), _target(out, values, report), asked)
 
 
 def is_pipeline(source: Source, **where: Unpack[SourceOptions]) -> bool:

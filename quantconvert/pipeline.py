@@ -1,14 +1,15 @@
 """Whole pipelines of diffusers: a folder with `model_index.json`, of which the text encoders are converted.
 
 What transformers loads and a table knows is converted, each component into its own folder; everything else (the VAE,
-schedulers, tokenizers, and diffusion models, of which diffusers reads no layout of ours) is carried over as it is. All
-of it is built in a hidden folder beside OUT and gets OUT's name at last; the same call continues an interrupted one.
+schedulers, tokenizers, and diffusion models, of which diffusers reads no layout of ours; other engines may, so that a
+component is converted where it is asked for) is carried over as it is. All of it is built in a hidden folder beside OUT
+and gets OUT's name at last; the same call continues an interrupted one.
 """
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,7 @@ from quantconvert.checkpoint.files import PIPELINE_NAME, check_files, kind_of
 from quantconvert.checkpoint.header import parse_object
 from quantconvert.checkpoint.ranges import Files
 from quantconvert.conversion import SMALL_FILES_NBYTES, Result, Target, is_result, run
-from quantconvert.errors import CheckpointError, OutputError, QuantConvertError, UnsupportedError, raise_all
+from quantconvert.errors import CheckpointError, OutputError, QuantConvertError, UnsupportedError, UsageError, raise_all
 from quantconvert.events import Note
 from quantconvert.families import find_family
 from quantconvert.planned import Builder, planned
@@ -45,16 +46,31 @@ def component_names(repo: Repo) -> tuple[str, ...]:
     return tuple(name for name, checkpoint in _checkpoints(repo) if find_family(checkpoint))
 
 
-def convert_pipeline(repo: Repo, builder: Callable[[Repo], Builder], target: Target) -> PipelineResult:
-    """Convert the components that can be, and carry over what stands beside them.
+def _asked(repo: Repo, names: Sequence[str]) -> tuple[str, ...]:
+    """Folders that the user named, diffusion models too, of which names say what is linear."""
+    having = sorted({file.path.split("/")[0] for file in repo.files() if file.path.count("/") == 1})
+    having = [name for name in having if _has_weights(repo, name)]
+    strange = [name for name in names if name not in having]
+    if strange:
+        raise UsageError(
+            f"--component: `{repo.location}` has no folder `{strange[0]}` with a config and weights",
+            hint=f"it has {', '.join(having) or 'none'}",
+        )
+    return tuple(dict.fromkeys(names))
+
+
+def convert_pipeline(
+    repo: Repo, builder: Callable[[Repo], Builder], target: Target, asked: Sequence[str] = ()
+) -> PipelineResult:
+    """Convert the components that can be, or those that are asked for, and carry over what stands beside them.
 
     builder: that of the plan of a component. Raises what planning them raises, all at once, and what conversions do.
     """
-    names = component_names(repo)
+    names = _asked(repo, asked) if asked else component_names(repo)
     if not names:
         raise UnsupportedError(
             f"`{repo.location}` is a pipeline without a component that can be converted",
-            hint="--subfolder NAME converts one of its folders, whatever it is",
+            hint="--component NAME converts one of its folders, whatever it is",
         )
     parts = {name: open_subfolder(repo, name) for name in names}
     plans = _plans(parts, builder)

@@ -138,3 +138,24 @@ def test_the_command_line(pipeline: Path, tmp_path: Path):
     again = cli(pipeline, tmp_path / "out", "--group-size", "32")
     assert again.returncode == 5
     assert "Traceback" not in again.stderr
+
+
+def test_components_by_name(pipeline: Path, tmp_path: Path):
+    """A diffusion model is converted where it is asked for, by the names of its layers."""
+    blocks = {
+        f"transformer_blocks.0.attn.{name}.weight": weight(64, 64) for name in ("to_q", "to_k", "to_v", "to_out.0")
+    }
+    tensors = blocks | {"x_embedder.weight": weight(64, 64)}
+    write_checkpoint(pipeline / "transformer", tensors, {"_class_name": "FluxTransformer2DModel"})
+    result = quantconvert.convert_pipeline(
+        pipeline, tmp_path / "out", group_size=32, format="compressed-tensors", components=["transformer"], verify=True
+    )
+    assert set(result.components) == {"transformer"}
+    stored = read_tensors(tmp_path / "out" / "transformer")
+    packed = {name.removesuffix("_packed") for name in stored if name.endswith("weight_packed")}
+    assert packed == set(blocks)
+    before, after = digests(pipeline / "text_encoder"), digests(tmp_path / "out" / "text_encoder")
+    assert before == after
+    with pytest.raises(quantconvert.UsageError, match="no folder `tokenizer`") as caught:
+        quantconvert.convert_pipeline(pipeline, tmp_path / "b", components=["tokenizer"])
+    assert "text_encoder, text_encoder_2, transformer, vae" in str(caught.value.hint)

@@ -56,6 +56,8 @@ def convert(source: str, out: str | None, asked: dict[str, Any], words: dict[str
         with _reporter(words) as report:
             whole = api.convert_pipeline(source, out, report=report, **asked)
         return _show_pipeline(whole, words)
+    if "components" in asked:
+        raise UsageError(f"--component is for pipelines, which `{source}` is not", hint="--subfolder DIR")
     if out is None:
         with _reporter(words) as report:
             result = api.convert_to_hub(source, words["push_to_hub"], report=report, **asked, **shown)

@@ -18,8 +18,8 @@ _PART = re.compile(r"-\d{1,6}-of-(\d{1,6})\.(safetensors|bin)$")
 
 
 def open_repo(source: str | os.PathLike[str], revision: str | None, subfolder: str | None = None) -> Repo:
-    """A local folder where one exists, what an address leads to, else a Hub repository where the name looks like one; or
-    one folder inside it.
+    """A local folder where one exists, what an address leads to, else a Hub repository where the name looks like one;
+    or one folder inside it.
 
     Raises `CheckpointError` when it is neither.
     """

@@ -230,7 +230,13 @@ class RankOptions(JobOptions, SourceOptions, total=False):
 
 
 class ConvertOptions(JobOptions, SourceOptions, RunOptions, total=False):
-    """Keyword arguments of `quantconvert.convert`."""
+    """Keyword arguments of `quantconvert.convert` and `convert_pipeline`."""
+
+    components: Annotated[
+        Sequence[str],
+        Option("A folder of a pipeline that is converted, whatever loads it; repeatable.", flags=("--component",),
+               metavar="DIR", default=(), shown="text encoders that a table knows"),
+    ]  # fmt: skip
 
 
 class TranscodeOptions(StreamOptions, SourceOptions, RunOptions, total=False):

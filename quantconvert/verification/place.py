@@ -15,6 +15,7 @@ from quantconvert.checkpoint.ranges import Files
 from quantconvert.run.spool import direct
 from quantconvert.spans import spans
 from quantconvert.streaming import Wish, by_ranges
+from quantconvert.verification.report import sha256_of
 
 _CHUNK = 1 << 20
 
@@ -37,8 +38,12 @@ def sum_of(repo: Repo, name: str) -> str | None:
     where there is no such file.
     """
     file = next((file for file in repo.files() if file.path == name), None)
-    if file is None or (file.sha256 and not isinstance(repo, LocalFolder)):
-        return file.sha256 if file else None
+    if file is None:
+        return None
+    if isinstance(repo, LocalFolder):
+        return sha256_of(repo.path / name)
+    if file.sha256:
+        return file.sha256
     digest, part = hashlib.sha256(), memoryview(bytearray(_CHUNK))
     with closing(Files(direct(repo))) as files:
         for begin, end in spans(0, file.nbytes, _CHUNK):
