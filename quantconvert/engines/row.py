@@ -49,6 +49,7 @@ class When:
     several: bool | None = None
     experts: bool | None = None
     families: tuple[str, ...] = ()
+    architectures: tuple[str, ...] = ()
     known: bool | None = None
     type: Kind | None = "int"
     inputs: Kind | None = None
@@ -63,6 +64,7 @@ class When:
             and self.several in (None, len(loadable.schemes) > 1)
             and self.experts in (None, loadable.has_experts)
             and (not self.families or loadable.family in self.families)
+            and (not self.architectures or loadable.architecture in self.architectures)
             and self.known in (None, loadable.family is not None)
         )
 

@@ -56,8 +56,6 @@ class Mlx(Layout):
             found.append(f"mlx has groups of 32, 64 or 128, no {scheme.label}")
         if scheme.num_bits == 8 and not scheme.symmetric:
             found.append("mlx holds 8 bits symmetric only: its biases are too coarse")
-        if ".experts." in module:
-            found.append("mlx wants all experts of a layer in one tensor, under names of its own for each family")
         return found
 
     def mix_problem(self, schemes: Sequence[Scheme]) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch import Tensor
 
 import quantconvert
 from tests.builders import decode_awq, decode_mlx, read_tensors, write_checkpoint
-from tests.engines import dense_families
+from tests.engines import dense_families, moe_families
 from tests.engines.common import TINY_LLAMA
 from tests.engines.families import save
 
@@ -82,6 +83,45 @@ def test_families(family: str, layout: str, tmp_path: Path):
     source = save(dense_families.CASES[family], tmp_path / "in")
     quantconvert.convert(source, tmp_path / "out", group_size=32, engines=["mlx-lm"], format=layout)
     assert_same(source, tmp_path / "out", tmp_path)
+
+
+# What transformers 5 does not write, and mlx-lm wants as the checkpoints on the Hub have it.
+ON_THE_HUB: dict[str, Any] = {"rope_theta": 10000.0, "rope_scaling": None}
+YARN = {
+    "type": "yarn", "factor": 2.0, "original_max_position_embeddings": 64, "mscale": 1.0, "mscale_all_dim": 1.0,
+}  # fmt: skip
+# By model type: what differs from the case of other tests, and what stands in config.json beside it.
+EXPERTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "mixtral": ({"head_dim": 16}, {}),
+    "qwen2_moe": ({"mlp_only_layers": [], "decoder_sparse_step": 1, "head_dim": 16}, {}),
+    "olmoe": ({}, {}),
+    "deepseek_v2": ({"q_lora_rank": 64}, {"topk_method": "group_limited_greedy", "rope_scaling": YARN}),
+    "deepseek_v3": ({}, {}),
+    "deepseek_v32": ({}, {}),
+    "glm4_moe": ({}, {"partial_rotary_factor": 0.5}),
+    "glm4_moe_lite": ({}, {}),
+}
+
+
+@pytest.mark.parametrize("name", EXPERTS)
+def test_experts(name: str, tmp_path: Path):
+    """Stacked by mlx-lm from what is stored one by one: the logits are those of the decoded weights."""
+    case, (other, beside) = moe_families.CASES[name], EXPERTS[name]
+    source = save(replace(case, config=case.config | other), tmp_path / "in")
+    config = json.loads((source / "config.json").read_text()) | ON_THE_HUB | beside
+    (source / "config.json").write_text(json.dumps(config))
+    quantconvert.convert(source, tmp_path / "out", group_size=32, engines=["mlx-lm"], verify=True)
+    model = load(tmp_path / "out")
+    found, expected = logits(model), logits(load(plain_twin(source, tmp_path / "out", tmp_path / "twin")))
+    assert (expected - logits(load(source))).abs().max() > 1e-2
+    assert torch.equal(found, expected)
+    assert any("QuantizedSwitch" in type(module).__name__ for _, module in model.named_modules())
+
+
+def test_experts_that_mlx_lm_does_not_stack_are_refused(tmp_path: Path):
+    source = save(moe_families.CASES["qwen3_moe"], tmp_path / "in")
+    with pytest.raises(quantconvert.UnsupportedError, match="mlx-lm"):
+        quantconvert.plan(source, group_size=32, engines=["mlx-lm"])
 
 
 @pytest.mark.parametrize(
