@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -19,6 +21,7 @@ from quantconvert.errors import (
     some,
 )
 from quantconvert.events import Finished, Note, Reporter
+from quantconvert.factors import FACTORS, IMPORTANCES
 from quantconvert.factors.summary import Summary, summarize
 from quantconvert.lazy import load_torch
 from quantconvert.machine import peak_rss_nbytes
@@ -39,7 +42,7 @@ from quantconvert.run.folder import (
     read_state,
 )
 from quantconvert.run.journal import Journal
-from quantconvert.run.outlet import Outlet, Published
+from quantconvert.run.outlet import Outlet, Published, Sending, Shipped
 from quantconvert.run.phases import opening, tasks_started, without_repeats
 from quantconvert.run.spool import Spool
 from quantconvert.run.work import needs_torch
@@ -47,7 +50,7 @@ from quantconvert.streaming import WHOLE, Way, Wish, needed, way_of
 from quantconvert.verification.check import check_complete, raise_findings, verify_folder
 from quantconvert.verification.findings import Finding, Quality, TensorError, Verification
 from quantconvert.verification.place import Place
-from quantconvert.verification.report import REPORT_NAME, hash_files, read_report, report_bytes, report_of
+from quantconvert.verification.report import REPORT_NAME, hash_files, read_report, report_bytes, report_of, sha256_of
 from quantconvert.verification.structure import check_sums
 from quantconvert.verification.witness import Witness
 from quantconvert.version import __version__
@@ -244,13 +247,11 @@ def _execute(plan: Plan, repo: Repo, folder: OutputFolder, journal: Journal, tar
 
     repo.prepare(needed(plan))
     shipped = target.outlet.begin(plan, target.restart) if target.outlet else {}
-    if target.verify:  # what nobody has compared is made again
-        shipped = {number: done for number, done in shipped.items() if all(r.seen for r in done.results.values())}
     first_pass(plan, repo, folder.state, is_begun, report)
+    sending = _sending(target, folder.state, shipped) if target.outlet else None
     report(tasks_started(plan))
     witness = Witness(plan, repo) if target.verify and (target.outlet or isinstance(repo, Spool)) else None
-    outlet = (target.outlet, shipped) if target.outlet else None
-    sums = execute(plan, repo, folder.state, journal, report, outlet, witness)
+    sums = execute(plan, repo, folder.state, journal, report, sending, witness)
     noises = ((plan.tasks[index].source.name, result.noise) for index, result in journal.done.items())
     errors = {name: TensorError.of(name, "", 0.0, *noise) for name, noise in noises if noise is not None}
     quality = Quality.of(errors.values())
@@ -277,6 +278,21 @@ def _execute(plan: Plan, repo: Repo, folder: OutputFolder, journal: Journal, tar
     else:
         folder.commit()
     return Outcome(verification, quality, factors, published)
+
+
+def _sending(target: Target, state: Path, shipped: Mapping[int, Shipped]) -> Sending:
+    """What is sent, and what need not be: a shard that was made with other factors, or, where this run verifies, that
+    nobody has compared, is made again.
+    """
+    assert target.outlet
+    found = [path for path in (state / FACTORS, state / IMPORTANCES) if path.is_file()]
+    basis = hashlib.sha256("".join(sha256_of(path) for path in found).encode()).hexdigest()
+    good = {
+        number: done
+        for number, done in shipped.items()
+        if done.basis == basis and (not target.verify or all(result.seen for result in done.results.values()))
+    }
+    return Sending(target.outlet, good, basis)
 
 
 def _write_small_files(plan: Plan, repo: Repo, folder: OutputFolder, quality: Quality | None) -> None:

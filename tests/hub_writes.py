@@ -108,7 +108,10 @@ class Handler(BaseHTTPRequestHandler):
         if self.headers.get("Authorization"):
             self.state.tokens_elsewhere += 1
             return self.answer({"error": "no tokens here"}, 400)
-        self.state.blobs[path.removeprefix("/blob/")] = body
+        oid = path.removeprefix("/blob/")
+        if hashlib.sha256(body).hexdigest() != oid:  # of a client that was killed
+            return self.answer({"error": "another content"}, 400)
+        self.state.blobs[oid] = body
         self.state.stored.append(path)
         return self.answer({}, ETag='"x"')
 

@@ -20,8 +20,8 @@ PATIENCE_SECONDS = 1.5
 class Dock:
     """Ships what the ledger completes, from a thread of its own."""
 
-    def __init__(self, ledger: Ledger, outlet: Outlet) -> None:
-        self.ledger, self.outlet = ledger, outlet
+    def __init__(self, ledger: Ledger, outlet: Outlet, basis: str) -> None:
+        self.ledger, self.outlet, self.basis = ledger, outlet, basis
         self._open: set[int] = set()
         self._waiting: list[int] = []
         self._busy = self._stop = False
@@ -102,7 +102,7 @@ class Dock:
     def _shipped(self, shard: int) -> Shipped:
         tasks, done = self.ledger.plan.tasks, self.ledger.journal.done
         results = {index: done[index] for index, task in enumerate(tasks) if task.outputs[0].shard == shard}
-        return Shipped(self.ledger.hashes.sum_of(shard), results)
+        return Shipped(self.ledger.hashes.sum_of(shard), results, self.basis)
 
     def _remove(self, shard: int) -> None:
         self.ledger.hashes.release(shard)

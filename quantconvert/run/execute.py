@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from quantconvert.run.dock import Dock
 from quantconvert.run.executors import EXECUTORS, Build
 from quantconvert.run.journal import Journal
 from quantconvert.run.ledger import Ledger, one_at_a_time
-from quantconvert.run.outlet import Outlet, Shipped, Witness
+from quantconvert.run.outlet import Sending, Witness
 from quantconvert.run.spool import Spool
 
 
@@ -25,12 +24,12 @@ def execute(
     folder: Path,
     journal: Journal,
     report: Reporter,
-    outlet: tuple[Outlet, Mapping[int, Shipped]] | None = None,
+    sending: Sending | None = None,
     witness: Witness | None = None,
 ) -> dict[str, str]:
     """Make every shard of `plan` complete in `folder`, by the executor that the job names; returns their sha256.
 
-    outlet: where each goes then, and those that are there. witness: sees each task.
+    sending: where each goes then, and those that are there. witness: sees each task.
     On errors and interruptions what was finished is journalled. Raises `CheckpointError` also where a file of the
     source is not what was planned, or changes before the end.
     """
@@ -39,12 +38,12 @@ def execute(
     for file, version in zip(plan.checkpoint.weight_files, before, strict=True):
         _check(file.path, file.version or Version(file.nbytes), version)
     _check_statistics(plan)
-    ledger = Ledger(plan, folder, journal, report, outlet[1] if outlet else None, witness)
+    ledger = Ledger(plan, folder, journal, report, sending.shipped if sending else None, witness)
     files = Files(source)
     try:
         with ExitStack() as stack:
             stack.enter_context(ledger.hashes.running(min(len(plan.shards), plan.execution.workers)))
-            dock = stack.enter_context(Dock(ledger, outlet[0]).running()) if outlet else None
+            dock = stack.enter_context(Dock(ledger, sending.outlet, sending.basis).running()) if sending else None
             tasks = ledger.begin(None if isinstance(source, Spool) else files)
             if tasks:
                 EXECUTORS.find(plan.job.limits.executor).run(Build(plan, source, folder), tasks, ledger, report)

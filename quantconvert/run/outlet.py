@@ -27,10 +27,21 @@ class Published:
 
 
 class Shipped(NamedTuple):
-    """A shard that is where it goes: its sha256, and what its tasks gave, by their numbers in the plan."""
+    """A shard that is where it goes: its sha256, what its tasks gave, by their numbers in the plan, and the sum of what
+    the first pass had found for them.
+    """
 
     sha256: str
     results: Mapping[int, TaskResult]
+    basis: str = ""
+
+
+class Sending(NamedTuple):
+    """An outlet, what it has, and the sum of what the first pass has found."""
+
+    outlet: Outlet
+    shipped: Mapping[int, Shipped]
+    basis: str
 
 
 class Witness(Protocol):

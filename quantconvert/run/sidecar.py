@@ -12,17 +12,17 @@ from quantconvert.run.outlet import Shipped
 def sidecar_bytes(file: str, shard: Shipped) -> bytes:
     """The sha256, and a line of the journal for each task."""
     tasks = [entry_of(index, result) for index, result in sorted(shard.results.items())]
-    return json.dumps({"file": file, "sha256": shard.sha256, "tasks": tasks}).encode()
+    return json.dumps({"file": file, "sha256": shard.sha256, "basis": shard.basis, "tasks": tasks}).encode()
 
 
 def read_sidecar(content: bytes, plan: Plan, number: int) -> Shipped | None:
     """The same back; None where it is not of this shard of the plan."""
     try:
         value = json.loads(content)
-        file, sha256, tasks = value["file"], value["sha256"], value["tasks"]
+        file, sha256, basis, tasks = value["file"], value["sha256"], value["basis"], value["tasks"]
         results = dict(filter(None, (parse_entry(task, plan) for task in tasks)))
     except (ValueError, TypeError, KeyError, AttributeError):
         return None
     wanted = {index for index, task in enumerate(plan.tasks) if task.outputs[0].shard == number}
     is_whole = file == plan.shards[number].file and results.keys() == wanted
-    return Shipped(str(sha256), results) if is_whole else None
+    return Shipped(str(sha256), results, str(basis)) if is_whole else None
