@@ -28,6 +28,7 @@ class Codes:
 
     name = "codes"
     out_first = True
+    by_rows = False
 
     @property
     def methods(self) -> tuple[str, ...]:

@@ -38,11 +38,13 @@ class Encoding(Protocol):
     """A way in which weights are stored.
 
     name: as `Read.encoding` says it. methods: the words that config.json has for it (`quant_method`). out_first:
-    whether weights are stored [out, in] so, whatever the family's plain ones are.
+    whether weights are stored [out, in] so, whatever the family's plain ones are. by_rows: whether of the values of
+    some rows the bytes of these are read and no others.
     """
 
     name: str
     out_first: bool
+    by_rows: bool
 
     @property
     def methods(self) -> tuple[str, ...]: ...

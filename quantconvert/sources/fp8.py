@@ -33,6 +33,7 @@ class Fp8:
 
     name = "fp8"
     out_first = False
+    by_rows = True
     methods = ("fp8", "fbgemm_fp8")
 
     def find(self, context: Context) -> Iterator[Read]:

@@ -33,6 +33,7 @@ class ModelOpt:
 
     name = "modelopt"
     out_first = True
+    by_rows = False
     methods = ("modelopt", "modelopt_fp4")
 
     def find(self, context: Context) -> Iterator[Read]:

@@ -30,6 +30,7 @@ class Mxfp4:
 
     name = "mxfp4"
     out_first = True
+    by_rows = False
     methods = ("mxfp4",)
 
     def find(self, context: Context) -> Iterator[Read]:

@@ -36,6 +36,7 @@ class Plain:
 
     name = PLAIN
     out_first = False
+    by_rows = True
     methods: tuple[str, ...] = ()
 
     def find(self, context: Context) -> Iterator[Read]:

@@ -33,6 +33,7 @@ class FixedRows:
 class Fixed:
     name = "toy-fixed"
     out_first = True
+    by_rows = False
     methods = ("toy-fixed",)
 
     def find(self, context: Context) -> Iterator[Read]:

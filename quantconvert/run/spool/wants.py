@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from math import prod
 from typing import NamedTuple
 
-from quantconvert.checkpoint import TensorRef
 from quantconvert.dtypes import DTYPES
 from quantconvert.factors.sampling import sample
 from quantconvert.factors.wanted import Wanted, sampled_rows
 from quantconvert.planning import Plan, Quantize, Task
-from quantconvert.sources import Read
-from quantconvert.sources.read import PLAIN
+from quantconvert.sources import ENCODINGS, Read
 
 # To fetch so many bytes takes no longer than to ask once more.
 GAP_NBYTES = 256_000
@@ -56,19 +53,25 @@ def items_of_factors(plan: Plan) -> Items:
 
 
 def wants_of(read: Read) -> Iterator[Want]:
-    """Every stored tensor that a read looks at, or, of a plain stack of experts, the one that it is of."""
-    refs = (*read.inputs, *read.partners)
-    if read.encoding == PLAIN and read.view.expert is not None:
-        matrix = read.values.nbytes // read.values.shape[0]
-        begin = read.values.offset + read.view.expert * matrix
-        yield Want(read.file, begin, begin + matrix)
-        refs = refs[1:]
-    for ref in refs:
-        yield _whole(ref)
+    """Every stored tensor that a read looks at; of a stack of experts whose values are read by rows the one's."""
+    ref = read.values
+    whole = ref.offset, ref.offset + ref.nbytes
+    yield Want(read.file, *(_matrix(read) if ENCODINGS[read.encoding].by_rows else whole))
+    yield from _beside(read)
 
 
-def _whole(ref: TensorRef) -> Want:
-    return Want(ref.file, ref.offset, ref.offset + ref.nbytes)
+def _matrix(read: Read) -> tuple[int, int]:
+    """Where the values lie of which a view is: all of a tensor, or one expert of several."""
+    ref, expert = read.values, read.view.expert
+    nbytes = ref.nbytes if expert is None else ref.nbytes // ref.shape[0]
+    begin = ref.offset + (expert or 0) * nbytes
+    return begin, begin + nbytes
+
+
+def _beside(read: Read) -> Iterator[Want]:
+    """All but the values: scales and the like, and what steps look at."""
+    for ref in (*read.inputs[1:], *read.partners):
+        yield Want(ref.file, ref.offset, ref.offset + ref.nbytes)
 
 
 def _wants_of_task(task: Task) -> Iterator[Want]:
@@ -82,12 +85,13 @@ def _wants_of_factors(wanted: Wanted) -> Iterator[Want]:
         yield from wants_of(giver) if len(giver.shape) == 1 else ()
     for driver, count in sampled_rows(wanted):
         read, view = driver.read, driver.read.view
-        if read.encoding != PLAIN or view.transposed or len(read.shape) != 2:
+        if not ENCODINGS[read.encoding].by_rows or view.transposed or len(read.shape) != 2:
             yield from wants_of(read)
             continue
+        yield from _beside(read)
         ref = read.values
         row = ref.shape[-1] * DTYPES[ref.dtype].bits // 8
-        first = ref.offset + (view.expert or 0) * prod(ref.shape[1:]) * DTYPES[ref.dtype].bits // 8 + view.start * row
+        first = _matrix(read)[0] + view.start * row
         runs = [(begin * view.step * row, ((end - 1) * view.step + 1) * row) for begin, end in sample(read, count)]
         for begin, end in _joined(runs):
             yield Want(ref.file, first + begin, first + end)
