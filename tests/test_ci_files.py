@@ -47,7 +47,7 @@ def run_steps(work: Path, endpoint: str, inputs: dict[str, str]) -> None:
     assert set(values) == set(action["inputs"])
     for step in action["runs"]["steps"]:
         assert "${{" not in step["run"]
-        if step["name"] == "Install" or (step["name"] == "Push" and not values["target"]):
+        if step["name"] == "Install" or (step["name"] == "Push" and not (values["target"] and values["out"])):
             continue
         env = {key: values[text.removeprefix("${{ inputs.").removesuffix(" }}")] for key, text in step["env"].items()}
         command = ["bash", "--noprofile", "--norc", "-eo", "pipefail", "-c", step["run"]]
@@ -64,6 +64,7 @@ def test_the_action_converts_and_pushes(runner: Path):
     with serve_writes() as (endpoint, state):
         inputs = {
             "source": "in",
+            "out": "quantized",
             "target": REPO,
             "group-size": "32",
             "args": "--strict\n\n--ignore=*.o_proj\n",
@@ -78,6 +79,20 @@ def test_the_action_converts_and_pushes(runner: Path):
             "url": f"{state.hub}/{REPO}/commit/{state.heads['main']}",
         }  # fmt: skip
         assert "done quantized" in (runner / "summary").read_text()
+
+
+def test_the_action_keeps_nothing(runner: Path):
+    with serve_writes() as (endpoint, state):
+        inputs = {"source": "in", "target": REPO, "group-size": "32", "token": TOKEN, "disk-limit": "1GB"}
+        run_steps(runner, endpoint, inputs)
+        outputs = dict(line.split("=", 1) for line in (runner / "output").read_text().splitlines())
+        assert outputs == {
+            "report": "quantconvert.json", "commit": state.heads["main"],
+            "url": f"{state.hub}/{REPO}/commit/{state.heads['main']}",
+        }  # fmt: skip
+        assert "config.json" in shown(state)
+        assert not list(runner.glob(".quantconvert*"))
+        assert "done" in (runner / "summary").read_text()
 
 
 def test_the_action_without_a_target(runner: Path):
@@ -96,4 +111,4 @@ def test_the_script_goes_on_where_it_stopped(runner: Path):
         assert first.returncode == 5
         second = subprocess.run(command, cwd=runner, env=env, capture_output=True, text=True)
         assert second.returncode == 0, second.stderr
-        assert shown(state) == {path.name for path in (runner / "model-int4").iterdir()}
+        assert {"config.json", "model.safetensors"} <= shown(state)
