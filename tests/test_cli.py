@@ -91,8 +91,9 @@ def test_usage_exits_2(source: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     assert fails(2, source, out, "--bits", "3") == "error: --bits: expected 4 or 8, got 3\n"
     assert fails(2, source, out, "--bit", "3") == "error: unknown option `--bit`\n\nhint: did you mean `--bits`?\n"
-    usage = "hint: a folder for the result, or --push-to-hub REPO\n"
-    assert fails(2, source) == f"error: OUT is missing\n\n{usage}"
+    missing = "error: OUT is missing\n\nhint: a folder for the result, or --push-to-hub REPO\n"
+    assert fails(2, source) == missing
+    usage = "hint: usage: quantconvert convert SRC [OUT] [OPTIONS]\n"
     assert fails(2, source, out, "more") == f"error: got unexpected extra argument(s) (more)\n\n{usage}"
     assert fails(2, source, out, "--workers", "x") == "error: --workers: expected a whole number, got `x`\n"
     assert fails(2, source, "") == "error: OUT is empty: expected a folder\n"

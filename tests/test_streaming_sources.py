@@ -56,7 +56,7 @@ def test_by_ranges(name: str, bucket: Any, tmp_path: Path, monkeypatch: pytest.M
     for path in source.iterdir():
         bucket.pipe_file(f"/models/{path.name}", path.read_bytes())
     monkeypatch.setattr("quantconvert.streaming.AHEAD_NBYTES", 0)
-    common = {"requantize": True, "on_indivisible": "skip", "allow_incomplete": True}
+    common: dict[str, Any] = {"requantize": True, "on_indivisible": "skip", "allow_incomplete": True}
     done = 0
     for number, options in enumerate(OPTIONS):
         try:
