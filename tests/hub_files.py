@@ -33,6 +33,7 @@ class Files:
     trouble: list[str] = field(default_factory=list)
     ranges: list[tuple[str, int, int]] = field(default_factory=list)
     redirects: int = 0
+    gated: bool = False
     tokens_elsewhere: int = 0
     lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -66,6 +67,12 @@ class Files:
 def send_resolved(handler: BaseHTTPRequestHandler, files: Files, path: str) -> None:
     """`/resolve/`: a small file itself, of a large one where it lies."""
     data = (files.folder / path).read_bytes()
+    if files.gated:
+        handler.send_response(403)
+        handler.send_header("X-Error-Code", "GatedRepo")
+        handler.send_header("X-Error-Message", "Access to this model is restricted")
+        handler.send_header("Content-Length", "0")
+        return handler.end_headers()
     if len(data) < LARGE:
         return _send(handler, files, path, data)
     sum_ = hashlib.sha256(data).hexdigest()

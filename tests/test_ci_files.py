@@ -112,3 +112,19 @@ def test_the_script_goes_on_where_it_stopped(runner: Path):
         second = subprocess.run(command, cwd=runner, env=env, capture_output=True, text=True)
         assert second.returncode == 0, second.stderr
         assert {"config.json", "model.safetensors"} <= shown(state)
+
+
+def test_a_slurm_array(runner: Path):
+    """Each task takes its line of the list."""
+    (runner / "models.txt").write_text(f"nowhere me/other\n{runner / 'in'} {REPO}\n")
+    with serve_writes() as (endpoint, state):
+        more = {
+            "HF_TOKEN": TOKEN,
+            "SLURM_ARRAY_TASK_ID": "1",
+            "SLURM_CPUS_PER_TASK": "2",
+            "TMPDIR": str(runner / "temp"),
+        }
+        command = ["bash", str(ROOT / "examples" / "ci" / "slurm.sh"), "models.txt", "--group-size", "32"]
+        done = subprocess.run(command, cwd=runner, env=environment(runner, endpoint, **more), capture_output=True)
+        assert done.returncode == 0, done.stderr
+        assert {"config.json", "model.safetensors"} <= shown(state)

@@ -22,7 +22,7 @@ from quantconvert.run.spool.wants import Want
 from quantconvert.verification.witness import Witness
 from tests.builders import LLAMA_CONFIG, llama_tensors, write_checkpoint
 from tests.hub_files import SOURCE
-from tests.hub_writes import REPO, State
+from tests.hub_writes import REPO, TOKEN, State
 from tests.loopback import loopback
 from tests.snapshots import digests
 
@@ -313,3 +313,54 @@ def test_a_bucket_in_trouble(bucket: tuple[str, Any], tmp_path: Path, monkeypatc
         quantconvert.convert(bucket[0], tmp_path / "out", **CUT)
     quantconvert.convert(bucket[0], tmp_path / "again", **CUT)
     assert digests(tmp_path / "out") == digests(tmp_path / "again")
+
+
+def test_by_xet(hub: State, tmp_path: Path, expected: dict[str, str], monkeypatch: pytest.MonkeyPatch):
+    """Large files go the way of hf_xet, into its own store on this disk: no request carries them, sums are the same."""
+    hub.cas = tmp_path / "cas"
+    hub.cas.mkdir()
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", False)
+    monkeypatch.setenv("HF_XET_CACHE", str(tmp_path / "xet"))
+    result = quantconvert.convert_to_hub(SOURCE, REPO, stream=True, **CUT)
+    shards = [shard.file for shard in result.plan.shards]
+    assert {file: hub.branches["main"][file] for file in shards} == {file: expected[file] for file in shards}
+    assert not [method for method, _ in hub.log if method == "PUT"]
+    assert sum(path.stat().st_size for path in hub.cas.rglob("*") if path.is_file()) > 1_000_000
+
+
+def test_a_gated_source(hub: State):
+    """One sentence, at once, with what to do."""
+    assert hub.files
+    hub.files.gated = True
+    with pytest.raises(quantconvert.Refusal, match=SOURCE) as caught:
+        quantconvert.plan(SOURCE)
+    assert all("hf auth login" in str(error.hint) for error in caught.value.errors)
+
+
+def test_nothing_of_a_staged_shard_is_asked_for_again(hub: State, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """On another machine, of a conversion without a first pass: headers alone."""
+    options = CUT | {"equalize": False}
+    hub.faults["/commit/main"] = 403
+    with pytest.raises(quantconvert.OutputError):
+        quantconvert.convert_to_hub(SOURCE, REPO, **options)
+    assert hub.files
+    hub.files.ranges.clear()
+    (tmp_path / "other").mkdir()
+    monkeypatch.chdir(tmp_path / "other")
+    quantconvert.convert_to_hub(SOURCE, REPO, **options)
+    assert all(begin == 0 and end <= 1 << 19 for _, begin, end in hub.files.ranges)
+    assert len(hub.files.ranges) == 3 + 1  # headers, and the index
+
+
+def test_no_token_is_left_anywhere(hub: State, tmp_path: Path, capfd: pytest.CaptureFixture[str]):
+    """Not in what is shown or staged, not in what stays here, not in an exception or an output."""
+    hub.faults["/commit/main"] = 403
+    events: list[Any] = []
+    with pytest.raises(quantconvert.OutputError) as caught:
+        quantconvert.convert_to_hub(SOURCE, REPO, report=events.append, **CUT)
+    said = str(caught.value) + str(caught.value.__cause__) + str(caught.value.__notes__) + str(events)
+    assert TOKEN not in said + "".join(capfd.readouterr())
+    contents = [data for branch in hub.branches for data in hub.content(branch).values()]
+    contents += [path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()]
+    assert not [data for data in contents if TOKEN.encode() in data]
+    assert hub.tokens_elsewhere == 0

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from quantconvert.checkpoint import RepoFile
 from quantconvert.checkpoint.ranges import RemoteReader, Take, Version, Wrong
 from quantconvert.errors import CheckpointError
-from quantconvert.hub.retry import LATER, may_pass, reason_of, retried
+from quantconvert.hub.retry import LATER, answered, may_pass, reason_of, retried
 
 if TYPE_CHECKING:
     from httpx2 import Response
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 # A wrong answer may be that of one proxy of many.
 WRONG_WAITS = (0.5, 0.5)
 _NOT_LET_IN = (401, 403)
+_LOGIN = "for a private or gated model run `hf auth login`, and accept its terms on its page"
 
 
 class HubReader(RemoteReader):
@@ -62,7 +63,7 @@ class HubReader(RemoteReader):
         except Exception as error:  # whatever the layers below raise
             if error in complaints:
                 raise
-            hint = LATER if may_pass(error) else None
+            hint = LATER if may_pass(error) else _LOGIN if answered(error) in _NOT_LET_IN else None
             raise CheckpointError(
                 f"cannot read `{self.file.path}` of `{self.repo_id}`: {reason_of(error)}", hint=hint
             ) from error
