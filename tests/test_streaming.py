@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from itertools import combinations
@@ -22,7 +24,7 @@ from quantconvert.run.spool.wants import Want
 from quantconvert.verification.witness import Witness
 from tests.builders import LLAMA_CONFIG, llama_tensors, write_checkpoint
 from tests.hub_files import SOURCE
-from tests.hub_writes import REPO, TOKEN, State
+from tests.hub_writes import REPO, TOKEN, State, serve_writes
 from tests.loopback import loopback
 from tests.snapshots import digests
 
@@ -364,3 +366,30 @@ def test_no_token_is_left_anywhere(hub: State, tmp_path: Path, capfd: pytest.Cap
     contents += [path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()]
     assert not [data for data in contents if TOKEN.encode() in data]
     assert hub.tokens_elsewhere == 0
+
+
+def test_memory(tmp_path: Path):
+    """Bytes go to the disk as they come: beside huggingface_hub itself nothing is held that grows with them."""
+    tensors = llama_tensors(hidden=2048, intermediate=5632)
+    source = write_checkpoint(tmp_path / "in", tensors, LLAMA_CONFIG | {"hidden_size": 2048}, shards=2)
+    assert sum(path.stat().st_size for path in source.iterdir()) > 170_000_000
+    peaks = {}
+    with serve_writes(source) as (endpoint, _):
+        env = os.environ | {"HF_ENDPOINT": endpoint, "HF_HOME": str(tmp_path / "hf"), "HF_TOKEN": TOKEN}
+        for name, words in {"headers": ("plan",), "ranges": ("convert", str(tmp_path / "out"), "--stream")}.items():
+            command = [sys.executable, "-c", PEAK, words[0], SOURCE, *words[1:]]
+            done = subprocess.run(command, env=env, capture_output=True, text=True, check=True)
+            peaks[name] = int(done.stdout.splitlines()[-1])
+    print({name: f"{peak / 1e6:.0f} MB" for name, peak in peaks.items()})
+    assert peaks["ranges"] < peaks["headers"] + 100_000_000
+
+
+PEAK = """
+import sys
+from quantconvert.cli.entry import run
+try:
+    run()
+finally:
+    lines = open("/proc/self/status").read().splitlines()
+    print(next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM")), flush=True)
+"""
