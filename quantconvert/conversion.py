@@ -47,6 +47,7 @@ from quantconvert.run.phases import opening, tasks_started, without_repeats
 from quantconvert.run.spool import Spool
 from quantconvert.run.work import needs_torch
 from quantconvert.streaming import WHOLE, Way, Wish, needed, way_of
+from quantconvert.text import counted
 from quantconvert.verification.check import check_complete, raise_findings, verify_folder
 from quantconvert.verification.findings import Finding, Quality, TensorError, Verification
 from quantconvert.verification.place import Place
@@ -292,6 +293,9 @@ def _sending(target: Target, state: Path, shipped: Mapping[int, Shipped]) -> Sen
         for number, done in shipped.items()
         if done.basis == basis and (not target.verify or all(result.seen for result in done.results.values()))
     }
+    if shipped:
+        more = f"; {len(shipped) - len(good)} more are not as this run makes them" if len(good) < len(shipped) else ""
+        target.report(Note("resume", f"continuing: {counted(len(good), 'shard')} on the Hub already{more}"))
     return Sending(target.outlet, good, basis)
 
 

@@ -141,8 +141,6 @@ class Staging:
                 done = read_sidecar(self._read(_sidecar(shard.file), commit), plan, number)
                 if done is not None and done.sha256 == sha256:
                     shipped[number] = done
-        if shipped:
-            self.report(Note("resume", f"continuing: {len(shipped)} of {len(plan.shards)} shards are on the Hub"))
         return shipped
 
     def _read(self, path: str, commit: str) -> bytes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -23,6 +24,7 @@ class Dock:
     def __init__(self, ledger: Ledger, outlet: Outlet, basis: str) -> None:
         self.ledger, self.outlet, self.basis = ledger, outlet, basis
         self._open: set[int] = set()
+        self._asking: Counter[int] = Counter()
         self._waiting: list[int] = []
         self._busy = self._stop = False
         self._error: BaseException | None = None
@@ -31,12 +33,22 @@ class Dock:
     def admit(self, shard: int, pulse: Callable[[], None]) -> None:
         """Wait until a shard may be opened; raises what shipping raised. pulse: called meanwhile, may raise."""
         with self._changed:
-            while shard not in (there := self._open | self.ledger.reopened) and len(there) >= SLOTS:
-                self._raise()
-                self._changed.wait(POLL_SECONDS)
-                pulse()
+            self._asking[shard] += 1
+            try:
+                while not self._has_room(shard):
+                    self._raise()
+                    self._changed.wait(POLL_SECONDS)
+                    pulse()
+            finally:
+                self._asking[shard] -= 1
             self._open.add(shard)
             self._raise()
+
+    def _has_room(self, shard: int) -> bool:
+        """Whether it is open, or the first of those that ask and fewer are open than may be."""
+        there = self._open | self.ledger.reopened
+        first = min(number for number, count in self._asking.items() if count)
+        return shard in there or (shard == first and len(there) < SLOTS)
 
     def complete(self, shard: int) -> None:
         """A shard has its name."""
