@@ -17,6 +17,7 @@ from quantconvert.version import __version__
 
 if TYPE_CHECKING:
     from quantconvert.api import (
+        check,
         convert,
         convert_pipeline,
         convert_to_hub,
@@ -65,6 +66,7 @@ __all__ = [
     "Verification",
     "VerificationError",
     "__version__",
+    "check",
     "convert",
     "convert_pipeline",
     "convert_to_hub",

@@ -23,6 +23,7 @@ from quantconvert.lazy import load_torch
 from quantconvert.options import (
     DEFAULT_DTYPE,
     Activations,
+    CheckOptions,
     ConvertOptions,
     DequantizeWords,
     HubOptions,
@@ -47,6 +48,7 @@ from quantconvert.planning import Plan, build_plan, build_transcode
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from quantconvert.comparison import Comparison
     from quantconvert.conversion import Result, Target
     from quantconvert.inventory import Inventory
     from quantconvert.observation import Observation
@@ -56,7 +58,7 @@ if TYPE_CHECKING:
     from quantconvert.verification import Verification
 
 __all__ = [
-    "convert", "convert_pipeline", "convert_to_hub", "dequantize", "inspect", "is_pipeline", "iter_quantized",
+    "check", "convert", "convert_pipeline", "convert_to_hub", "dequantize", "inspect", "is_pipeline", "iter_quantized",
     "observe", "plan", "push", "repack", "verify",
 ]  # fmt: skip
 
@@ -299,6 +301,31 @@ def observe(
     how = {name: values[name] for name in values if name not in ("text", *read_group(SourceOptions))}
     text = Path(values["text"]) if "text" in values else None
     return run_observation(_open(source, values), Request(_folder(out), text, **how), report)
+
+
+def check(
+    out: Source, source: Source | None = None, *, report: Reporter = silent, **options: Unpack[CheckOptions]
+) -> Comparison:
+    """Run a result in transformers beside its source, on the CPU and on the same text: KL divergence, agreement on the
+    likeliest token and perplexity, or the cosine of embeddings.
+
+    Needs the extra `engines`. source: None means the repository that quantconvert.json names, and without one the
+    result alone. Raises `VerificationError` for what the engine does not load whole, in its words, `UnsupportedError`
+    where there is too little memory, `CheckpointError`, `UsageError`.
+    """
+    from quantconvert.comparison import Request
+    from quantconvert.comparison.run import check as run_check
+    from quantconvert.verification.report import source_of
+
+    values = check_values(CheckOptions, options)
+    text = Path(values["text"]) if "text" in values else None
+    if text is not None and not text.is_file():
+        raise UsageError(f"--text: `{text}` is no file")
+    request = Request(text, **{name: values[name] for name in ("tokens", "max_kl") if name in values})
+    result, named = open_repo(out, None), None if source is None else (os.fspath(source), values.get("revision"))
+    named = named or source_of(result)
+    origin = None if named is None else open_repo(named[0], named[1], values.get("subfolder"))
+    return run_check(result, origin, request, report)
 
 
 def inspect(folder: Source, **where: Unpack[SourceOptions]) -> Inventory:

@@ -44,6 +44,13 @@ def peak_rss_nbytes() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
+def available_nbytes() -> int | None:
+    """Memory that is free, or would be on demand; None where the system does not say."""
+    with suppress(OSError, ValueError, StopIteration), open("/proc/meminfo", encoding="ascii") as file:
+        return next(int(line.split()[1]) * 1024 for line in file if line.startswith("MemAvailable:"))
+    return None
+
+
 def give_back_memory() -> None:
     """Return freed memory to the system where the allocator keeps it (glibc's does, of blocks below 32 MiB)."""
     import ctypes

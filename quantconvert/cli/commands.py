@@ -16,6 +16,7 @@ from quantconvert.cli.explain import print_plan
 from quantconvert.cli.failures import Exit
 from quantconvert.cli.lines import print_json, print_text
 from quantconvert.cli.output import (
+    print_comparison,
     print_inventory,
     print_observation,
     print_pipeline,
@@ -105,6 +106,18 @@ def inspect(folder: str, where: dict[str, Any], words: dict[str, Any]) -> None:
         print_json(inventory.to_json())
     else:
         print_inventory(inventory, words.get("verbose", False))
+
+
+def check(folder: str, asked: dict[str, Any], words: dict[str, Any]) -> None:
+    """Run a result beside its source."""
+    with _reporter(words) as report:
+        found = api.check(folder, words.get("source"), report=report, **asked)
+    if words.get("json"):
+        print_json(found.to_json())
+    elif not words.get("quiet"):
+        print_comparison(found)
+    if not found.is_ok:
+        raise Exit(VerificationError.exit_code)
 
 
 def observe(source: str, out: str, asked: dict[str, Any], words: dict[str, Any]) -> None:

@@ -16,6 +16,7 @@ from quantconvert.methods import METHODS
 from quantconvert.text import clean, counted, duration, size
 
 if TYPE_CHECKING:
+    from quantconvert.comparison.outcome import Comparison
     from quantconvert.conversion import Result
     from quantconvert.inventory import Inventory
     from quantconvert.observation import Observation
@@ -154,6 +155,22 @@ def result_json(result: Result) -> dict[str, object]:
         "quality": asdict(result.quality) if result.quality else None,
         "factors": result.factors.to_json() if result.factors else None,
     }
+
+
+def print_comparison(found: Comparison) -> None:
+    """How far a result is from its source when it speaks, on stdout."""
+    rows = [("checkpoint", found.location), ("source", found.source or "not given: --source SRC compares")]
+    rows.append(("tokens", str(found.num_tokens)))
+    if found.kl is not None and found.top1 is not None:
+        rows += [("KL divergence", f"{found.kl:.4f} nats a token"), ("same top token", f"{100 * found.top1:.1f} %")]
+    if found.perplexity is not None:
+        before = "" if found.source_perplexity is None else f", {found.source_perplexity:.4g} of the source"
+        rows.append(("perplexity", f"{found.perplexity:.4g}{before}"))
+    if found.cosine is not None and found.worst_cosine is not None:
+        rows.append(("embeddings", f"cosine {found.cosine:.5f}, {found.worst_cosine:.5f} at worst"))
+    if found.max_kl is not None:
+        rows.append(("result", "ok" if found.is_ok else f"farther than --max-kl {found.max_kl:g} allows"))
+    print_facts(stdout, rows)
 
 
 def print_verification(found: Verification, verbose: bool, attested: str | None = None) -> None:

@@ -17,6 +17,7 @@ from quantconvert.cli.lines import flush_stdout
 from quantconvert.cli.signals import DONE, RUNNING, take_signals
 from quantconvert.errors import UsageError
 from quantconvert.options import (
+    CheckOptions,
     ConvertOptions,
     Declared,
     ObserveOptions,
@@ -29,6 +30,7 @@ from quantconvert.options import (
 )
 from quantconvert.options.option import nearest_word
 from quantconvert.options.table import (
+    CheckWords,
     ConvertWords,
     DequantizeWords,
     PlanWords,
@@ -39,7 +41,7 @@ from quantconvert.options.table import (
 )
 
 # What people type for a command of another name.
-OTHER_WORDS = {"quantize": "convert", "quantise": "convert", "check": "verify", "info": "inspect", "show": "inspect",
+OTHER_WORDS = {"quantize": "convert", "quantise": "convert", "info": "inspect", "show": "inspect",
                "upload": "push", "help": "--help"}  # fmt: skip
 _NEGATIVE = re.compile(r"-\d+")
 # Set where the shell asks what a word may go on with.
@@ -122,6 +124,7 @@ COMMANDS = {
         ("verify", "Check a result: headers, config, checksums, codes, values.", [CONVERTED], VerifyOptions,
          VerifyWords),
         ("inspect", "What a checkpoint holds: dtypes, sizes, schemes.", [ANY], SourceOptions, ShowWords),
+        ("check", "Run a result beside its source: KL divergence, perplexity.", [CONVERTED], CheckOptions, CheckWords),
         ("observe", "Run the model; what its layers read, for --statistics.", [SOURCE, STATISTICS],
          ObserveOptions, QuietWords),
         ("push", "A finished result to the Hub, in one commit.", [FINISHED, REPO], PushOptions, QuietWords),

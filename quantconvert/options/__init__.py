@@ -4,6 +4,7 @@ from quantconvert.options.option import Declared, Option, check_values, parse_si
 from quantconvert.options.table import (
     DEFAULT_DTYPE,
     Activations,
+    CheckOptions,
     ConvertOptions,
     DequantizeWords,
     HubOptions,
@@ -27,6 +28,7 @@ from quantconvert.options.table import (
 __all__ = [
     "DEFAULT_DTYPE",
     "Activations",
+    "CheckOptions",
     "ConvertOptions",
     "Declared",
     "DequantizeWords",

@@ -274,6 +274,20 @@ class ShipOptions(ConvertOptions, HubOptions, total=False):
     """Keyword arguments of `quantconvert.convert_to_hub`."""
 
 
+class CheckOptions(SourceOptions, total=False):
+    """Keyword arguments of `quantconvert.check`."""
+
+    text: Annotated[
+        str | None, Option("Text that both read (UTF-8).", metavar="FILE", shown="a built-in one of 1,400 words")
+    ]
+    tokens: Annotated[int, Option("How many tokens they see at most.", metavar="N", default=2048, least=2)]
+    max_kl: Annotated[
+        float | None,
+        Option("Exit code 6 where the result is farther from its source: KL divergence in nats a token; of embeddings "
+               "1 - cosine.", metavar="NATS"),
+    ]  # fmt: skip
+
+
 class ObserveOptions(SourceOptions, total=False):
     """Keyword arguments of `quantconvert.observe`."""
 
@@ -341,6 +355,15 @@ class VerifyWords(QuietWords, total=False):
     """Of `verify` alone."""
 
     source: Annotated[str | None, Option("What it was converted from: each value is compared.", metavar="SRC")]
+
+
+class CheckWords(QuietWords, total=False):
+    """Of `check` alone."""
+
+    source: Annotated[
+        str | None,
+        Option("What it was converted from.", metavar="SRC", shown="the repository that quantconvert.json names"),
+    ]
 
 
 class RepackWords(QuietWords, total=False):

@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from quantconvert.checkpoint import Repo
 from quantconvert.checkpoint.ranges import open_regular
 from quantconvert.errors import OutputError
 from quantconvert.factors.summary import Summary
@@ -99,6 +100,18 @@ def report_bytes(value: Mapping[str, Any]) -> bytes:
 
 def _dumps(value: Mapping[str, Any]) -> bytes:
     return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()
+
+
+def source_of(repo: Repo) -> tuple[str, str | None] | None:
+    """The Hub repository and commit that a result's report names as its source; None where it names none."""
+    file = next((file for file in repo.files() if file.path == REPORT_NAME), None)
+    if file is None or file.nbytes > MAX_NBYTES:
+        return None
+    try:
+        source = json.loads(repo.read(REPORT_NAME, 0, file.nbytes))["source"]
+        return (str(source["repository"]), source["revision"]) if source["repository"] else None
+    except (ValueError, TypeError, KeyError):
+        return None
 
 
 def read_report(folder: Path) -> dict[str, Any] | None:
