@@ -15,8 +15,6 @@ from tests.builders import read_tensors, write_checkpoint
 from tests.command import cli
 from tests.engines.common import TINY_LLAMA
 
-# gptqmodel's own, when it loads
-pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")
 # As transformers reads them here: AWQ and GPTQ need GPTQModel, whose environment runs this file too.
 SCHEMES: list[dict[str, Any]] = [
     {"format": "compressed-tensors"}, {"scheme": "W8A8"}, {"scheme": "FP8_DYNAMIC"}, {"scheme": "NVFP4A16"},
@@ -48,6 +46,7 @@ def test_a_result_beside_its_source(options: dict[str, Any], tmp_path: Path):
     assert not bad.is_ok
 
 
+@pytest.mark.filterwarnings("ignore")  # GPTQModel's own
 @pytest.mark.parametrize("layout", ["awq", "gptq"])
 def test_layouts_of_gptqmodel(layout: str, tmp_path: Path):
     """The same, where transformers asks GPTQModel to load."""
