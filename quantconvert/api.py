@@ -7,7 +7,7 @@ function needs it imports itself.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 
 from quantconvert.checkpoint import Checkpoint, LocalFolder, Repo, load_checkpoint, reader_of
 from quantconvert.checkpoint.files import is_pipeline as has_pipeline
-from quantconvert.errors import OutputError, UsageError
+from quantconvert.errors import OutputError, UsageError, raise_all
 from quantconvert.events import Reporter, silent
 from quantconvert.hub import checked_repo, open_repo
 from quantconvert.job import Job, Limits
@@ -42,8 +42,9 @@ from quantconvert.options import (
     check_values,
     read_group,
 )
-from quantconvert.planned import Builder, planned
-from quantconvert.planning import Plan, build_plan, build_transcode
+from quantconvert.planned import builder_of, planned
+from quantconvert.planning import Plan, build_transcode
+from quantconvert.run.part import ALL, Part
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -76,10 +77,10 @@ def plan(source: Source, out: Source | None = None, **options: Unpack[PlanOption
     values = check_values(PlanOptions, options)
     job, repo = _job(values), _open(source, values)
     if out is None:
-        return planned(repo, _builder(repo, job))
+        return planned(repo, builder_of(repo, job))
     from quantconvert.conversion import make_plan
 
-    return make_plan(repo, _folder(out), values.get("overwrite", False), _builder(repo, job), _wish(values)).plan
+    return make_plan(repo, _folder(out), values.get("overwrite", False), builder_of(repo, job), _wish(values)).plan
 
 
 def convert(source: Source, out: Source, *, report: Reporter = silent, **options: Unpack[ConvertOptions]) -> Result:
@@ -90,12 +91,23 @@ def convert(source: Source, out: Source, *, report: Reporter = silent, **options
     When it is interrupted, `out` looks as before, and the same call continues with the tasks that are not done, unless
     `restart` discards them; a note on the exception says so. Raises what `plan` raises, and the same classes for what
     shows only in the data (NaN, a file that ends early, a full disk).
+    With `shards` (`K/N`) only these are made, beside other processes that make the rest, and gathered in a hidden
+    folder beside `out`; the same call without it finishes.
     """
     values = check_values(ConvertOptions, options)
     from quantconvert.conversion import run
 
-    job, repo = _job(values), _open(source, values)
-    return run(repo, _builder(repo, job, report), _target(out, values, report))
+    job, repo, part = _job(values), _open(source, values), _part(values)
+    target = _target(out, values, report)
+    if part != ALL:
+        from quantconvert.run.folder import check_output
+        from quantconvert.run.staged import FolderOutlet, staging_folder
+
+        raise_all(check_output(target.out, None, target.overwrite))
+        staging = staging_folder(target.out)
+        place = staging / f"part-{part.number}-of-{part.count}"
+        target = replace(target, out=place, overwrite=False, outlet=FolderOutlet(staging), part=part)
+    return run(repo, builder_of(repo, job, report), target)
 
 
 def convert_to_hub(source: Source, repo: str, *, report: Reporter = silent, **options: Unpack[ShipOptions]) -> Result:
@@ -112,10 +124,12 @@ def convert_to_hub(source: Source, repo: str, *, report: Reporter = silent, **op
     values = check_values(ShipOptions, options)
     shown = Target(checked_repo(repo), **_of_group(values, HubOptions))
     job, checkpoint = _job(values), _open(source, values)
-    work = Path(f".quantconvert-{repo.replace('/', '--')}")
+    part = _part(values)
+    suffix = "" if part == ALL else f"-{part.number}-of-{part.count}"
+    work = Path(f".quantconvert-{repo.replace('/', '--')}{suffix}")
     target = _target(work, values, report)
-    target = replace(target, wish=_wish(values, ships=True), outlet=Staging(shown, report))
-    result = run(checkpoint, _builder(checkpoint, job, report), target)
+    target = replace(target, wish=_wish(values, ships=True), outlet=Staging(shown, report), part=part)
+    result = run(checkpoint, builder_of(checkpoint, job, report), target)
     with suppress(OSError):
         work.rmdir()
     return result
@@ -136,7 +150,7 @@ def convert_pipeline(
     values = check_values(ConvertOptions, options)
     job, repo = _job(values), _open(source, values)
     asked = values.get("components", ())
-    return run_pipeline(repo, lambda part: _builder(part, job, report), _target(out, values, report), asked)
+    return run_pipeline(repo, lambda part: builder_of(part, job, report), _target(out, values, report), asked)
 
 
 def is_pipeline(source: Source, **where: Unpack[SourceOptions]) -> bool:
@@ -216,7 +230,7 @@ def iter_quantized(
 
     values = check_values(RankOptions, options)
     job, repo = _job(values | {"tensor_parallel": tp_size}), _open(source, values)
-    plan = planned(repo, _builder(repo, job))
+    plan = planned(repo, builder_of(repo, job))
     repo.prepare(tuple(file.path for file in plan.checkpoint.weight_files))
     return iter_rank(plan, repo, tp_rank, tp_size, merged)
 
@@ -366,48 +380,11 @@ def _target(out: Source, values: Mapping[str, Any], report: Reporter) -> Target:
     return Target(_folder(out), report=report, wish=_wish(values), **flags)
 
 
+def _part(values: Mapping[str, Any]) -> Part:
+    return Part.parse(values["shards"]) if "shards" in values else ALL
+
+
 def _wish(values: Mapping[str, Any], ships: bool = False) -> Wish:
     from quantconvert.streaming import Wish
 
     return Wish(values.get("stream"), values.get("disk_limit"), ships)
-
-
-def _builder(repo: Repo, job: Job, report: Reporter = silent) -> Builder:
-    def build(checkpoint: Checkpoint) -> Plan:
-        nonfinite = _find_nonfinite(checkpoint, repo, job)
-
-        def plan_of(job: Job) -> Plan:
-            return build_plan(checkpoint, job, reader_of(repo), nonfinite)
-
-        return plan_of(job) if job.target_bits is None else _spend(job, job.target_bits, plan_of, repo, report)
-
-    return build
-
-
-def _spend(job: Job, target: float, plan_of: Callable[[Job], Plan], repo: Repo, report: Reporter) -> Plan:
-    """With --target-bits, measure every weight before planning: the plan is that of the rules that follow."""
-    from quantconvert.planning.budget import find_offer, spend
-
-    job = replace(job, target_bits=None)
-    first = plan_of(job)
-    offer = find_offer(job, first, plan_of)
-    offer.check(target)
-    load_torch()
-    from quantconvert.run.measure import measure
-
-    repo.prepare(tuple(file.path for file in first.checkpoint.weight_files))
-    budget = spend(offer, measure(offer, repo, first.execution, report), target)
-    plan = plan_of(replace(job, rules=(*job.rules, *budget.rules)))
-    return replace(plan, budget=budget, notes=(*plan.notes, *offer.notes))
-
-
-def _find_nonfinite(checkpoint: Checkpoint, repo: Repo, job: Job) -> Mapping[str, str] | None:
-    """With --nan-policy keep, read every weight once before planning; otherwise nothing is read."""
-    if job.nan_policy != "keep":
-        return None
-    load_torch()
-    from quantconvert.run.scan import find_nonfinite
-
-    repo.prepare(tuple(file.path for file in checkpoint.weight_files))
-    first = build_plan(checkpoint, job, reader_of(repo))
-    return find_nonfinite([task.source for task in first.quantized], repo, first.execution)

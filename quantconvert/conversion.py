@@ -43,8 +43,10 @@ from quantconvert.run.folder import (
 )
 from quantconvert.run.journal import Journal
 from quantconvert.run.outlet import Outlet, Published, Sending, Shipped
+from quantconvert.run.part import ALL, Part
 from quantconvert.run.phases import opening, tasks_started, without_repeats
 from quantconvert.run.spool import Spool
+from quantconvert.run.staged import adopt, remove_staging
 from quantconvert.run.work import needs_torch
 from quantconvert.streaming import WHOLE, Way, Wish, needed, way_of
 from quantconvert.text import counted
@@ -66,7 +68,8 @@ SMALL_FILES_NBYTES = 1_000_000
 class Result:
     """What a conversion did: the plan it followed, where the result is, and what it took.
 
-    `peak_rss_nbytes` is the largest resident memory of this process so far, interpreter included.
+    `peak_rss_nbytes` is the largest resident memory of this process so far, interpreter included. `part`: of the
+    shards, where that is not all: nothing is shown then.
     """
 
     plan: Plan
@@ -78,6 +81,7 @@ class Result:
     quality: Quality | None = None
     factors: Summary | None = None
     published: Published | None = None
+    part: Part = ALL
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +105,8 @@ class Planned(NamedTuple):
 class Target:
     """Where a result goes, what may be discarded there, whether to verify it, and whom to tell.
 
-    outlet: takes the shards as they are complete, and shows the result in the end; nothing stays in `out`.
+    outlet: takes the shards as they are complete, and shows the result in the end; nothing stays in `out`. part: which
+    shards are made; others make the rest, and nothing is shown.
     """
 
     out: Path
@@ -111,6 +116,7 @@ class Target:
     report: Reporter
     wish: Wish = WHOLE
     outlet: Outlet | None = None
+    part: Part = ALL
 
 
 def run(repo: Repo, build: Builder, target: Target) -> Result:
@@ -141,7 +147,8 @@ def run(repo: Repo, build: Builder, target: Target) -> Result:
     target.report(Finished(str(target.out)))
     took = time.perf_counter() - wall, time.process_time() - cpu
     found, quality = outcome.verification, outcome.quality
-    return Result(plan, target.out, *took, peak_rss_nbytes(), found, quality, outcome.factors, outcome.published)
+    rss, factors = peak_rss_nbytes(), outcome.factors
+    return Result(plan, target.out, *took, rss, found, quality, factors, outcome.published, target.part)
 
 
 def is_result(out: Path, plan: Plan) -> bool:
@@ -249,10 +256,16 @@ def _execute(plan: Plan, repo: Repo, folder: OutputFolder, journal: Journal, tar
     repo.prepare(needed(plan))
     shipped = target.outlet.begin(plan, target.restart) if target.outlet else {}
     first_pass(plan, repo, folder.state, is_begun, report)
-    sending = _sending(target, folder.state, shipped) if target.outlet else None
+    basis = _basis(folder.state)
+    sending = _sending(target, basis, shipped) if target.outlet else None
+    if not target.outlet and (count := adopt(plan, folder.out, folder.state, journal, basis)):
+        report(Note("resume", f"continuing: {counted(count, 'shard')} by other processes"))
     report(tasks_started(plan))
     witness = Witness(plan, repo) if target.verify and (target.outlet or isinstance(repo, Spool)) else None
-    sums = execute(plan, repo, folder.state, journal, report, sending, witness)
+    sums = execute(plan, repo, folder.state, journal, report, sending, witness, target.part)
+    if target.part != ALL:
+        folder.clear()
+        return Outcome()
     noises = ((plan.tasks[index].source.name, result.noise) for index, result in journal.done.items())
     errors = {name: TensorError.of(name, "", 0.0, *noise) for name, noise in noises if noise is not None}
     quality = Quality.of(errors.values())
@@ -278,16 +291,21 @@ def _execute(plan: Plan, repo: Repo, folder: OutputFolder, journal: Journal, tar
         folder.clear()
     else:
         folder.commit()
+        remove_staging(folder.out)
     return Outcome(verification, quality, factors, published)
 
 
-def _sending(target: Target, state: Path, shipped: Mapping[int, Shipped]) -> Sending:
+def _basis(state: Path) -> str:
+    """The sum of what the first pass has found."""
+    found = [path for path in (state / FACTORS, state / IMPORTANCES) if path.is_file()]
+    return hashlib.sha256("".join(sha256_of(path) for path in found).encode()).hexdigest()
+
+
+def _sending(target: Target, basis: str, shipped: Mapping[int, Shipped]) -> Sending:
     """What is sent, and what need not be: a shard that was made with other factors, or, where this run verifies, that
     nobody has compared, is made again.
     """
     assert target.outlet
-    found = [path for path in (state / FACTORS, state / IMPORTANCES) if path.is_file()]
-    basis = hashlib.sha256("".join(sha256_of(path) for path in found).encode()).hexdigest()
     good = {
         number: done
         for number, done in shipped.items()

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 
-from quantconvert.checkpoint import Checkpoint, Repo, load_checkpoint
-from quantconvert.job import Limits
-from quantconvert.planning import Plan
+from quantconvert.checkpoint import Checkpoint, Repo, load_checkpoint, reader_of
+from quantconvert.events import Reporter, silent
+from quantconvert.job import Job, Limits
+from quantconvert.lazy import load_torch
+from quantconvert.planning import Plan, build_plan
 
 Builder = Callable[[Checkpoint], Plan]
 
@@ -36,3 +39,46 @@ def _no_garbage() -> Iterator[None]:
     finally:
         if enabled:
             gc.enable()
+
+
+def builder_of(repo: Repo, job: Job, report: Reporter = silent) -> Builder:
+    """What plans `job`; with `target_bits` and `nan_policy` keep it reads the weights of `repo` before."""
+
+    def build(checkpoint: Checkpoint) -> Plan:
+        nonfinite = _find_nonfinite(checkpoint, repo, job)
+
+        def plan_of(job: Job) -> Plan:
+            return build_plan(checkpoint, job, reader_of(repo), nonfinite)
+
+        return plan_of(job) if job.target_bits is None else _spend(job, job.target_bits, plan_of, repo, report)
+
+    return build
+
+
+def _spend(job: Job, target: float, plan_of: Callable[[Job], Plan], repo: Repo, report: Reporter) -> Plan:
+    """With --target-bits, measure every weight before planning: the plan is that of the rules that follow."""
+    from quantconvert.planning.budget import find_offer, spend
+
+    job = replace(job, target_bits=None)
+    first = plan_of(job)
+    offer = find_offer(job, first, plan_of)
+    offer.check(target)
+    load_torch()
+    from quantconvert.run.measure import measure
+
+    repo.prepare(tuple(file.path for file in first.checkpoint.weight_files))
+    budget = spend(offer, measure(offer, repo, first.execution, report), target)
+    plan = plan_of(replace(job, rules=(*job.rules, *budget.rules)))
+    return replace(plan, budget=budget, notes=(*plan.notes, *offer.notes))
+
+
+def _find_nonfinite(checkpoint: Checkpoint, repo: Repo, job: Job) -> Mapping[str, str] | None:
+    """With --nan-policy keep, read every weight once before planning; otherwise nothing is read."""
+    if job.nan_policy != "keep":
+        return None
+    load_torch()
+    from quantconvert.run.scan import find_nonfinite
+
+    repo.prepare(tuple(file.path for file in checkpoint.weight_files))
+    first = build_plan(checkpoint, job, reader_of(repo))
+    return find_nonfinite([task.source for task in first.quantized], repo, first.execution)

@@ -182,7 +182,7 @@ class Staging:
             adds = [CommitOperationAdd(path, content) for path, content in contents.items()]
             self.api.create_commit(self.target.repo_id, adds, commit_message=message, revision=self.name)
 
-        self._asked(commit)
+        self._asked(commit, also=(409, 412))  # others may commit to the branch at the same time
 
     def show(self, folder: Path, small: Sequence[str], weights: Mapping[str, str]) -> Published:
         """One commit, whose parent is the head that was seen: weights by copies on the server, the rest with it, and
@@ -211,11 +211,11 @@ class Staging:
         url = info.pr_url or info.commit_url
         return Published(target.repo_id, info.oid, url, len(self._sent), sum(self._sent.values()))
 
-    def _asked(self, call: Callable[[], T]) -> T:
+    def _asked(self, call: Callable[[], T], also: Sequence[int] = ()) -> T:
         """What the Hub answers, asked again where that may help; else one sentence with the next step."""
         repo_id, branch = self.target.repo_id, self.target.branch
         try:
-            return retried(call, lambda error: status_of(error) is not None or is_unreachable(error))
+            return retried(call, lambda e: status_of(e) is not None or is_unreachable(e) or answered(e) in also)
         except Exception as error:  # whatever the layers below raise
             hints = {
                 401: "run `hf auth login`, or set HF_TOKEN to a token that may write",

@@ -13,6 +13,7 @@ from quantconvert.engines import NOBODY
 from quantconvert.families import REASON_TEXT
 from quantconvert.kernels import kernel_label
 from quantconvert.methods import METHODS
+from quantconvert.run.part import ALL
 from quantconvert.text import clean, counted, duration, size
 
 if TYPE_CHECKING:
@@ -93,6 +94,11 @@ def accounts(plan: Plan) -> str:
 def print_result(result: Result) -> None:
     """The summary of a conversion, on stderr."""
     plan = result.plan
+    if result.part != ALL:
+        count = sum(result.part.has(number) for number in range(len(plan.shards)))
+        rows = [("shards", f"{result.part}: {counted(count, 'file')} of {len(plan.shards)}")]
+        print_facts(stderr, [*rows, ("finish", "the same command without --shards, when all parts are there")])
+        return
     rows = plan_rows(plan) + size_rows(plan)
     rows.append(("tensors", accounts(plan)))
     rows += kept_rows(plan)

@@ -66,6 +66,16 @@ class RunOptions(OutputOptions, StreamingOptions, total=False):
     ]
 
 
+class PartOptions(TypedDict, total=False):
+    """Which part of a conversion is one process's."""
+
+    shards: Annotated[
+        str | None,
+        Option("Make the K-th of N parts of the files alone, while other processes, on other machines too, make the "
+               "rest; the same command without it finishes.", metavar="K/N", panel=LIMITS),
+    ]  # fmt: skip
+
+
 class LimitOptions(TypedDict, total=False):
     """What may change the speed, never a byte."""
 
@@ -229,7 +239,7 @@ class RankOptions(JobOptions, SourceOptions, total=False):
     """Keyword arguments of `quantconvert.iter_quantized`."""
 
 
-class ConvertOptions(JobOptions, SourceOptions, RunOptions, total=False):
+class ConvertOptions(JobOptions, SourceOptions, RunOptions, PartOptions, total=False):
     """Keyword arguments of `quantconvert.convert` and `convert_pipeline`."""
 
     components: Annotated[

@@ -120,6 +120,6 @@ class Dock:
         self.ledger.hashes.release(shard)
         path = self.ledger.folder / self.ledger.plan.shards[shard].file
         try:
-            path.unlink()
+            path.unlink(missing_ok=True)  # an outlet may have moved it
         except OSError as error:
             raise OutputError(f"cannot remove `{path}`: {error.strerror}") from error

@@ -15,6 +15,7 @@ from quantconvert.run.executors import EXECUTORS, Build
 from quantconvert.run.journal import Journal
 from quantconvert.run.ledger import Ledger, one_at_a_time
 from quantconvert.run.outlet import Sending, Witness
+from quantconvert.run.part import ALL, Part
 from quantconvert.run.spool import Spool
 
 
@@ -26,10 +27,12 @@ def execute(
     report: Reporter,
     sending: Sending | None = None,
     witness: Witness | None = None,
+    part: Part = ALL,
 ) -> dict[str, str]:
     """Make every shard of `plan` complete in `folder`, by the executor that the job names; returns their sha256.
 
     sending: where each goes then, and those that are there. witness: sees each task.
+    part: of the shards, where other processes make the rest.
     On errors and interruptions what was finished is journalled. Raises `CheckpointError` also where a file of the
     source is not what was planned, or changes before the end.
     """
@@ -38,7 +41,7 @@ def execute(
     for file, version in zip(plan.checkpoint.weight_files, before, strict=True):
         _check(file.path, file.version or Version(file.nbytes), version)
     _check_statistics(plan)
-    ledger = Ledger(plan, folder, journal, report, sending.shipped if sending else None, witness)
+    ledger = Ledger(plan, folder, journal, report, sending.shipped if sending else None, witness, part)
     files = Files(source)
     try:
         with ExitStack() as stack:

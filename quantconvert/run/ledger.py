@@ -11,7 +11,7 @@ import os
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import suppress
 from pathlib import Path
@@ -25,6 +25,7 @@ from quantconvert.run.disk import fsync_folder
 from quantconvert.run.hashing import Hashes
 from quantconvert.run.journal import Journal
 from quantconvert.run.outlet import Shipped, Witness
+from quantconvert.run.part import ALL, Part
 from quantconvert.run.partial import open_partial, read_back
 from quantconvert.run.pieces import Sums, pieces_of
 from quantconvert.run.result import TaskResult
@@ -49,10 +50,11 @@ class Ledger:
         report: Reporter,
         shipped: Mapping[int, Shipped] | None = None,
         witness: Witness | None = None,
+        part: Part = ALL,
     ) -> None:
         self.plan, self.folder, self.journal, self.report = plan, folder, journal, report
         self.shipped, self.reopened = shipped or {}, set[int]()
-        self.admit, self.completed, self.witness = _admitted, _left_alone, witness
+        self.admit, self.completed, self.witness, self.part = _admitted, _left_alone, witness, part
         self.hashes, self.sums = Hashes(plan, folder), Sums()
         self.waiting_nbytes = 0
         self._waiting: list[tuple[int, TaskResult]] = []
@@ -91,12 +93,16 @@ class Ledger:
         if lost:
             text = f"{len(lost)} tasks were done again: their bytes are not what the interrupted run wrote"
             self.report(Note("resume", text))
-        return tuple(index for index in range(len(self.plan.tasks)) if index not in proven)
+        return tuple(index for index in self._mine() if index not in proven)
+
+    def _mine(self) -> Iterator[int]:
+        """The numbers of the tasks that are this process's."""
+        return (index for index, task in enumerate(self.plan.tasks) if self.part.has(_shard(task)))
 
     def end(self) -> None:
         """After the executor: journal the rest, name the last files; raises `OutputError` where a task is missing."""
         self.flush()
-        left = [index for index in range(len(self.plan.tasks)) if index not in self._added]
+        left = [index for index in self._mine() if index not in self._added]
         if left:
             name = self.plan.tasks[left[0]].source.name
             raise OutputError(f"the executor left {len(left)} tasks undone, such as that of `{name}`")

@@ -1,0 +1,112 @@
+"""Shards of one result that several processes make, on machines that share a folder.
+
+Each process builds in a folder of its own and moves what is complete here, with what the command that finishes has to
+know beside it: a shard that two have made is there once, as its bytes are the same.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from quantconvert.errors import OutputError
+from quantconvert.planning import Plan
+from quantconvert.run.disk import fsync_folder, write_file
+from quantconvert.run.folder import differences, identity
+from quantconvert.run.journal import Journal
+from quantconvert.run.outlet import Published, Shipped
+from quantconvert.run.sidecar import read_sidecar, sidecar_bytes
+
+JOB = "job.json"
+
+
+def staging_folder(out: Path) -> Path:
+    """Where the shards of the result `out` are gathered: beside it, where nobody takes it for a model."""
+    return out.with_name(f".{out.name}.shards")
+
+
+class FolderOutlet:
+    """An `Outlet` that moves shards into a folder that several processes fill."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._plan: Plan | None = None
+
+    def begin(self, plan: Plan, restart: bool) -> Mapping[int, Shipped]:
+        """What is there of the plan; raises `OutputError` where it is of another."""
+        self._plan, job = plan, self.folder / JOB
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            if not job.exists():
+                write_file(job, json.dumps(identity(plan), indent=1).encode())
+            found = differences(json.loads(job.read_bytes()), identity(plan))
+        except (OSError, ValueError) as error:
+            raise OutputError(f"cannot use `{self.folder}`: {error}") from error
+        if found:
+            text = f"`{self.folder}` holds shards of another conversion: {'; '.join(found[:3])}"
+            raise OutputError(text, hint="give the source and options of before, or remove it")
+        return {number: done for number in range(len(plan.shards)) if (done := self.shipped(plan, number)) is not None}
+
+    def shipped(self, plan: Plan, number: int) -> Shipped | None:
+        """What is known of a shard that is there whole."""
+        shard = plan.shards[number]
+        try:
+            if (self.folder / shard.file).stat().st_size != shard.nbytes:
+                return None
+            return read_sidecar(_beside(self.folder / shard.file).read_bytes(), plan, number)
+        except OSError:
+            return None
+
+    @property
+    def pause(self) -> float:
+        return 0.0
+
+    def ship(self, folder: Path, shards: Mapping[int, Shipped]) -> None:
+        assert self._plan
+        try:
+            for number, done in shards.items():
+                file = self._plan.shards[number].file
+                (folder / file).replace(self.folder / file)
+                write_file(_beside(self.folder / file), sidecar_bytes(file, done))
+            fsync_folder(self.folder)
+        except OSError as error:
+            raise OutputError(f"cannot move a shard into `{self.folder}`: {error.strerror}") from error
+
+    def show(self, folder: Path, small: Sequence[str], weights: Mapping[str, str]) -> Published:
+        raise NotImplementedError  # the command that finishes adopts what is here
+
+
+def adopt(plan: Plan, out: Path, state: Path, journal: Journal, basis: str) -> int:
+    """Take the shards that other processes have gathered for `out` into the hidden folder `state`: the ledger proves
+    their bytes as it does those of an interrupted run. Returns how many they are.
+
+    basis: what they must have been made with.
+    """
+    outlet, entries = FolderOutlet(staging_folder(out)), []
+    if not (outlet.folder / JOB).is_file():
+        return 0
+    found = outlet.begin(plan, restart=False)
+    good = {number: done for number, done in found.items() if done.basis == basis}
+    for number, done in good.items():
+        file = plan.shards[number].file
+        try:
+            (outlet.folder / file).replace(state / file)
+        except OSError as error:
+            raise OutputError(f"cannot take `{file}` from `{outlet.folder}`: {error.strerror}") from error
+        entries += sorted(done.results.items())
+    if entries:
+        journal.append(entries)
+    return len(good)
+
+
+def remove_staging(out: Path) -> None:
+    """What is left when the result is in place."""
+    with suppress(OSError):
+        shutil.rmtree(staging_folder(out))
+
+
+def _beside(file: Path) -> Path:
+    return file.with_name(f"{file.name}.json")
