@@ -107,7 +107,7 @@ def convert(source: Source, out: Source, *, report: Reporter = silent, **options
         staging = staging_folder(target.out)
         place = staging / f"part-{part.number}-of-{part.count}"
         target = replace(target, out=place, overwrite=False, outlet=FolderOutlet(staging), part=part)
-    return run(repo, builder_of(repo, job, report), target)
+    return run(repo, builder_of(repo, job, report, values.get("stream") is not True), target)
 
 
 def convert_to_hub(source: Source, repo: str, *, report: Reporter = silent, **options: Unpack[ShipOptions]) -> Result:
@@ -129,7 +129,7 @@ def convert_to_hub(source: Source, repo: str, *, report: Reporter = silent, **op
     work = Path(f".quantconvert-{repo.replace('/', '--')}{suffix}")
     target = _target(work, values, report)
     target = replace(target, wish=_wish(values, ships=True), outlet=Staging(shown, report), part=part)
-    result = run(checkpoint, builder_of(checkpoint, job, report), target)
+    result = run(checkpoint, builder_of(checkpoint, job, report, values.get("stream") is False), target)
     with suppress(OSError):
         work.rmdir()
     return result
@@ -255,7 +255,8 @@ def verify(
 
     values = check_values(VerifyOptions, options)
     limits = _limits(values)
-    result = open_repo(out, None) if os.fspath(out).count("/") == 1 else LocalFolder(Path(out))
+    text = os.fspath(out)
+    result = open_repo(out, None) if text.count("/") == 1 or "://" in text else LocalFolder(Path(out))
     if "attest" in values:
         _check_attestation(values["attest"], source)
     origin = None if source is None else _open(source, values)

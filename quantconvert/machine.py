@@ -107,9 +107,12 @@ def punch(fd: int, offset: int, nbytes: int) -> bool:
 
 def can_punch(folder: Path) -> bool:
     """Whether files in a folder can give room back in parts."""
-    with tempfile.TemporaryFile(dir=folder) as file:
-        file.truncate(1 << 16)
-        return punch(file.fileno(), 0, 1 << 16)
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.truncate(1 << 16)
+            return punch(file.fileno(), 0, 1 << 16)
+    except OSError:
+        return False
 
 
 def sync_data(fd: int) -> None:

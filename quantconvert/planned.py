@@ -41,10 +41,14 @@ def _no_garbage() -> Iterator[None]:
             gc.enable()
 
 
-def builder_of(repo: Repo, job: Job, report: Reporter = silent) -> Builder:
-    """What plans `job`; with `target_bits` and `nan_policy` keep it reads the weights of `repo` before."""
+def builder_of(repo: Repo, job: Job, report: Reporter = silent, whole: bool = True) -> Builder:
+    """What plans `job`; with `target_bits` and `nan_policy` keep it reads the weights of `repo` before: whole, or by
+    ranges where they lie.
+    """
 
     def build(checkpoint: Checkpoint) -> Plan:
+        if whole and (job.nan_policy == "keep" or job.target_bits is not None):
+            repo.prepare(tuple(file.path for file in checkpoint.weight_files))
         nonfinite = _find_nonfinite(checkpoint, repo, job)
 
         def plan_of(job: Job) -> Plan:
@@ -66,7 +70,6 @@ def _spend(job: Job, target: float, plan_of: Callable[[Job], Plan], repo: Repo, 
     load_torch()
     from quantconvert.run.measure import measure
 
-    repo.prepare(tuple(file.path for file in first.checkpoint.weight_files))
     budget = spend(offer, measure(offer, repo, first.execution, report), target)
     plan = plan_of(replace(job, rules=(*job.rules, *budget.rules)))
     return replace(plan, budget=budget, notes=(*plan.notes, *offer.notes))
@@ -79,6 +82,5 @@ def _find_nonfinite(checkpoint: Checkpoint, repo: Repo, job: Job) -> Mapping[str
     load_torch()
     from quantconvert.run.scan import find_nonfinite
 
-    repo.prepare(tuple(file.path for file in checkpoint.weight_files))
     first = build_plan(checkpoint, job, reader_of(repo))
     return find_nonfinite([task.source for task in first.quantized], repo, first.execution)

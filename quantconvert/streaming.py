@@ -11,11 +11,11 @@ from typing import NamedTuple
 
 from quantconvert.checkpoint import Repo, load_checkpoint
 from quantconvert.errors import OutputError, QuantConvertError
-from quantconvert.machine import roomy_folder
+from quantconvert.machine import can_punch, roomy_folder
 from quantconvert.options import size_text
 from quantconvert.planning import Plan
 from quantconvert.run.dock import SLOTS
-from quantconvert.run.folder import check_disk, usable_nbytes
+from quantconvert.run.folder import check_disk, existing_parent, usable_nbytes
 from quantconvert.run.spool import Schedule, Spool, in_order, items_of_factors, items_of_tasks
 from quantconvert.text import size
 
@@ -58,7 +58,7 @@ def way_of(plan: Plan, repo: Repo, out: Path, wish: Wish, small: int) -> Way:
     fits = not download.only_ranges and not check_disk(out, result, download)
     if not (download.only_ranges or (wish.ships or not fits if wish.stream is None else wish.stream)):
         return _within(wish, result, download.nbytes, Way(None, tuple(check_disk(out, result, download))))
-    least = least_nbytes(plan)
+    least = least_nbytes(plan, can_punch(existing_parent(out)))
     allowed = _allowed(out, wish)
     if result + least > allowed:
         return Way(None, (_too_small(plan, out, wish, (result, least, allowed), small),))
@@ -84,10 +84,10 @@ def needed(plan: Plan) -> tuple[str, ...]:
     return tuple(file.path for file in (*files.weight_files, *files.side_files, *files.rewritten_files))
 
 
-def least_nbytes(plan: Plan) -> int:
-    """Room that ranges of the source take at least, where the disk gives back parts of files."""
+def least_nbytes(plan: Plan, punches: bool = True) -> int:
+    """Room that ranges of the source take at least. punches: whether the disk gives back parts of files."""
     tasks = (plan.tasks[index] for index in in_order(plan, range(len(plan.tasks))))
-    return max(Schedule(items).least() for items in (items_of_factors(plan), items_of_tasks(tasks)))
+    return max(Schedule(items, punches).least() for items in (items_of_factors(plan), items_of_tasks(tasks)))
 
 
 def _allowed(out: Path, wish: Wish) -> int:

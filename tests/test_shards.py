@@ -126,3 +126,17 @@ def test_two_machines_over_the_hub(source: Path, tmp_path: Path, monkeypatch: py
         quantconvert.convert(SOURCE, tmp_path / "out", stream=True, **CUT)
         assert all(content[path.name] == path.read_bytes() for path in (tmp_path / "out").iterdir())
     os.chdir(tmp_path)
+
+
+def test_the_command_line(source: Path, tmp_path: Path):
+    def run(*words: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run([*CLI, str(source), *words], env=ENV, capture_output=True, text=True, check=False)
+
+    out = str(tmp_path / "out")
+    part = run(out, "--shards", "1/2", *WORDS[:-1])
+    assert part.returncode == 0
+    assert "the same command without --shards" in part.stderr
+    assert run(out, "--shards", "1/2", "--dry-run").returncode == 0
+    both = run(out, "--shards", "1/2", "--push-to-hub", REPO)
+    assert both.returncode == 2
+    assert "goes without OUT" in both.stderr

@@ -69,3 +69,38 @@ def test_by_ranges(name: str, bucket: Any, tmp_path: Path, monkeypatch: pytest.M
         assert digests(tmp_path / f"{number}") == digests(tmp_path / f"{number} ranges")
         done += 1
     assert done
+
+
+def test_other_operations(bucket: Any, tmp_path: Path):
+    """What is quantized is repacked and dequantized from where it lies."""
+    source = SOURCES["awq"](tmp_path / "in")
+    for path in source.iterdir():
+        bucket.pipe_file(f"/models/{path.name}", path.read_bytes())
+    for place, folder in (("memory://models", "ranges"), (str(source), "local")):
+        quantconvert.repack(place, tmp_path / folder / "gptq", "gptq", verify=True, allow_incomplete=True)
+        quantconvert.dequantize(place, tmp_path / folder / "plain", allow_incomplete=True)
+    for name in ("gptq", "plain"):
+        assert digests(tmp_path / "ranges" / name) == digests(tmp_path / "local" / name)
+
+
+def test_without_holes(bucket: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Where the disk does not give back parts of files, whole ones are dropped: more room, the same result."""
+    source = write_checkpoint(tmp_path / "in", llama_tensors(), LLAMA_CONFIG, shards=4)
+    for path in source.iterdir():
+        bucket.pipe_file(f"/models/{path.name}", path.read_bytes())
+    monkeypatch.setattr("quantconvert.streaming.AHEAD_NBYTES", 0)
+    quantconvert.convert("memory://models", tmp_path / "holes", equalize=False)
+    monkeypatch.setattr("quantconvert.machine.punch", lambda fd, offset, nbytes: False)
+    quantconvert.convert("memory://models", tmp_path / "files", equalize=False)
+    quantconvert.convert(source, tmp_path / "local", equalize=False)
+    for name in ("holes", "files"):
+        assert digests(tmp_path / name) == digests(tmp_path / "local")
+
+
+def test_weights_that_are_read_before(bucket: Any, tmp_path: Path):
+    source = write_checkpoint(tmp_path / "in", llama_tensors(), LLAMA_CONFIG)
+    for path in source.iterdir():
+        bucket.pipe_file(f"/models/{path.name}", path.read_bytes())
+    for place, folder in (("memory://models", "ranges"), (str(source), "local")):
+        quantconvert.convert(place, tmp_path / folder, target_bits=5.0, group_size=32, nan_policy="keep")
+    assert digests(tmp_path / "ranges") == digests(tmp_path / "local")

@@ -28,7 +28,7 @@ from quantconvert.cli.output import (
 from quantconvert.errors import UsageError, VerificationError
 from quantconvert.events import Reporter, silent
 from quantconvert.hub import checked_repo
-from quantconvert.options import HubOptions, read_group
+from quantconvert.options import HubOptions, PlanOptions, read_group
 from quantconvert.planning import Plan
 from quantconvert.run.folder import free_nbytes
 
@@ -47,13 +47,19 @@ def convert(source: str, out: str | None, asked: dict[str, Any], words: dict[str
         raise UsageError(f"--{next(iter(shown)).replace('_', '-')} is for --push-to-hub", hint="--push-to-hub REPO")
     elif out is None and not words.get("dry_run"):
         raise UsageError("OUT is missing", hint="a folder for the result, or --push-to-hub REPO")
+    if "shards" in asked and "push_to_hub" in words and out is not None:
+        raise UsageError(
+            "--shards with --push-to-hub goes without OUT", hint="leave OUT out, or push when all is there"
+        )
     asked = _with_recipe(asked, words)
     if words.get("dry_run"):
-        known = {name: value for name, value in asked.items() if name not in ("restart", "verify")}
+        known = {name: value for name, value in asked.items() if name in read_group(PlanOptions)}
         _show_plan(api.plan(source, out, **known), out, words)
         return
     where = {name: asked[name] for name in ("revision", "subfolder") if name in asked}
     if out is not None and api.is_pipeline(source, **where):
+        if "shards" in asked:
+            raise UsageError("--shards is for models, no pipelines", hint="--subfolder DIR")
         with _reporter(words) as report:
             whole = api.convert_pipeline(source, out, report=report, **asked)
         return _show_pipeline(whole, words)
