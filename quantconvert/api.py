@@ -123,6 +123,8 @@ def convert_to_hub(source: Source, repo: str, *, report: Reporter = silent, **op
 
     values = check_values(ShipOptions, options)
     shown = Target(checked_repo(repo), **_of_group(values, HubOptions))
+    if values.get("executor", Limits().executor) != Limits().executor:
+        raise UsageError("--executor: what goes to the Hub file by file is made by threads", hint="give OUT, then push")
     job, checkpoint = _job(values), _open(source, values)
     part = _part(values)
     suffix = "" if part == ALL else f"-{part.number}-of-{part.count}"

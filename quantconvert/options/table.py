@@ -87,7 +87,11 @@ class LimitOptions(TypedDict, total=False):
     workers: Annotated[
         int, Option("Threads; 0 = one a core, at most 8.", metavar="N", default=0, panel=LIMITS, least=0)
     ]
-    executor: Annotated[str, Option("How tasks are carried out.", metavar="NAME", default="threads", hidden=True)]
+    executor: Annotated[
+        str,
+        Option("Who carries out tasks: threads here, or a Ray cluster that shares OUT.", metavar="threads|ray",
+               default="threads", panel=LIMITS, suggest=lambda: ("threads", "ray")),
+    ]  # fmt: skip
 
 
 class StreamOptions(LimitOptions, total=False):

@@ -24,4 +24,16 @@ class Threads:
         ThreadRun(build, tasks, ledger, report).run()
 
 
-EXECUTORS: Registry[Executor] = Registry("executor", Threads())
+class Ray:
+    """Processes of a Ray cluster whose machines share the folder of the result."""
+
+    name = "ray"
+
+    def run(self, build: Build, tasks: Sequence[int], ledger: Ledger, report: Reporter) -> None:
+        """Carry out `tasks`, as many at once as the cluster has cores. The first error is raised."""
+        from quantconvert.run.executors.cluster import Cluster
+
+        Cluster(build, ledger, report).run(tasks)
+
+
+EXECUTORS: Registry[Executor] = Registry("executor", Threads(), Ray())
