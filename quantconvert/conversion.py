@@ -46,7 +46,7 @@ from quantconvert.run.outlet import Outlet, Published, Sending, Shipped
 from quantconvert.run.part import ALL, Part
 from quantconvert.run.phases import opening, tasks_started, without_repeats
 from quantconvert.run.spool import Spool
-from quantconvert.run.staged import adopt, remove_staging
+from quantconvert.run.staged import adopt, remove_staging, staged
 from quantconvert.run.work import needs_torch
 from quantconvert.streaming import WHOLE, Way, Wish, needed, way_of
 from quantconvert.text import counted
@@ -255,10 +255,16 @@ def _execute(plan: Plan, repo: Repo, folder: OutputFolder, journal: Journal, tar
 
     repo.prepare(needed(plan))
     shipped = target.outlet.begin(plan, target.restart) if target.outlet else {}
+    gathered = None if target.outlet else staged(plan, folder.out)
+    others = target.outlet or gathered
+    if others and not is_begun:
+        others.recall(folder.state)
     first_pass(plan, repo, folder.state, is_begun, report)
+    if target.outlet:
+        target.outlet.keep(folder.state)
     basis = _basis(folder.state)
     sending = _sending(target, basis, shipped) if target.outlet else None
-    if not target.outlet and (count := adopt(plan, folder.out, folder.state, journal, basis)):
+    if gathered and (count := adopt(plan, gathered, folder.state, journal, basis)):
         report(Note("resume", f"continuing: {counted(count, 'shard')} by other processes"))
     report(tasks_started(plan))
     witness = Witness(plan, repo) if target.verify and (target.outlet or isinstance(repo, Spool)) else None

@@ -22,8 +22,9 @@ from quantconvert.errors import CheckpointError, OutputError, UnsupportedError
 from quantconvert.events import Note, Reporter, silent
 from quantconvert.hub import HubReader, answered, is_unreachable, reason_of, retried, status_of
 from quantconvert.planning import Plan
+from quantconvert.run.disk import write_file
 from quantconvert.run.folder import differences, identity
-from quantconvert.run.outlet import Published, Shipped
+from quantconvert.run.outlet import FIRST, Published, Shipped
 from quantconvert.run.sidecar import read_sidecar, sidecar_bytes
 from quantconvert.verification.report import read_report
 
@@ -87,6 +88,7 @@ class Staging:
         self.name = self._head = ""
         self._plan: Plan | None = None
         self._sent: dict[str, int] = {}
+        self._there: Mapping[str, str | None] = {}
         self._next = 0.0
 
     def open(self, digest: str, restart: bool) -> Mapping[str, str | None]:
@@ -124,13 +126,12 @@ class Staging:
 
     def begin(self, plan: Plan, restart: bool) -> Mapping[int, Shipped]:
         """The shards that the staging branch holds of a plan; raises `OutputError` where it is of another."""
-        there = self.open(plan.digest, restart)
+        there = self._there = self.open(plan.digest, restart)
         self._plan, job = plan, f"{BESIDE}/job.json"
         if job not in there:
             self._commit({job: json.dumps(identity(plan)).encode()}, "Begin")
             return {}
-        commit = self._asked(lambda: self.api.model_info(self.target.repo_id, revision=self.name).sha)
-        assert commit
+        commit = self._commit_of_branch()
         old = json.loads(self._read(job, commit))
         if found := differences(old, identity(plan)):
             text = f"branch `{self.name}` of `{self.target.repo_id}` holds another conversion: {'; '.join(found[:3])}"
@@ -156,6 +157,25 @@ class Staging:
             return bytes(content)
         except (CheckpointError, ValueError) as error:
             raise OutputError(f"cannot read `{path}` of `{repo_id}`: {reason_of(error)}") from error
+
+    def recall(self, folder: Path) -> None:
+        for name in FIRST:
+            if f"{BESIDE}/{name}" in self._there:
+                content = self._read(f"{BESIDE}/{name}", self._commit_of_branch())
+                try:
+                    write_file(folder / name, content)
+                except OSError as error:
+                    raise OutputError(f"cannot write `{folder / name}`: {error.strerror}") from error
+
+    def keep(self, folder: Path) -> None:
+        there = [name for name in FIRST if (folder / name).is_file() and f"{BESIDE}/{name}" not in self._there]
+        if there:
+            self._commit({f"{BESIDE}/{name}": folder / name for name in there}, "Keep what the first pass has found")
+
+    def _commit_of_branch(self) -> str:
+        commit = self._asked(lambda: self.api.model_info(self.target.repo_id, revision=self.name).sha)
+        assert commit
+        return commit
 
     @property
     def pause(self) -> float:

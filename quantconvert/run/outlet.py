@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from quantconvert.checkpoint.ranges import Files
+from quantconvert.factors import FACTORS, IMPORTANCES
 from quantconvert.planning import Plan
 from quantconvert.run.result import TaskResult
 from quantconvert.run.shards import ShardWriter
@@ -24,6 +25,10 @@ class Published:
     url: str
     num_sent: int
     nbytes_sent: int
+
+
+# What the first pass leaves in the hidden folder of a conversion.
+FIRST = (FACTORS, IMPORTANCES)
 
 
 class Shipped(NamedTuple):
@@ -57,6 +62,14 @@ class Outlet(Protocol):
 
     def begin(self, plan: Plan, restart: bool) -> Mapping[int, Shipped]:
         """What an earlier run of the same plan has sent, by numbers of shards; restart: which is to be forgotten."""
+        ...
+
+    def recall(self, folder: Path) -> None:
+        """Bring into `folder` what the first pass of another process has found for this plan, if it is there."""
+        ...
+
+    def keep(self, folder: Path) -> None:
+        """Have what the first pass has left in `folder` for others."""
         ...
 
     @property

@@ -7,6 +7,7 @@ know beside it: a shard that two have made is there once, as its bytes are the s
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -17,7 +18,8 @@ from quantconvert.planning import Plan
 from quantconvert.run.disk import fsync_folder, write_file
 from quantconvert.run.folder import differences, identity
 from quantconvert.run.journal import Journal
-from quantconvert.run.outlet import Published, Shipped
+from quantconvert.run.outlet import FIRST, Published, Shipped
+from quantconvert.run.result import TaskResult
 from quantconvert.run.sidecar import read_sidecar, sidecar_bytes
 
 JOB = "job.json"
@@ -60,6 +62,16 @@ class FolderOutlet:
         except OSError:
             return None
 
+    def recall(self, folder: Path) -> None:
+        for name in FIRST:
+            if (self.folder / name).is_file():
+                _copy(self.folder / name, folder / name)
+
+    def keep(self, folder: Path) -> None:
+        for name in FIRST:
+            if (folder / name).is_file() and not (self.folder / name).exists():
+                _copy(folder / name, self.folder / name)
+
     @property
     def pause(self) -> float:
         return 0.0
@@ -79,15 +91,24 @@ class FolderOutlet:
         raise NotImplementedError  # the command that finishes adopts what is here
 
 
-def adopt(plan: Plan, out: Path, state: Path, journal: Journal, basis: str) -> int:
-    """Take the shards that other processes have gathered for `out` into the hidden folder `state`: the ledger proves
-    their bytes as it does those of an interrupted run. Returns how many they are.
+def staged(plan: Plan, out: Path) -> FolderOutlet | None:
+    """What other processes have gathered for `out`; None where there is nothing. Raises `OutputError` where it is of
+    another conversion.
+    """
+    outlet = FolderOutlet(staging_folder(out))
+    if not (outlet.folder / JOB).is_file():
+        return None
+    outlet.begin(plan, restart=False)
+    return outlet
+
+
+def adopt(plan: Plan, outlet: FolderOutlet, state: Path, journal: Journal, basis: str) -> int:
+    """Take the shards that other processes have gathered into the hidden folder `state`: the ledger proves their bytes
+    as it does those of an interrupted run. Returns how many they are.
 
     basis: what they must have been made with.
     """
-    outlet, entries = FolderOutlet(staging_folder(out)), []
-    if not (outlet.folder / JOB).is_file():
-        return 0
+    entries: list[tuple[int, TaskResult]] = []
     found = outlet.begin(plan, restart=False)
     good = {number: done for number, done in found.items() if done.basis == basis}
     for number, done in good.items():
@@ -106,6 +127,16 @@ def remove_staging(out: Path) -> None:
     """What is left when the result is in place."""
     with suppress(OSError):
         shutil.rmtree(staging_folder(out))
+
+
+def _copy(source: Path, target: Path) -> None:
+    """Whole or not at all: another process may do the same."""
+    partial = target.with_name(f"{target.name}.{os.getpid()}.partial")
+    try:
+        write_file(partial, source.read_bytes())
+        partial.replace(target)
+    except OSError as error:
+        raise OutputError(f"cannot copy `{source}` to `{target}`: {error.strerror}") from error
 
 
 def _beside(file: Path) -> Path:
