@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import signal
 import subprocess
+import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +27,7 @@ pytestmark = [
     pytest.mark.process,
     pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning"),  # of huggingface_hub's own uploads
 ]
+ROOT = Path(__file__).parent.parent
 CUT: dict[str, Any] = {"max_shard_size": "300KB", "equalize": True}
 WORDS = ["--max-shard-size", "300KB", "--equalize", "--quiet"]
 
@@ -140,3 +144,24 @@ def test_the_command_line(source: Path, tmp_path: Path):
     both = run(out, "--shards", "1/2", "--push-to-hub", REPO)
     assert both.returncode == 2
     assert "goes without OUT" in both.stderr
+
+
+def test_the_fleet(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Of the example: a small model as one task, a large one as its files, and all of it again."""
+    spec = importlib.util.spec_from_file_location("fleet", ROOT / "examples" / "fleet" / "fleet.py")
+    assert spec
+    assert spec.loader
+    fleet = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "fleet", fleet)
+    spec.loader.exec_module(fleet)
+    monkeypatch.setattr(fleet, "ProcessPoolExecutor", ThreadPoolExecutor)
+    monkeypatch.setattr(fleet, "LARGE_NBYTES", 6_000_000)
+    large = tmp_path / "large"
+    large.symlink_to(source)
+    monkeypatch.setattr(fleet.quantconvert, "plan", lambda path: quantconvert.api.plan(path, max_shard_size="300KB"))
+    convert = quantconvert.api.convert
+    monkeypatch.setattr(fleet.quantconvert, "convert", lambda *args, **more: convert(*args, **more, **CUT))
+    for _ in range(2):
+        fleet.main(tmp_path / "out", [str(large), str(ROOT / "examples" / "tiny-llama")])
+        assert (tmp_path / "out" / "large" / "config.json").is_file()
+        assert (tmp_path / "out" / "tiny-llama" / "config.json").is_file()

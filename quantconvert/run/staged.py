@@ -7,11 +7,11 @@ know beside it: a shard that two have made is there once, as its bytes are the s
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from secrets import token_hex
 
 from quantconvert.errors import OutputError
 from quantconvert.planning import Plan
@@ -131,7 +131,7 @@ def remove_staging(out: Path) -> None:
 
 def _copy(source: Path, target: Path) -> None:
     """Whole or not at all: another process may do the same."""
-    partial = target.with_name(f"{target.name}.{os.getpid()}.partial")
+    partial = target.with_name(f"{target.name}.{token_hex(8)}.partial")
     try:
         write_file(partial, source.read_bytes())
         partial.replace(target)
