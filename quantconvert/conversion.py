@@ -254,18 +254,7 @@ def _execute(plan: Plan, repo: Repo, folder: OutputFolder, journal: Journal, tar
         load_torch()
 
     repo.prepare(needed(plan))
-    shipped = target.outlet.begin(plan, target.restart) if target.outlet else {}
-    gathered = None if target.outlet else staged(plan, folder.out)
-    others = target.outlet or gathered
-    if others and not is_begun:
-        others.recall(folder.state)
-    first_pass(plan, repo, folder.state, is_begun, report)
-    if target.outlet:
-        target.outlet.keep(folder.state)
-    basis = _basis(folder.state)
-    sending = _sending(target, basis, shipped) if target.outlet else None
-    if gathered and (count := adopt(plan, gathered, folder.state, journal, basis)):
-        report(Note("resume", f"continuing: {counted(count, 'shard')} by other processes"))
+    sending = _first(plan, repo, folder, journal, target, report)
     report(tasks_started(plan))
     witness = Witness(plan, repo) if target.verify and (target.outlet or isinstance(repo, Spool)) else None
     sums = execute(plan, repo, folder.state, journal, report, sending, witness, target.part)
@@ -277,28 +266,59 @@ def _execute(plan: Plan, repo: Repo, folder: OutputFolder, journal: Journal, tar
     quality = Quality.of(errors.values())
     _write_small_files(plan, repo, folder, quality)
     verification = None
-    if witness:
-        verification = witness.outcome(errors)
-    elif target.verify:
-        verification = verify_folder(Place.of(folder.state), repo, plan.job.limits, plan, report=target.report)
-    if verification:
+    if target.verify:
+        seen = witness.outcome(errors) if witness else None
+        place, limits = Place.of(folder.state), plan.job.limits
+        verification = seen or verify_folder(place, repo, limits, plan, report=target.report)
         check_complete(verification, plan)
         raise_findings(verification)
     if isinstance(repo, Spool):
         repo.remove()
+    factors = summarize(folder.state, plan.factors) if plan.factors else None
+    published = _show(plan, folder, target, sums, errors, factors)
+    return Outcome(verification, quality, factors, published)
+
+
+def _first(
+    plan: Plan, repo: Repo, folder: OutputFolder, journal: Journal, target: Target, report: Reporter
+) -> Sending | None:
+    """The first pass, unless other processes have it, and what these have made already."""
+    outlet, is_begun = target.outlet, bool(journal.done)
+    shipped = outlet.begin(plan, target.restart) if outlet else {}
+    gathered = None if outlet else staged(plan, folder.out)
+    others = outlet or gathered
+    if others and not is_begun:
+        others.recall(folder.state)
+    first_pass(plan, repo, folder.state, is_begun, report)
+    basis = _basis(folder.state)
+    if outlet:
+        outlet.keep(folder.state)
+        return _sending(target, basis, shipped)
+    if gathered and (count := adopt(plan, gathered, folder.state, journal, basis)):
+        report(Note("resume", f"continuing: {counted(count, 'shard')} by other processes"))
+    return None
+
+
+def _show(
+    plan: Plan,
+    folder: OutputFolder,
+    target: Target,
+    sums: Mapping[str, str],
+    errors: Mapping[str, TensorError],
+    factors: Summary | None,
+) -> Published | None:
+    """The report, and then everything in its place."""
     # there may be a report of an interrupted commit
     small = [path for path in folder.files if path != REPORT_NAME and path not in sums]
-    factors = summarize(folder.state, plan.factors) if plan.factors else None
-    files = sums | hash_files(folder.state, small, plan.execution.workers)
+    files = {**sums, **hash_files(folder.state, small, plan.execution.workers)}
     folder.write(REPORT_NAME, report_bytes(report_of(plan, errors, files, factors)))
-    published = None
     if target.outlet:
         published = target.outlet.show(folder.state, [*small, REPORT_NAME], sums)
         folder.clear()
-    else:
-        folder.commit()
-        remove_staging(folder.out)
-    return Outcome(verification, quality, factors, published)
+        return published
+    folder.commit()
+    remove_staging(folder.out)
+    return None
 
 
 def _basis(state: Path) -> str:

@@ -160,7 +160,7 @@ def test_the_fleet(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     large.symlink_to(source)
     monkeypatch.setattr(fleet.quantconvert, "plan", lambda path: quantconvert.api.plan(path, max_shard_size="300KB"))
     convert = quantconvert.api.convert
-    monkeypatch.setattr(fleet.quantconvert, "convert", lambda *args, **more: convert(*args, **more, **CUT))
+    monkeypatch.setattr(fleet.quantconvert, "convert", lambda source, out, **how: convert(source, out, **(how | CUT)))
     for _ in range(2):
         fleet.main(tmp_path / "out", [str(large), str(ROOT / "examples" / "tiny-llama")])
         assert (tmp_path / "out" / "large" / "config.json").is_file()
