@@ -9,9 +9,10 @@ from __future__ import annotations
 import json
 import struct
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import accumulate
 from math import prod
-from operator import itemgetter
+from operator import itemgetter, mul
 from typing import Any, NamedTuple
 
 from quantconvert.dtypes import DTYPES
@@ -189,6 +190,11 @@ def _is_count(value: object) -> bool:
     return type(value) is int and 0 <= value < 2**63
 
 
+def _overflows(shape: Sequence[int]) -> bool:
+    """Whether the sizes before a zero have a product that no 64 bits hold, which safetensors refuses (`Overflow`)."""
+    return 0 in shape and any(product >= 2**64 for product in accumulate(shape, mul))
+
+
 def _check_name(name: str, file: str) -> None:
     if not is_utf8(name):
         raise CheckpointError(f"header of `{file}` has a name that is not UTF-8: {quoted(name)}")
@@ -228,7 +234,7 @@ class _Entries:
             return None
         sizes = tuple(size for size in shape if type(size) is int and 0 <= size < 2**63)
         bits = prod(sizes) * _BITS[dtype]
-        if len(sizes) < len(shape) or bits % 8:
+        if len(sizes) < len(shape) or bits % 8 or _overflows(sizes):
             return None
         return self._sizes.setdefault(f"{dtype}{shape}", (dtype, sizes, bits // 8))
 
@@ -245,6 +251,8 @@ def _checked_ref(name: str, entry: object, file: str, data_start: int) -> Tensor
         raise CheckpointError(f"{where}: unknown dtype {quoted(dtype)}", hint=f"known dtypes: {', '.join(DTYPES)}")
     if not isinstance(shape, list) or len(shape) > MAX_RANK or not all(map(_is_count, shape)):
         raise CheckpointError(f"{where}: shape is not a list of at most {MAX_RANK} sizes")
+    if _overflows(shape):
+        raise CheckpointError(f"{where}: shape {shape} has more elements than safetensors counts, before its zero")
     if not isinstance(offsets, list) or len(offsets) != 2 or not all(map(_is_count, offsets)):
         raise CheckpointError(f"{where}: data_offsets is not a pair of offsets")
     begin, end = offsets

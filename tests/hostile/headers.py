@@ -78,6 +78,11 @@ HEADERS = [
     header("rank 1000", one(shape=[1] * 999 + [8]), SIZES),
     header("product 2^64 + 16 bytes", one(shape=[2**32, 2**31]), f"{A}: BF16 of shape [4294967296, 2147483648] needs"),
     header("product of 32 sizes", one(shape=[2**62] * 32), f"{A}: BF16 of shape [4611686018427387904, "),
+    header(
+        "2^64 before a zero",
+        {"a": {"dtype": "U8", "shape": [2**32 + 8, 2**32, 0], "data_offsets": [0, 0]}},
+        f"{A}: shape [4294967304, 4294967296, 0] has more elements than safetensors counts",
+    ),
     header("half a byte", one(dtype="F4", shape=[31]), f"{A}: F4 of shape [31] needs 16 bytes"),
     header("no elements, but bytes", one(shape=[0]), f"{A}: BF16 of shape [0] needs 0 bytes"),
     header("no elements, far away", {"a": entry(0, 16), "b": entry(99, 99)}, f"{H} lies about offsets: tensor `b`"),
