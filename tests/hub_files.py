@@ -133,7 +133,7 @@ def send_range(
     handler.send_header("X-Repo-Commit", commit)
     handler.end_headers()
     if kind == "slow":
-        time.sleep(1.5)  # the tests' client waits for a second
+        time.sleep(1.5)  # longer than the client waits in that test
     with suppress(OSError):
         if handler.command != "HEAD":
             handler.wfile.write(body[: len(body) // 2] if kind == "cut" else body)

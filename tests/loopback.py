@@ -20,7 +20,7 @@ def loopback(monkeypatch: pytest.MonkeyPatch, source: Path | None, cache: Path) 
             "HUGGINGFACE_CO_URL_TEMPLATE": endpoint + "/{repo_id}/resolve/{revision}/{filename}",
             "HF_HUB_DISABLE_XET": True,
             "HF_HUB_CACHE": str(cache),
-            "HF_HUB_DOWNLOAD_TIMEOUT": 1,
+            "HF_HUB_DOWNLOAD_TIMEOUT": 30,
             "HF_HUB_DISABLE_TELEMETRY": True,
         }.items():
             patch.setattr(f"huggingface_hub.constants.{name}", value)

