@@ -150,7 +150,7 @@ def test_an_unknown_executor_is_refused_with_what_there_is(source: Path, out: Pa
         with pytest.raises(UsageError) as caught:
             call(source, out, executor="rays")
         assert caught.value.message == "--executor: unknown executor `rays`"
-        assert caught.value.hint == "known executors: threads, processes"
+        assert caught.value.hint == "known executors: threads, ray, processes"
     assert not out.exists()
 
 

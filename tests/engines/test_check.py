@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 
 import quantconvert
 from tests.builders import read_tensors, write_checkpoint
 from tests.command import cli
+from tests.engines.breaking import broken
 from tests.engines.common import TINY_LLAMA
 
 # As transformers reads them here: for AWQ and GPTQ it asks GPTQModel (`test_check_gptqmodel.py`).
@@ -20,16 +20,6 @@ SCHEMES: list[dict[str, Any]] = [
     {"format": "compressed-tensors"}, {"scheme": "W8A8"}, {"scheme": "FP8_DYNAMIC"}, {"scheme": "NVFP4A16"},
     {"scheme": "W8A16", "format": "compressed-tensors"},
 ]  # fmt: skip
-
-
-def broken(folder: Path) -> Path:
-    """The scales of one weight doubled; the header stays as it is."""
-    file = folder / "model.safetensors"
-    tensors = load_file(file)
-    name = next(name for name in tensors if "layers.1.mlp.down_proj" in name and name.endswith(("scale", "scales")))
-    tensors[name] = (tensors[name].float() * 4).to(tensors[name].dtype)
-    save_file(tensors, file, {"format": "pt"})
-    return folder
 
 
 @pytest.mark.parametrize("options", SCHEMES, ids=str)

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 import quantconvert
+from tests.engines.breaking import broken
 from tests.engines.common import TINY_LLAMA
-from tests.engines.test_check import broken
 
 pytest.importorskip("gptqmodel")
 pytestmark = pytest.mark.filterwarnings("ignore")
