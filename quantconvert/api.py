@@ -129,8 +129,7 @@ def convert_to_hub(source: Source, repo: str, *, report: Reporter = silent, **op
     part = _part(values)
     suffix = "" if part == ALL else f"-{part.number}-of-{part.count}"
     work = Path(f".quantconvert-{repo.replace('/', '--')}{suffix}")
-    target = _target(work, values, report)
-    target = replace(target, wish=_wish(values, ships=True), outlet=Staging(shown, report), part=part)
+    target = replace(_target(work, values, report, ships=True), outlet=Staging(shown, report), part=part)
     result = run(checkpoint, builder_of(checkpoint, job, report, values.get("stream") is False), target)
     with suppress(OSError):
         work.rmdir()
@@ -376,11 +375,11 @@ def _folder(out: Source) -> Path:
     return Path(out)
 
 
-def _target(out: Source, values: Mapping[str, Any], report: Reporter) -> Target:
+def _target(out: Source, values: Mapping[str, Any], report: Reporter, ships: bool = False) -> Target:
     from quantconvert.conversion import Target
 
     flags = {name: values.get(name, False) for name in ("overwrite", "restart", "verify")}
-    return Target(_folder(out), report=report, wish=_wish(values), **flags)
+    return Target(_folder(out), report=report, wish=_wish(values, ships), **flags)
 
 
 def _part(values: Mapping[str, Any]) -> Part:

@@ -21,7 +21,6 @@ from quantconvert.errors import (
     some,
 )
 from quantconvert.events import Finished, Note, Reporter
-from quantconvert.factors import FACTORS, IMPORTANCES
 from quantconvert.factors.summary import Summary, summarize
 from quantconvert.lazy import load_torch
 from quantconvert.machine import peak_rss_nbytes
@@ -42,11 +41,11 @@ from quantconvert.run.folder import (
     read_state,
 )
 from quantconvert.run.journal import Journal
-from quantconvert.run.outlet import Outlet, Published, Sending, Shipped
+from quantconvert.run.outlet import FIRST, Outlet, Published, Sending, Shipped
 from quantconvert.run.part import ALL, Part
 from quantconvert.run.phases import opening, tasks_started, without_repeats
 from quantconvert.run.spool import Spool
-from quantconvert.run.staged import adopt, remove_staging, staged
+from quantconvert.run.staged import adopt, gathered, remove_staging
 from quantconvert.run.work import needs_torch
 from quantconvert.streaming import WHOLE, Way, Wish, needed, way_of
 from quantconvert.text import counted
@@ -283,20 +282,33 @@ def _first(
     plan: Plan, repo: Repo, folder: OutputFolder, journal: Journal, target: Target, report: Reporter
 ) -> Sending | None:
     """The first pass, unless other processes have it, and what these have made already."""
-    outlet, is_begun = target.outlet, bool(journal.done)
+    local, is_begun = None if target.outlet else gathered(folder.out), bool(journal.done)
+    outlet = target.outlet or local
     shipped = outlet.begin(plan, target.restart) if outlet else {}
-    gathered = None if outlet else staged(plan, folder.out)
-    others = outlet or gathered
-    if others and not is_begun:
-        others.recall(folder.state)
+    if outlet and not is_begun:
+        outlet.recall(folder.state)
     first_pass(plan, repo, folder.state, is_begun, report)
+    if outlet is None:
+        return None
     basis = _basis(folder.state)
-    if outlet:
+    good = {number: done for number, done in shipped.items() if _counts(done, basis, target)}
+    if local:
+        adopt(plan, local, good, folder.state, journal)
+    else:
         outlet.keep(folder.state)
-        return _sending(target, basis, shipped)
-    if gathered and (count := adopt(plan, gathered, folder.state, journal, basis)):
-        report(Note("resume", f"continuing: {counted(count, 'shard')} by other processes"))
-    return None
+    if shipped:
+        words = "by other processes" if local else "there already"
+        more = f"; {len(shipped) - len(good)} more are not as this run makes them" if len(good) < len(shipped) else ""
+        report(Note("resume", f"continuing: {counted(len(good), 'shard')} {words}{more}"))
+    return Sending(outlet, good, basis) if target.outlet else None
+
+
+def _counts(done: Shipped, basis: str, target: Target) -> bool:
+    """Whether a shard need not be made again: it was made with the same factors and, where it goes elsewhere and this
+    run verifies, somebody has compared it.
+    """
+    seen = not (target.outlet and target.verify) or all(result.seen for result in done.results.values())
+    return done.basis == basis and seen
 
 
 def _show(
@@ -323,24 +335,8 @@ def _show(
 
 def _basis(state: Path) -> str:
     """The sum of what the first pass has found."""
-    found = [path for path in (state / FACTORS, state / IMPORTANCES) if path.is_file()]
+    found = [path for name in FIRST if (path := state / name).is_file()]
     return hashlib.sha256("".join(sha256_of(path) for path in found).encode()).hexdigest()
-
-
-def _sending(target: Target, basis: str, shipped: Mapping[int, Shipped]) -> Sending:
-    """What is sent, and what need not be: a shard that was made with other factors, or, where this run verifies, that
-    nobody has compared, is made again.
-    """
-    assert target.outlet
-    good = {
-        number: done
-        for number, done in shipped.items()
-        if done.basis == basis and (not target.verify or all(result.seen for result in done.results.values()))
-    }
-    if shipped:
-        more = f"; {len(shipped) - len(good)} more are not as this run makes them" if len(good) < len(shipped) else ""
-        target.report(Note("resume", f"continuing: {counted(len(good), 'shard')} on the Hub already{more}"))
-    return Sending(target.outlet, good, basis)
 
 
 def _write_small_files(plan: Plan, repo: Repo, folder: OutputFolder, quality: Quality | None) -> None:

@@ -8,7 +8,6 @@ login, and never an argument here. With `quantconvert.hub` the only import of hu
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -23,9 +22,8 @@ from quantconvert.events import Note, Reporter, silent
 from quantconvert.hub import HubReader, answered, is_unreachable, reason_of, retried, status_of
 from quantconvert.planning import Plan
 from quantconvert.run.disk import write_file
-from quantconvert.run.folder import differences, identity
 from quantconvert.run.outlet import FIRST, Published, Shipped
-from quantconvert.run.sidecar import read_sidecar, sidecar_bytes
+from quantconvert.run.sidecar import check_job, job_bytes, read_sidecar, sidecar_bytes
 from quantconvert.verification.report import read_report
 
 T = TypeVar("T")
@@ -129,13 +127,11 @@ class Staging:
         there = self._there = self.open(plan.digest, restart)
         self._plan, job = plan, f"{BESIDE}/job.json"
         if job not in there:
-            self._commit({job: json.dumps(identity(plan)).encode()}, "Begin")
+            self._commit({job: job_bytes(plan)}, "Begin")
             return {}
         commit = self._commit_of_branch()
-        old = json.loads(self._read(job, commit))
-        if found := differences(old, identity(plan)):
-            text = f"branch `{self.name}` of `{self.target.repo_id}` holds another conversion: {'; '.join(found[:3])}"
-            raise OutputError(text, hint="--restart starts over")
+        where = f"branch `{self.name}` of `{self.target.repo_id}`"
+        check_job(self._read(job, commit), plan, where, "--restart starts over")
         shipped: dict[int, Shipped] = {}
         for number, shard in enumerate(plan.shards):
             if (sha256 := there.get(shard.file)) and _sidecar(shard.file) in there:

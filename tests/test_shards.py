@@ -16,7 +16,7 @@ import pytest
 
 import quantconvert
 from quantconvert.run.staged import staging_folder
-from tests.builders import LLAMA_CONFIG, llama_tensors, write_checkpoint
+from tests.builders import llama_tensors, write_checkpoint
 from tests.command import CLI, ENV
 from tests.hub_files import SOURCE
 from tests.hub_writes import REPO
@@ -35,9 +35,7 @@ WORDS = ["--max-shard-size", "300KB", "--equalize", "--quiet"]
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tensors = llama_tensors(hidden=512, intermediate=1024)
-    return write_checkpoint(
-        tmp_path_factory.mktemp("source") / "in", tensors, LLAMA_CONFIG | {"hidden_size": 512}, shards=2
-    )
+    return write_checkpoint(tmp_path_factory.mktemp("source") / "in", tensors, shards=2)
 
 
 @pytest.fixture(scope="module")

@@ -22,7 +22,7 @@ from quantconvert.run.shards import ShardWriter
 from quantconvert.run.spool import Schedule
 from quantconvert.run.spool.wants import Want
 from quantconvert.verification.witness import Witness
-from tests.builders import LLAMA_CONFIG, llama_tensors, write_checkpoint
+from tests.builders import llama_tensors, write_checkpoint
 from tests.hub_files import SOURCE
 from tests.hub_writes import REPO, TOKEN, State, serve_writes
 from tests.loopback import loopback
@@ -42,7 +42,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three shards of about three megabytes."""
     tensors = llama_tensors(hidden=512, intermediate=1024)
     folder = tmp_path_factory.mktemp("source") / "in"
-    folder = write_checkpoint(folder, tensors, LLAMA_CONFIG | {"hidden_size": 512}, shards=3)
+    folder = write_checkpoint(folder, tensors, shards=3)
     (folder / "README.md").write_text("---\nlicense: mit\n---\n# Big\n")
     (folder / "tokenizer.json").write_text("{}")
     return folder
@@ -375,7 +375,7 @@ def test_no_token_is_left_anywhere(hub: State, tmp_path: Path, capfd: pytest.Cap
 def test_memory(tmp_path: Path):
     """Bytes go to the disk as they come: beside huggingface_hub itself nothing is held that grows with them."""
     tensors = llama_tensors(hidden=2048, intermediate=5632)
-    source = write_checkpoint(tmp_path / "in", tensors, LLAMA_CONFIG | {"hidden_size": 2048}, shards=2)
+    source = write_checkpoint(tmp_path / "in", tensors, shards=2)
     assert sum(path.stat().st_size for path in source.iterdir()) > 170_000_000
     peaks = {}
     with serve_writes(source) as (endpoint, _):

@@ -87,6 +87,14 @@ class Plan:
         """Bytes of all output tensors: the index's `total_size`."""
         return sum(shard.nbytes - len(shard.header) for shard in self.shards)
 
+    @cached_property
+    def by_shard(self) -> tuple[tuple[int, ...], ...]:
+        """Numbers of tasks, by the shard that they write into."""
+        found: list[list[int]] = [[] for _ in self.shards]
+        for index, task in enumerate(self.tasks):
+            found[task.outputs[0].shard].append(index)
+        return tuple(map(tuple, found))
+
     @property
     def output_nbytes(self) -> int:
         """Bytes that the result takes on disk: shards and side files (index, config and card come on top)."""

@@ -112,8 +112,8 @@ class Dock:
         return True
 
     def _shipped(self, shard: int) -> Shipped:
-        tasks, done = self.ledger.plan.tasks, self.ledger.journal.done
-        results = {index: done[index] for index, task in enumerate(tasks) if task.outputs[0].shard == shard}
+        done = self.ledger.journal.done
+        results = {index: done[index] for index in self.ledger.plan.by_shard[shard]}
         return Shipped(self.ledger.hashes.sum_of(shard), results, self.basis)
 
     def _remove(self, shard: int) -> None:

@@ -4,9 +4,22 @@ from __future__ import annotations
 
 import json
 
+from quantconvert.errors import OutputError
 from quantconvert.planning import Plan
+from quantconvert.run.folder import differences, identity
 from quantconvert.run.journal import entry_of, parse_entry
 from quantconvert.run.outlet import Shipped
+
+
+def job_bytes(plan: Plan) -> bytes:
+    """Which conversion shards are of, for those who come later."""
+    return json.dumps(identity(plan), indent=1).encode()
+
+
+def check_job(content: bytes, plan: Plan, where: str, hint: str) -> None:
+    """Raise `OutputError` where that is another one, `ValueError` where it cannot be read."""
+    if found := differences(json.loads(content), identity(plan)):
+        raise OutputError(f"{where} holds shards of another conversion: {'; '.join(found[:3])}", hint=hint)
 
 
 def sidecar_bytes(file: str, shard: Shipped) -> bytes:
@@ -23,6 +36,5 @@ def read_sidecar(content: bytes, plan: Plan, number: int) -> Shipped | None:
         results = dict(filter(None, (parse_entry(task, plan) for task in tasks)))
     except (ValueError, TypeError, KeyError, AttributeError):
         return None
-    wanted = {index for index, task in enumerate(plan.tasks) if task.outputs[0].shard == number}
-    is_whole = file == plan.shards[number].file and results.keys() == wanted
+    is_whole = file == plan.shards[number].file and results.keys() == set(plan.by_shard[number])
     return Shipped(str(sha256), results, str(basis)) if is_whole else None

@@ -6,7 +6,6 @@ know beside it: a shard that two have made is there once, as its bytes are the s
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -16,11 +15,10 @@ from secrets import token_hex
 from quantconvert.errors import OutputError
 from quantconvert.planning import Plan
 from quantconvert.run.disk import fsync_folder, write_file
-from quantconvert.run.folder import differences, identity
 from quantconvert.run.journal import Journal
 from quantconvert.run.outlet import FIRST, Published, Shipped
 from quantconvert.run.result import TaskResult
-from quantconvert.run.sidecar import read_sidecar, sidecar_bytes
+from quantconvert.run.sidecar import check_job, job_bytes, read_sidecar, sidecar_bytes
 
 JOB = "job.json"
 
@@ -43,13 +41,10 @@ class FolderOutlet:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             if not job.exists():
-                write_file(job, json.dumps(identity(plan), indent=1).encode())
-            found = differences(json.loads(job.read_bytes()), identity(plan))
+                write_file(job, job_bytes(plan))
+            check_job(job.read_bytes(), plan, f"`{self.folder}`", "give the source and options of before, or remove it")
         except (OSError, ValueError) as error:
             raise OutputError(f"cannot use `{self.folder}`: {error}") from error
-        if found:
-            text = f"`{self.folder}` holds shards of another conversion: {'; '.join(found[:3])}"
-            raise OutputError(text, hint="give the source and options of before, or remove it")
         return {number: done for number in range(len(plan.shards)) if (done := self.shipped(plan, number)) is not None}
 
     def shipped(self, plan: Plan, number: int) -> Shipped | None:
@@ -91,27 +86,18 @@ class FolderOutlet:
         raise NotImplementedError  # the command that finishes adopts what is here
 
 
-def staged(plan: Plan, out: Path) -> FolderOutlet | None:
-    """What other processes have gathered for `out`; None where there is nothing. Raises `OutputError` where it is of
-    another conversion.
-    """
+def gathered(out: Path) -> FolderOutlet | None:
+    """Where other processes have gathered shards of `out`; None where they have not."""
     outlet = FolderOutlet(staging_folder(out))
-    if not (outlet.folder / JOB).is_file():
-        return None
-    outlet.begin(plan, restart=False)
-    return outlet
+    return outlet if (outlet.folder / JOB).is_file() else None
 
 
-def adopt(plan: Plan, outlet: FolderOutlet, state: Path, journal: Journal, basis: str) -> int:
-    """Take the shards that other processes have gathered into the hidden folder `state`: the ledger proves their bytes
-    as it does those of an interrupted run. Returns how many they are.
-
-    basis: what they must have been made with.
+def adopt(plan: Plan, outlet: FolderOutlet, shards: Mapping[int, Shipped], state: Path, journal: Journal) -> None:
+    """Take these shards, which other processes have gathered, into the hidden folder `state`: the ledger proves their
+    bytes as it does those of an interrupted run.
     """
     entries: list[tuple[int, TaskResult]] = []
-    found = outlet.begin(plan, restart=False)
-    good = {number: done for number, done in found.items() if done.basis == basis}
-    for number, done in good.items():
+    for number, done in shards.items():
         file = plan.shards[number].file
         try:
             (outlet.folder / file).replace(state / file)
@@ -120,7 +106,6 @@ def adopt(plan: Plan, outlet: FolderOutlet, state: Path, journal: Journal, basis
         entries += sorted(done.results.items())
     if entries:
         journal.append(entries)
-    return len(good)
 
 
 def remove_staging(out: Path) -> None:

@@ -37,13 +37,11 @@ def sum_of(repo: Repo, name: str) -> str | None:
     """The sha256 of a file's bytes; of a large file on the Hub, where it lies under its sum, the Hub's own word. None
     where there is no such file.
     """
-    file = next((file for file in repo.files() if file.path == name), None)
-    if file is None:
-        return None
     if isinstance(repo, LocalFolder):
-        return sha256_of(repo.path / name)
-    if file.sha256:
-        return file.sha256
+        return sha256_of(repo.path / name) if (repo.path / name).is_file() else None
+    file = next((file for file in repo.files() if file.path == name), None)
+    if file is None or file.sha256:
+        return file.sha256 if file else None
     digest, part = hashlib.sha256(), memoryview(bytearray(_CHUNK))
     with closing(Files(direct(repo))) as files:
         for begin, end in spans(0, file.nbytes, _CHUNK):

@@ -48,9 +48,7 @@ def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tensors = llama_tensors(hidden=512, intermediate=1024)
-    return write_checkpoint(
-        tmp_path_factory.mktemp("source") / "in", tensors, LLAMA_CONFIG | {"hidden_size": 512}, shards=2
-    )
+    return write_checkpoint(tmp_path_factory.mktemp("source") / "in", tensors, shards=2)
 
 
 @pytest.fixture(scope="module")

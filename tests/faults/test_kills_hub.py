@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.builders import LLAMA_CONFIG, llama_tensors, write_checkpoint
+from tests.builders import llama_tensors, write_checkpoint
 from tests.hub_files import SOURCE
 from tests.hub_writes import REPO, TOKEN, State, serve_writes
 from tests.snapshots import digests
@@ -51,9 +51,7 @@ def content(state: State, folder: Path) -> dict[str, str]:
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tensors = llama_tensors(hidden=256, intermediate=512)
-    return write_checkpoint(
-        tmp_path_factory.mktemp("source") / "in", tensors, LLAMA_CONFIG | {"hidden_size": 256}, shards=2
-    )
+    return write_checkpoint(tmp_path_factory.mktemp("source") / "in", tensors, shards=2)
 
 
 @pytest.fixture(scope="module")

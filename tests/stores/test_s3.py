@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import quantconvert
-from tests.builders import LLAMA_CONFIG, llama_tensors, write_checkpoint
+from tests.builders import llama_tensors, write_checkpoint
 from tests.snapshots import digests
 
 moto_server = pytest.importorskip("moto.server", reason="of an environment of its own: .ci/run")
@@ -31,9 +31,7 @@ def store(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
 
 def test_a_source_on_s3(store: str, tmp_path: Path):
-    source = write_checkpoint(
-        tmp_path / "in", llama_tensors(hidden=512, intermediate=1024), LLAMA_CONFIG | {"hidden_size": 512}, shards=2
-    )
+    source = write_checkpoint(tmp_path / "in", llama_tensors(hidden=512, intermediate=1024), shards=2)
     files = s3fs.S3FileSystem()
     files.mkdir("models")
     files.put(str(source), "models/big", recursive=True)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import threading
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -269,16 +268,8 @@ class Fetcher:
                 raise OutputError(f"cannot keep `{first.file}` in `{self.spool.folder}`: {error.strerror}") from error
 
         reader = self.spool.remote.open(first.file)
-        try:
-            if isinstance(reader, RemoteReader):
-                reader.fetch(first.begin, last.end - first.begin, take)
-            else:
-                for begin in range(first.begin, last.end, 1 << 20):
-                    part = bytearray(min(1 << 20, last.end - begin))
-                    reader.read_into(memoryview(part), begin)
-                    take(bytes(part), begin)
-        finally:
-            reader.close()
+        assert isinstance(reader, RemoteReader), first.file
+        reader.fetch(first.begin, last.end - first.begin, take)
 
     def _fd(self, file: str) -> int:
         with self._changed:
@@ -307,11 +298,11 @@ def _neighbours(schedule: Schedule) -> list[tuple[tuple[int, ...], tuple[int, ..
     """For each segment those before and behind it that have bytes in its first and its last block."""
     order = sorted(range(len(schedule.segments)), key=lambda number: schedule.segments[number][:2])
     found: list[tuple[tuple[int, ...], tuple[int, ...]]] = [((), ())] * len(order)
-    blocks: dict[tuple[str, int], deque[int]] = {}
+    blocks: dict[tuple[str, int], list[int]] = {}
     for number in order:
         file, begin, end = schedule.segments[number]
         for block in {begin // BLOCK_NBYTES, (end - 1) // BLOCK_NBYTES}:
-            blocks.setdefault((file, block), deque()).append(number)
+            blocks.setdefault((file, block), []).append(number)
     for number in order:
         file, begin, end = schedule.segments[number]
         low = tuple(n for n in blocks[file, begin // BLOCK_NBYTES] if n != number)
