@@ -10,11 +10,13 @@ import json
 import struct
 import sys
 from collections.abc import Callable, Sequence
-from itertools import accumulate
+from functools import lru_cache, partial
+from itertools import accumulate, repeat
 from math import prod
-from operator import itemgetter, mul
+from operator import add, itemgetter, mul
 from typing import Any, NamedTuple
 
+from quantconvert.checkpoint.compact import dtype_and_shape, split_header
 from quantconvert.dtypes import DTYPES
 from quantconvert.errors import CheckpointError
 from quantconvert.text import is_plain, quoted
@@ -87,16 +89,25 @@ def header_text(read: Callable[[int, int], bytes], file: str, file_nbytes: int) 
 
 def parse_header(raw: bytes, file: str, file_nbytes: int) -> list[TensorRef]:
     """The tensors that the header `raw` of `file` describes, in the order of their bytes."""
+    subject = f"header of `{file}`"
+    _check_count(raw, subject, MAX_VALUES)
+    usual = _usual_refs(raw, file, file_nbytes)
+    if usual is not None:
+        return usual
     data_start = 8 + len(raw)
-    entries = parse_object(raw, f"header of `{file}`", strict=True)
+    entries = parse_object(raw, subject, strict=True)
     del raw
     _check_metadata(entries.pop("__metadata__", None), file)
-    ref_of = _Entries(file, data_start).ref
-    refs = list(map(ref_of, entries, entries.values()))
+    refs = [_checked_ref(name, entry, file, data_start) for name, entry in entries.items()]
     del entries
     refs.sort(key=itemgetter(4, 5))  # by offset; of those without a byte, first
     _check_layout(refs, file, data_start, file_nbytes)
     return refs
+
+
+def _check_count(raw: bytes, subject: str, max_values: int) -> None:
+    if sum(map(raw.count, (b",", b":", b"[", b"{"))) > max_values:
+        raise CheckpointError(f"{subject} holds too many values: expected at most {max_values}")
 
 
 def metadata_of(raw: bytes, file: str) -> dict[str, str]:
@@ -113,8 +124,7 @@ def parse_object(raw: bytes, subject: str, strict: bool = False, max_values: int
     strict: refuse what Python reads beyond the JSON standard, NaN and infinities (configs do hold them), and `-0`,
     which is no whole number to other readers.
     """
-    if sum(map(raw.count, (b",", b":", b"[", b"{"))) > max_values:
-        raise CheckpointError(f"{subject} holds too many values: expected at most {max_values}")
+    _check_count(raw, subject, max_values)
     colons = raw.count(b":")
     try:
         text = raw.decode("utf-8")
@@ -204,39 +214,37 @@ def _check_name(name: str, file: str) -> None:
         raise CheckpointError(f"header of `{file}` has a name of {len(name)} characters: {quoted(name)}")
 
 
-_BITS = {tag: dtype.bits for tag, dtype in DTYPES.items()}
+def _usual_refs(raw: bytes, file: str, file_nbytes: int) -> list[TensorRef] | None:
+    """The refs of a header that is written as usual and has nothing wrong; None of any other."""
+    columns = split_header(raw)
+    if columns is None:
+        return None
+    names, kinds, begins, ends, metadata = columns
+    sizes = {kind: _size(kind) for kind in set(kinds)}
+    if None in sizes.values():
+        return None
+    dtypes, shapes, nbytes = zip(*map(sizes.__getitem__, kinds), strict=True)
+    start = 8 + len(raw)
+    tiles = begins[0] == 0 and begins[1:] == ends[:-1] and start + ends[-1] == file_nbytes
+    if not tiles or list(map(add, begins, nbytes)) != ends:
+        return None
+    if metadata is not None:
+        _check_metadata(parse_object(metadata.encode(), f"header of `{file}`", strict=True)["__metadata__"], file)
+    offsets = map(start.__add__, begins)
+    return list(map(_REF, zip(names, dtypes, shapes, repeat(file), offsets, nbytes, strict=False)))
 
 
-class _Entries:
-    """The refs of one file's entries: at once where an entry is what nearly all are, else all that can be wrong is
-    looked at. What a dtype and a shape take is found once for all entries that have the same.
-    """
+_REF: Callable[[tuple[Any, ...]], TensorRef] = partial(tuple.__new__, TensorRef)  # `_make`, without a call of Python
 
-    def __init__(self, file: str, data_start: int) -> None:
-        self.file, self.data_start = file, data_start
-        self._sizes: dict[str, tuple[str, tuple[int, ...], int]] = {}
 
-    def ref(self, name: str, entry: Any) -> TensorRef:
-        """Raises `CheckpointError` for an entry that is none."""
-        if type(entry) is dict and len(entry) == 3 and len(name) <= MAX_NAME_LENGTH:
-            dtype, shape, offsets = entry.get("dtype"), entry.get("shape"), entry.get("data_offsets")
-            if type(shape) is list and type(offsets) is list and len(offsets) == 2:
-                begin, end = offsets
-                known = self._sizes.get(f"{dtype}{shape}") or self._size(dtype, shape)
-                whole = type(begin) is int is type(end) and begin >= 0 and end < 2**63
-                if known and whole and end - begin == known[2] and name.isascii() and name.isprintable():
-                    return TensorRef(name, known[0], known[1], self.file, self.data_start + begin, known[2])
-        return _checked_ref(name, entry, self.file, self.data_start)
-
-    def _size(self, dtype: object, shape: list[object]) -> tuple[str, tuple[int, ...], int] | None:
-        """Dtype, shape and bytes, where they are well-formed. (A text tells 1 from 1.0 and from true.)"""
-        if type(dtype) is not str or dtype not in _BITS or len(shape) > MAX_RANK:
-            return None
-        sizes = tuple(size for size in shape if type(size) is int and 0 <= size < 2**63)
-        bits = prod(sizes) * _BITS[dtype]
-        if len(sizes) < len(shape) or bits % 8 or _overflows(sizes):
-            return None
-        return self._sizes.setdefault(f"{dtype}{shape}", (dtype, sizes, bits // 8))
+@lru_cache(maxsize=4096)
+def _size(kind: str) -> tuple[str, tuple[int, ...], int] | None:
+    """Dtype, shape and bytes of a tensor, where they are well-formed."""
+    dtype, shape = dtype_and_shape(kind) or ("", ())
+    if dtype not in DTYPES or len(shape) > MAX_RANK or not all(map(_is_count, shape)) or _overflows(shape):
+        return None
+    bits = prod(shape) * DTYPES[dtype].bits
+    return None if bits % 8 else (dtype, shape, bits // 8)
 
 
 def _checked_ref(name: str, entry: object, file: str, data_start: int) -> TensorRef:
