@@ -7,6 +7,7 @@ from typing import ClassVar, Literal, NamedTuple
 
 from quantconvert.checkpoint import TensorRef
 from quantconvert.families import Reason
+from quantconvert.frozen import frozen
 from quantconvert.layouts import TensorSpec
 from quantconvert.schemes import Scheme
 from quantconvert.sources import Read
@@ -63,7 +64,7 @@ class Cut:
     peak_nbytes: int
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class _Task:
     """What all tasks have: what is read, where the result goes, and the evidence for what is done."""
 
@@ -90,7 +91,7 @@ class _Task:
         return sum(output.spec.nbytes for output in self.outputs)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Copy(_Task):
     """A stored tensor as it is, byte by byte."""
 
@@ -105,7 +106,7 @@ class Copy(_Task):
         return min(self.source.nbytes, COPY_CHUNK_NBYTES)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Split(_Task):
     """One vector of several that are stored in one tensor, as it is."""
 
@@ -119,7 +120,7 @@ class Split(_Task):
         return min(self.source.nbytes, COPY_CHUNK_NBYTES)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Quantize(_Task):
     """A weight as codes, by a method, in a layout.
 
@@ -143,7 +144,7 @@ class Quantize(_Task):
         return self.cut.peak_nbytes
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Repack(_Task):
     """Stored codes in another layout."""
 
@@ -159,7 +160,7 @@ class Repack(_Task):
         return self.cut.peak_nbytes
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Decode(_Task):
     """A tensor as plain numbers: decoded, after its steps, rounded once. reason: why it is kept, if it is."""
 

@@ -11,6 +11,7 @@ from math import prod
 from typing import Any
 
 from quantconvert.checkpoint import TensorRef
+from quantconvert.frozen import frozen
 from quantconvert.layouts import Stored
 from quantconvert.patterns import WEIGHT_SUFFIX
 from quantconvert.sources.steps.base import Step
@@ -35,7 +36,7 @@ class View:
 WHOLE = View()
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Read:
     """How one tensor of the model is read: a weight [O, I], or anything else as it is stored.
 

@@ -6,10 +6,10 @@ first pass of a conversion writes before any weight is changed.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
 
 from quantconvert.checkpoint import TensorRef
+from quantconvert.frozen import frozen
 from quantconvert.sources.steps.base import Change, Step
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ class Heads(NamedTuple):
         return values.view(self.shared, self.repeat, self.head_dim).amax(1).reshape(-1)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Scale(Step):
     """Factors float32 [width] that `factors` places: columns are divided by them; rows, or the elements of a vector,
     from `start` on are multiplied. `1 + vector`: of a norm that stores w and multiplies by 1 + w.
