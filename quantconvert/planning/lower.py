@@ -66,23 +66,23 @@ class Lowering:
     def _promise(self, decision: Decision) -> _Promise:
         """What the layout promises for all weights of one shape and dtype under one scheme."""
         ref, request = decision.ref, decision.request
-        shape = ref.shape if ref.stored is None else ref.stored.shape
+        stored = ref.stored
+        shape = ref.shape if stored is None else stored.shape
         key = id(request), decision.scheme, shape, ref.dtype
-        if key not in self._promises:
+        found = self._promises.get(key)
+        if found is None:
             assert self.layout is not None
             scheme = request.settled(self.layout.is_symmetric) if request else decision.scheme
             assert scheme is not None
             specs = self.layout.outputs(shape, ref.dtype, scheme)
             turned = sum(spec.nbytes for spec in specs if spec.transposed)
-            self._promises[key] = _Promise(scheme, specs, turned, self.layout.row_multiple(scheme))
-        return self._promises[key]
+            found = self._promises[key] = _Promise(scheme, specs, turned, self.layout.row_multiple(scheme))
+        return found
 
     def _cut(self, ref: Read, promise: _Promise | None = None, method: Method | None = None, told: int = 0) -> Cut:
         """How a tensor is cut, for a method where it is quantized. told: bytes of what that is told of inputs."""
         key = form_of(ref), promise and id(promise), method and method.name, told
-        if key not in self._cuts:
-            self._cuts[key] = self._new_cut(ref, promise, method, told)
-        return self._cuts[key]
+        return self._cuts.get(key) or self._cuts.setdefault(key, self._new_cut(ref, promise, method, told))
 
     def _new_cut(self, ref: Read, promise: _Promise | None, method: Method | None, told: int) -> Cut:
         turned, multiple = (promise.turned_nbytes, promise.row_multiple) if promise else (0, 1)

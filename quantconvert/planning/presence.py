@@ -67,20 +67,23 @@ def check_presence(
 def absent(checkpoint: Checkpoint, tensors: Sequence[Read], classifier: Classifier) -> tuple[list[str], list[str]]:
     """What the checkpoint lacks, in words: what is certain, and what is only likely (families without a table)."""
     config, family = checkpoint.text_config, classifier.family
-    stacks, towers = find_stacks(tensors, classifier)
+    stacks, towers, outside = find_stacks(tensors, classifier)
     likely = [*_short(stacks, config)]
     for stack, layers in stacks.items():
         likely += _missing_in_layers(stack, layers, config, family)
     for stack, layers in towers.items() if family else ():
         likely += _missing_in_layers(stack, layers, {}, None)
     if family and stacks:
-        likely += _missing_around(checkpoint, tensors, classifier, family, stacks)
+        likely += _missing_around(checkpoint, outside, family, stacks)
     gaps = [*_gaps(stacks), *(_gaps(towers) if family else ())]
     return ([*gaps, *likely], []) if family else (gaps, likely)
 
 
-def find_stacks(tensors: Sequence[Read], classifier: Classifier) -> tuple[dict[str, Layers], dict[str, Layers]]:
-    """The numbered layers of the language model, and of towers: for each stack (`model.layers`) and number the names.
+def find_stacks(
+    tensors: Sequence[Read], classifier: Classifier
+) -> tuple[dict[str, Layers], dict[str, Layers], list[str]]:
+    """The numbered layers of the language model, and of towers: for each stack (`model.layers`) and number the names;
+    and names of the model that have no number.
 
     A stack counts that has a linear weight by the family's table or, without one, bears a name that layers bear; of a
     tower, one that bears such a name.
@@ -88,8 +91,11 @@ def find_stacks(tensors: Sequence[Read], classifier: Classifier) -> tuple[dict[s
     stacks: dict[str, Layers] = {}
     towers: dict[str, Layers] = {}
     linear = set()
+    outside = []
     for tensor, role in zip(tensors, classifier.roles(tensors), strict=True):
         match = _NUMBERED.fullmatch(tensor.name)
+        if match is None and role.reason not in _OTHER_MODELS:
+            outside.append(tensor.name)
         if match is None or role.reason in _APART or len(match[2]) > 6:
             continue
         stack, number, name = match[1] or "", int(match[2]), match[3]
@@ -99,6 +105,7 @@ def find_stacks(tensors: Sequence[Read], classifier: Classifier) -> tuple[dict[s
     return (
         {stack: layers for stack, layers in stacks.items() if stack in linear},
         {stack: layers for stack, layers in towers.items() if _is_layers(stack)},
+        outside,
     )
 
 
@@ -148,7 +155,7 @@ def _missing_in_layers(stack: str, layers: Layers, config: Mapping[str, Any], fa
 
 def lacking(tensors: Sequence[Read], classifier: Classifier, config: Mapping[str, Any]) -> set[str]:
     """Names of the tensors that single layers of the language model lack."""
-    stacks, _ = find_stacks(tensors, classifier)
+    stacks, _, _ = find_stacks(tensors, classifier)
     found = {stack: _lacking(layers, config, classifier.family) for stack, layers in stacks.items()}
     return {f"{stack}.{number}.{name}" for stack, lacks in found.items() for number, name in lacks}
 
@@ -219,22 +226,12 @@ def _folded(stack: str, lacking: Iterable[tuple[int, str]]) -> Iterator[str]:
 
 
 def _missing_around(
-    checkpoint: Checkpoint,
-    tensors: Sequence[Read],
-    classifier: Classifier,
-    family: Family,
-    stacks: Mapping[str, Layers],
+    checkpoint: Checkpoint, outside: Sequence[str], family: Family, stacks: Mapping[str, Layers]
 ) -> Iterator[str]:
-    """Embeddings, norms and head, which stand outside the layers."""
+    """Embeddings, norms and head, which stand outside the layers. outside: the names of all that do."""
     config = checkpoint.text_config
-    outside = {
-        name
-        for tensor, role in zip(tensors, classifier.roles(tensors), strict=True)
-        if not tensor.name.endswith((".bias", ".beta")) and not _NUMBERED.fullmatch(tensor.name)
-        if role.reason not in _OTHER_MODELS
-        for name in (tensor.name, tensor.name.rpartition(".")[0])
-    }
-    tails = {tail for name in outside for tail in _tails(name)}
+    weights = [name for name in outside if not name.endswith((".bias", ".beta"))]
+    tails = {tail for whole in weights for name in (whole, whole.rpartition(".")[0]) for tail in _tails(name)}
     architecture = _architecture(checkpoint)
     inside = {name for layers in stacks.values() for names in layers.values() for name in names}
     has_norms = any("norm" in name or "ln_" in name for name in inside)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -22,11 +22,11 @@ def fit_widths(
         _check_heads(decisions, ranks, config, errors)
     widths: dict[int, int] = {}
     unsharded = []
-    parts: dict[tuple[str, tuple[int, ...]], Part | None] = {}  # of alike weights, which no number tells apart
+    parts: dict[Hashable, Part | None] = {}  # of alike weights, which no number tells apart; whole, by their shape
     for i, d in enumerate(decisions):
         if d.request is None:
             continue
-        kind = template_of(d.ref.name), d.ref.shape
+        kind = d.ref.shape if ranks == 1 else (template_of(d.ref.name), d.ref.shape)
         if kind not in parts:
             parts[kind] = part_of(d.module, d.ref.shape, 0, ranks, config)
         part = parts[kind]

@@ -35,10 +35,11 @@ def cost_of(read: Read, slab_nbytes: int) -> Cost:
 
 def form_of(read: Read) -> Hashable:
     """What `cost_of` goes by: reads of one form cost the same, whatever they are called and wherever they lie."""
-    refs = tuple([(role, ref.dtype, ref.shape) for role, ref in read.refs.items()])
-    detail = read.detail if read.stored is None else read.stored.form
-    steps = tuple([(step.axis, step.scratch, step.held_nbytes(read.shape)) for step in read.steps])
-    return read.encoding, read.shape, read.dtype, read.view is not WHOLE and read.view, refs, detail, steps
+    refs, shape, stored = read.refs, read.shape, read.stored
+    kinds = [ref[1:3] for ref in refs.values()]  # dtype and shape
+    steps = [(step.axis, step.scratch, step.held_nbytes(shape)) for step in read.steps]
+    detail = read.detail if stored is None else stored.form
+    return read.encoding, shape, read.dtype, read.view is not WHOLE and read.view, *refs, *kinds, detail, *steps
 
 
 def scratch_nbytes(read: Read, slab_nbytes: int) -> int:

@@ -68,7 +68,7 @@ class Scale(Step):
     kind: ClassVar[str] = "scale"
 
     def held_nbytes(self, shape: tuple[int, ...]) -> int:
-        return 4 * self.factors.num_elements * (1 + (self.heads.repeat if self.heads else 0))
+        return self.factors.nbytes * (1 + (self.heads.repeat if self.heads else 0))
 
     def open(self, files: Files) -> Change:
         return self._change(self.read(files))
