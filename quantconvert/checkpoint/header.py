@@ -228,10 +228,20 @@ def _usual_refs(raw: bytes, file: str, file_nbytes: int) -> list[TensorRef] | No
     tiles = begins[0] == 0 and begins[1:] == ends[:-1] and start + ends[-1] == file_nbytes
     if not tiles or list(map(add, begins, nbytes)) != ends:
         return None
-    if metadata is not None:
-        _check_metadata(parse_object(metadata.encode(), f"header of `{file}`", strict=True)["__metadata__"], file)
+    if metadata is not None and not _is_metadata(metadata):
+        return None
     offsets = map(start.__add__, begins)
     return list(map(_REF, zip(names, dtypes, shapes, repeat(file), offsets, nbytes, strict=False)))
+
+
+def _is_metadata(text: str) -> bool:
+    """Whether `text` is an object that holds `__metadata__` alone, as that should be."""
+    try:
+        entries = parse_object(text.encode(), "header", strict=True)
+        _check_metadata(entries.pop("__metadata__", None), "header")
+    except CheckpointError:
+        return False
+    return not entries
 
 
 _REF: Callable[[tuple[Any, ...]], TensorRef] = partial(tuple.__new__, TensorRef)  # `_make`, without a call of Python

@@ -7,6 +7,7 @@ from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
+from operator import itemgetter
 from typing import Any
 
 from quantconvert.checkpoint.config import MAX_CONFIG_NBYTES, check_config
@@ -110,7 +111,7 @@ def _weight_files(
         except CheckpointError as error:
             errors.append(error)
             return None, []
-        if not isinstance(weight_map, dict) or not all(type(name) is str for name in weight_map.values()):
+        if not isinstance(weight_map, dict) or set(map(type, weight_map.values())) - {str}:
             errors.append(CheckpointError(f"`{index}` has no weight_map from tensor names to file names"))
             return None, []
         counts = Counter(weight_map.values())
@@ -219,7 +220,7 @@ def _check_index(weight_map: dict[str, str] | None, tensors: list[TensorRef], er
     """
     if weight_map is None or errors:
         return
-    if weight_map == {ref.name: ref.file for ref in tensors}:  # as nearly always
+    if weight_map == dict(map(itemgetter(0, 3), tensors)):  # as nearly always
         return
     at = {(ref.name, ref.file) for ref in tensors}
     absent = ((name, file) for name, file in weight_map.items() if (name, file) not in at)

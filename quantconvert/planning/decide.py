@@ -34,7 +34,7 @@ def decide(
     decisions = []
     fates: dict[tuple[int, int, bool], tuple[Any, ...]] = {}  # of all tensors with one role and one verdict
     for ref, role in zip(sources.reads, classifier.roles(sources.reads), strict=True):
-        verdict = rules.get(ref.name)
+        verdict = rules.get(ref.name) if rules else None
         alike = id(role), id(verdict), ref.num_bits is None
         if alike not in fates:
             fates[alike] = _fate(ref, role, verdict, job.base, sources.method)[1:]

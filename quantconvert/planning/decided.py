@@ -51,15 +51,16 @@ class Decided:
 
 def select(decisions: Sequence[Decision], lowering: Lowering, classifier: Classifier) -> Selection:
     """What the config block has to tell: which modules have which scheme, and which were left alone."""
-    schemes: dict[Scheme, list[str]] = {}
+    schemes: dict[int, tuple[Scheme, list[str]]] = {}  # by `id`: equal ones are one object
     for d in decisions:
         scheme = lowering.scheme(d)
         if scheme is not None:
-            schemes.setdefault(scheme, []).append(d.module)
-    kept = [d.module for d in decisions if d.is_kept_linear]
-    kept += [d.module.rpartition(".")[0] for d in decisions if d.is_kept_experts]
+            (schemes.get(id(scheme)) or schemes.setdefault(id(scheme), (scheme, [])))[1].append(d.module)
+    left = [d for d in decisions if d.reason is not None]
+    kept = [d.module for d in left if d.is_kept_linear]
+    kept += [d.module.rpartition(".")[0] for d in left if d.is_kept_experts]
     return Selection(
-        schemes={scheme: tuple(modules) for scheme, modules in schemes.items()},
+        schemes={scheme: tuple(modules) for scheme, modules in schemes.values()},
         kept=tuple(dict.fromkeys(kept)),
         fused=classifier.fused,
         has_experts=any(d.is_expert for d in decisions),

@@ -15,7 +15,7 @@ from quantconvert.planning.known import method_for
 from quantconvert.planning.memory import cut
 from quantconvert.planning.place import Unit, unchanged
 from quantconvert.planning.plan import Execution
-from quantconvert.planning.tasks import UNKNOWN, Copy, Cut, Decode, Output, Quantize, Repack, Split, Task
+from quantconvert.planning.tasks import UNKNOWN, Copy, Cut, Decode, Known, Output, Quantize, Repack, Split, Task
 from quantconvert.schemes import Scheme
 from quantconvert.sources import Read, form_of
 
@@ -46,12 +46,15 @@ class Lowering:
         # The experts of a model are alike, and so are its layers: what they share is found once. Requests are known by
         # their `id`, as each outlives this and is asked for so often.
         self._promises: dict[Hashable, _Promise] = {}
+        self._schemes: dict[Scheme, Scheme] = {}  # equal ones are one object
+        self._hows: dict[Hashable, _How] = {}
+        self._without = method_for(method, UNKNOWN)
         self._cuts: dict[Hashable, Cut] = {}
 
     def scheme(self, decision: Decision) -> Scheme | None:
-        """The scheme of the codes that a decision leads to; None where it leads to none."""
+        """The scheme of the codes that a decision leads to, equal ones as one object; None where it leads to none."""
         if decision.request is None or self.layout is None:
-            return decision.scheme
+            return decision.scheme and self._schemes.setdefault(decision.scheme, decision.scheme)
         return self._promise(decision).scheme
 
     def unit(self, decision: Decision) -> Unit:
@@ -74,6 +77,7 @@ class Lowering:
             assert self.layout is not None
             scheme = request.settled(self.layout.is_symmetric) if request else decision.scheme
             assert scheme is not None
+            scheme = self._schemes.setdefault(scheme, scheme)
             specs = self.layout.outputs(shape, ref.dtype, scheme)
             turned = sum(spec.nbytes for spec in specs if spec.transposed)
             found = self._promises[key] = _Promise(scheme, specs, turned, self.layout.row_multiple(scheme))
@@ -92,21 +96,33 @@ class Lowering:
         taken = scratch(method, promise.scheme)
         return cut(ref, ref.matrix, turned, multiple, self.execution, taken, held, method.block_rows)
 
+    def _how(self, decision: Decision, known: Known) -> _How:
+        """What of a task holds for all weights of one form under one request, of which as much is known."""
+        told = 8 * sum(place.num_elements for place in known if place) if known is not UNKNOWN else 0
+        method = self._without if known is UNKNOWN else method_for(self.method, known)
+        key = form_of(decision.ref), id(decision.request), method.name, told
+        found = self._hows.get(key)
+        if found is None:
+            assert self.layout is not None
+            promise = self._promise(decision)
+            parts = self._cut(decision.ref, promise, method, told)
+            found = self._hows[key] = _How(promise.scheme, method.name, self.layout.name, parts)
+        return found
+
     def task(self, decision: Decision, outputs: tuple[Output, ...]) -> Task:
         """The task of a decision whose outputs have their places."""
         ref = decision.ref
         if decision.scheme is not None or (decision.request is not None and self.layout is not None):
             assert self.layout is not None
-            promise, layout = self._promise(decision), self.layout.name
             if decision.scheme is not None:
-                return Repack(ref, outputs, decision.evidence, promise.scheme, layout, self._cut(ref, promise))
+                promise = self._promise(decision)
+                return Repack(
+                    ref, outputs, decision.evidence, promise.scheme, self.layout.name, self._cut(ref, promise)
+                )
             known = self.knowledge.of(decision.module) if self.knowledge.modules else UNKNOWN
             largest = self.maxima.get(decision.module) if self.maxima else None
-            method = method_for(self.method, known)
-            told = 8 * sum(place.num_elements for place in known if place) if known is not UNKNOWN else 0
-            parts = self._cut(ref, promise, method, told)
-            what = decision.evidence, promise.scheme, method.name, layout, parts, largest, known
-            return Quantize(ref, outputs, *what, self.siblings.get(ref.name, ()))
+            how = self._how(decision, known)
+            return Quantize(ref, outputs, decision.evidence, *how, largest, known, self.siblings.get(ref.name, ()))
         if decision.reason is None or decision.is_decoded or ref.steps:
             return Decode(ref, outputs, decision.evidence, decision.reason, self._cut(ref))
         if ref.is_stored:
@@ -121,3 +137,12 @@ class _Promise(NamedTuple):
     specs: tuple[TensorSpec, ...]
     turned_nbytes: int
     row_multiple: int
+
+
+class _How(NamedTuple):
+    """How weights of one form are quantized."""
+
+    scheme: Scheme
+    method: str
+    layout: str
+    cut: Cut

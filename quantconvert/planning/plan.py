@@ -104,7 +104,8 @@ class Plan:
     @property
     def read_nbytes(self) -> int:
         """Bytes that a run reads: those of steps that look at a weight before they change it as often as they do."""
-        steps = sum(task.source.nbytes * (1 + sum(s.passes for s in task.source.steps)) for task in self.tasks)
+        sources = [task.source for task in self.tasks]
+        steps = sum([source.nbytes * (1 + sum([step.passes for step in source.steps])) for source in sources])
         walk = self.knowledge.walk if self.knowledge else None
         return steps + (self.factors.read_nbytes if self.factors else 0) + (walk.read_nbytes if walk else 0)
 

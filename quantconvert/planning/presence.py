@@ -22,7 +22,7 @@ from quantconvert.sources import Read, Sources
 
 MAX_LISTED = 8
 MAX_LAYERS = 10_000
-_NUMBERED = re.compile(r"(?:(.*?)\.)?(\d+)\.(.+)")
+_NUMBERED = re.compile(r"(?:(.*?)\.)?(\d+)\.(?=.)")
 _LAYER_COUNTS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
 _EXPERT_COUNTS = ("num_experts", "num_local_experts", "n_routed_experts")
 _STACK_NAMES = ("layers", "layer", "h", "block", "blocks")
@@ -90,16 +90,21 @@ def find_stacks(
     """
     stacks: dict[str, Layers] = {}
     towers: dict[str, Layers] = {}
+    found: dict[tuple[str, bool], tuple[str, set[str]]] = {}  # by what a name begins with
     linear = set()
     outside = []
     for tensor, role in zip(tensors, classifier.roles(tensors), strict=True):
-        match = _NUMBERED.fullmatch(tensor.name)
+        match = _NUMBERED.match(tensor.name)
         if match is None and role.reason not in _OTHER_MODELS:
             outside.append(tensor.name)
         if match is None or role.reason in _APART or len(match[2]) > 6:
             continue
-        stack, number, name = match[1] or "", int(match[2]), match[3]
-        (towers if role.reason in _TOWERS else stacks).setdefault(stack, {}).setdefault(number, set()).add(name)
+        key = match[0], role.reason in _TOWERS
+        if key not in found:
+            stack, layers = match[1] or "", towers if key[1] else stacks
+            found[key] = stack, layers.setdefault(stack, {}).setdefault(int(match[2]), set())
+        stack, names = found[key]
+        names.add(tensor.name[match.end() :])
         if role.reason is None and (role.by_table or (classifier.family is None and _is_layers(stack))):
             linear.add(stack)
     return (

@@ -13,6 +13,7 @@ from collections.abc import Hashable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from quantconvert.checkpoint import TensorRef
+from quantconvert.dtypes import DTYPES
 from quantconvert.errors import CheckpointError
 from quantconvert.patterns import WEIGHT_SUFFIX
 from quantconvert.sources.encoding import Context
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 DEFAULT_BLOCK = (128, 128)
 SCALE_DTYPES = ("F32", "BF16", "F16", "U8", "F8_E8M0")
+_FLOATS = frozenset(tag for tag in DTYPES if tag.startswith(("F8_E4M3", "F8_E5M2")))
 _SUFFIXES = ("_scale_inv", "_scale")
 
 
@@ -42,7 +44,7 @@ class Fp8:
         declared = _declared(context.block)
         blocks: dict[Hashable, tuple[int, int]] = {}  # of alike pairs; experts are
         for ref in refs.values():
-            if not ref.dtype.startswith(("F8_E4M3", "F8_E5M2")):
+            if ref.dtype not in _FLOATS:
                 continue
             scale = refs.get(ref.name + _SUFFIXES[0]) or refs.get(ref.name + _SUFFIXES[1])
             if scale is None and len(ref.shape) < 3 and not ref.name.endswith(WEIGHT_SUFFIX):

@@ -106,7 +106,8 @@ def hostile_file(rng: random.Random) -> bytes:
     nbytes = max((e["data_offsets"][1] for name, e in tree.items() if name != "__metadata__"), default=0)
     for _ in range(rng.choice((0, 1, 1, 2))):
         tree = mutate_tree(tree, rng)
-    raw = json.dumps(tree, ensure_ascii=rng.random() < 0.7).encode("utf-8", "surrogatepass")
+    apart = rng.choice(((",", ":"), (",", ":"), (", ", ": ")))  # as writers do, and as few do
+    raw = json.dumps(tree, ensure_ascii=rng.random() < 0.7, separators=apart).encode("utf-8", "surrogatepass")
     if rng.random() < 0.5:
         raw = mutate_bytes(raw, rng)
     raw += b" " * rng.choice((0, 0, -len(raw) % 8))
