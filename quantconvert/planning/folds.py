@@ -81,11 +81,13 @@ def _wanted(
 
 def _drivers(site: Site, by_name: Mapping[str, Decision], asked: bool) -> tuple[Driver, ...]:
     """The readers that are quantized; none where none of them asks for it."""
-    requests = [(read, by_name[read.name].request) for read in site.readers]
-    drivers = tuple([Driver(read, request.group_size) for read, request in requests if request is not None])
-    if asked or any(_is_automatic(request) for _, request in requests):
-        return drivers
-    return ()
+    drivers = []
+    for read in site.readers:
+        request = by_name[read.name].request
+        if request is not None:
+            drivers.append(Driver(read, request.group_size))
+            asked = asked or _is_automatic(request)
+    return tuple(drivers) if asked else ()
 
 
 def _is_automatic(request: Request | None) -> bool:
@@ -99,12 +101,14 @@ def _problem(site: Site, by_name: Mapping[str, Decision], lacks: Lacks) -> str |
     missing = next((lacks[key] for key in keys if key in lacks), None)
     if missing:
         return f"should be read by `{missing}`, which the source lacks"
-    members = [by_name[read.name] for read in (*site.givers, *site.readers)]
-    if any(d.request is not None and d.request.strategy == "tensor" for d in members):
-        return "has weights with one scale each"
-    if any(d.request is None and (d.ref.view != WHOLE or d.ref.parts > 1) for d in members):
-        return "has weights that are kept as parts of a tensor"
-    return None
+    has_parts = False
+    for read in (*site.givers, *site.readers):
+        request = by_name[read.name].request
+        if request is None:
+            has_parts = has_parts or read.parts > 1 or read.view != WHOLE
+        elif request.strategy == "tensor":
+            return "has weights with one scale each"
+    return "has weights that are kept as parts of a tensor" if has_parts else None
 
 
 def _lacks(names: Iterable[str]) -> Lacks:

@@ -80,9 +80,14 @@ _NOWHERE = Output(TensorSpec("", "U8", ()), "", 0, 0)
 
 def _promised(units: Sequence[Unit]) -> Iterator[tuple[int, str, int, int]]:
     """What orders a tensor in its file, rank and name, and whose it is: the place of its unit, and its own there."""
+    alike: dict[int, list[tuple[int, str, int]]] = {}
     for i, (module, specs) in enumerate(units):
-        for k, spec in enumerate(specs):
-            yield _RANKS[spec.dtype], f"{module}.{spec.suffix}" if spec.suffix else module, i, k
+        known = alike.get(id(specs))
+        if known is None:
+            tails = [f".{spec.suffix}" if spec.suffix else "" for spec in specs]
+            known = alike[id(specs)] = [(_RANKS[spec.dtype], tails[k], k) for k, spec in enumerate(specs)]
+        for rank, tail, k in known:
+            yield rank, module + tail, i, k
 
 
 def _check_names(units: Sequence[Unit]) -> None:

@@ -125,11 +125,11 @@ class Plan:
         """
         found: dict[str, str] = {}
         for task in self.tasks:
-            first = True
-            is_changed = task.reason is not None and task.source.steps and task.source.num_bits is None
-            for ref in task.source.refs.values():
-                found[ref.name] = "partners" if not first else "changed" if is_changed else _ACCOUNTS[task.operation]
-                first = False
+            source = task.source
+            is_changed = source.num_bits is None and source.steps and task.reason is not None
+            word = "changed" if is_changed else _ACCOUNTS[task.operation]
+            for ref in source.refs.values():
+                found[ref.name], word = word, "partners"
         found |= {dropped.ref.name: "dropped" for dropped in self.dropped}
         return dict(Counter(found.values()))
 

@@ -86,8 +86,9 @@ def _encoded(context: Context, codes_first: bool) -> list[Read]:
             context.errors.append(error)
             return []
         weights += found
-        taken = {ref.name for read in found for ref in read.refs.values()}
-        left = {name: ref for name, ref in left.items() if name not in taken} if taken else left
+        for read in found:
+            for ref in read.refs.values():
+                left.pop(ref.name, None)
     return weights
 
 
