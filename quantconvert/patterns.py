@@ -135,17 +135,14 @@ def _numbered(template: str, members: Sequence[str], others: Sequence[str]) -> l
 
     Where a layer is split between both (experts of one layer), its members stand one by one.
     """
-
-    def first_number(name: str) -> str:
-        return next(part for part in name.split(".") if part.isdigit())
-
-    theirs = set(map(first_number, others))
-    mine = dict.fromkeys(first_number(name) for name in members)
-    whole = [number for number in mine if number not in theirs]
-    names = [name for name in members if first_number(name) in theirs]
+    parts = template.split(".")
+    first = parts.index("N")
+    theirs = {name.split(".", first + 1)[first] for name in others}
+    mine = [name.split(".", first + 1)[first] for name in members]
+    whole = [number for number in dict.fromkeys(mine) if number not in theirs]
+    names = [name for name, number in zip(members, mine, strict=True) if number in theirs]
     if whole:
-        parts = template.split(".")
-        parts[parts.index("N")] = f"({'|'.join(sorted(whole, key=int))})"
+        parts[first] = f"({'|'.join(sorted(whole, key=int))})"
         names.append(".".join(parts))
     return names
 
