@@ -1,5 +1,5 @@
-"""Headers as nearly all writers write them: no spaces, keys in one order, names in ASCII. Split by one pattern in a
-fifth of the time that JSON takes; whatever is anything else is for `checkpoint/header.py`, which knows what is wrong.
+"""Headers as nearly all writers write them: no spaces, keys in one order, names in ASCII. Split by one pattern in
+half the time; whatever is anything else is for `checkpoint/header.py`, which knows what is wrong.
 """
 
 from __future__ import annotations
