@@ -3,7 +3,7 @@
     python fleet.py OUT MODEL [MODEL ...]
 
 Local folders or Hub ids; results are OUT/<name>. The same command goes on where it stopped. On a cluster the same two
-calls are the tasks of whatever runs it there: `convert(..., shards="2/8")` makes a part, `finish(OUT)` ends it.
+calls are the tasks of whatever runs it there: `convert(..., shards="2/8")` makes a part, `convert(...)` finishes.
 """
 
 from __future__ import annotations

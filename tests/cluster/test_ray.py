@@ -70,6 +70,16 @@ def test_the_same_bytes(cluster: Any, source: Path, tmp_path: Path, equalize: bo
     assert digests(tmp_path / "out") == digests(tmp_path / "local")
 
 
+def test_names_from_where_the_driver_stands(
+    cluster: Any, source: Path, tmp_path: Path, expected: dict[str, str], monkeypatch: pytest.MonkeyPatch
+):
+    """Workers stand elsewhere."""
+    (tmp_path / "in").symlink_to(source)
+    monkeypatch.chdir(tmp_path)
+    quantconvert.convert("in", "out", executor="ray", **CUT)
+    assert digests(tmp_path / "out") == expected
+
+
 def workers() -> list[int]:
     """Processes of the cluster that carry out batches."""
     found = subprocess.run(["pgrep", "-f", "ray::carry_out_batch"], capture_output=True, text=True).stdout.split()
