@@ -1,4 +1,4 @@
-"""The library: `plan`, `convert`, `verify`, `repack`, `dequantize`, `observe`, `inspect`.
+"""The library: `plan`, `convert`, `finish`, `verify`, `repack`, `dequantize`, `observe`, `inspect`.
 
 The command line is a shell on it. A plan imports nothing of what runs it, so that it is there at once; what each other
 function needs it imports itself.
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 
 from quantconvert.checkpoint import Checkpoint, LocalFolder, Repo, load_checkpoint, reader_of
 from quantconvert.checkpoint.files import is_pipeline as has_pipeline
-from quantconvert.errors import OutputError, UsageError, raise_all
+from quantconvert.errors import OutputError, UsageError
 from quantconvert.events import Reporter, silent
 from quantconvert.hub import checked_repo, open_repo
 from quantconvert.job import Job, Limits
@@ -26,6 +26,7 @@ from quantconvert.options import (
     CheckOptions,
     ConvertOptions,
     DequantizeWords,
+    FinishOptions,
     HubOptions,
     JobOptions,
     LimitOptions,
@@ -59,8 +60,8 @@ if TYPE_CHECKING:
     from quantconvert.verification import Verification
 
 __all__ = [
-    "check", "convert", "convert_pipeline", "convert_to_hub", "dequantize", "inspect", "is_pipeline", "iter_quantized",
-    "observe", "plan", "push", "repack", "verify",
+    "check", "convert", "convert_pipeline", "convert_to_hub", "dequantize", "finish", "inspect", "is_pipeline",
+    "iter_quantized", "observe", "plan", "push", "repack", "verify",
 ]  # fmt: skip
 
 Source = str | os.PathLike[str]
@@ -92,22 +93,31 @@ def convert(source: Source, out: Source, *, report: Reporter = silent, **options
     `restart` discards them; a note on the exception says so. Raises what `plan` raises, and the same classes for what
     shows only in the data (NaN, a file that ends early, a full disk).
     With `shards` (`K/N`) only these are made, beside other processes that make the rest, and gathered in a hidden
-    folder beside `out`; the same call without it finishes.
+    folder beside `out`; the same call without it finishes, and so does `finish`.
     """
     values = check_values(ConvertOptions, options)
-    from quantconvert.conversion import run
+    from quantconvert.conversion import as_part, run
+    from quantconvert.run.asked import Asked
 
     job, repo, part = _job(values), _open(source, values), _part(values)
     target = _target(out, values, report)
     if part != ALL:
-        from quantconvert.run.folder import check_output
-        from quantconvert.run.staged import FolderOutlet, staging_folder
-
-        raise_all(check_output(target.out, None, target.overwrite))
-        staging = staging_folder(target.out)
-        place = staging / f"part-{part.number}-of-{part.count}"
-        target = replace(target, out=place, overwrite=False, outlet=FolderOutlet(staging), part=part)
+        target = as_part(target, part, Asked.of(source, repo, values))
     return run(repo, builder_of(repo, job, report, values.get("stream") is not True), target)
+
+
+def finish(out: Source, *, report: Reporter = silent, **options: Unpack[FinishOptions]) -> Result:
+    """Finish what calls of `convert` with `shards` have begun beside `out`, as their call without it would: source and
+    options are those of the parts. What is there is proved, what is missing is made.
+
+    Raises as `convert`, and `OutputError` where there is no part.
+    """
+    from quantconvert.run.asked import read_asked
+    from quantconvert.run.staged import staging_folder
+
+    values, folder = check_values(FinishOptions, options), _folder(out)
+    asked = read_asked(staging_folder(folder), folder)
+    return convert(asked.source, out, report=report, **{**asked.options, **values})
 
 
 def convert_to_hub(source: Source, repo: str, *, report: Reporter = silent, **options: Unpack[ShipOptions]) -> Result:

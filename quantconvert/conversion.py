@@ -6,7 +6,7 @@ import hashlib
 import json
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,6 +26,7 @@ from quantconvert.lazy import load_torch
 from quantconvert.machine import peak_rss_nbytes
 from quantconvert.planned import Builder, planned
 from quantconvert.planning import Plan
+from quantconvert.run.asked import Asked
 from quantconvert.run.execute import execute
 from quantconvert.run.first import first_needs_torch, first_pass
 from quantconvert.run.folder import (
@@ -45,7 +46,7 @@ from quantconvert.run.outlet import FIRST, Outlet, Published, Sending, Shipped
 from quantconvert.run.part import ALL, Part
 from quantconvert.run.phases import opening, tasks_started, without_repeats
 from quantconvert.run.spool import Spool
-from quantconvert.run.staged import adopt, gathered, remove_staging
+from quantconvert.run.staged import FolderOutlet, adopt, gathered, remove_staging, staging_folder
 from quantconvert.run.work import needs_torch
 from quantconvert.streaming import WHOLE, Way, Wish, needed, way_of
 from quantconvert.text import counted
@@ -148,6 +149,14 @@ def run(repo: Repo, build: Builder, target: Target) -> Result:
     found, quality = outcome.verification, outcome.quality
     rss, factors = peak_rss_nbytes(), outcome.factors
     return Result(plan, target.out, *took, rss, found, quality, factors, outcome.published, target.part)
+
+
+def as_part(target: Target, part: Part, asked: Asked) -> Target:
+    """Where a part of what goes to `target` is made, and gathered; raises `OutputError` for `target`."""
+    raise_all(check_output(target.out, None, target.overwrite))
+    staging = staging_folder(target.out)
+    place = staging / f"part-{part.number}-of-{part.count}"
+    return replace(target, out=place, overwrite=False, outlet=FolderOutlet(staging, asked), part=part)
 
 
 def is_result(out: Path, plan: Plan) -> bool:
@@ -296,9 +305,11 @@ def _first(
         adopt(plan, local, good, folder.state, journal)
     else:
         outlet.keep(folder.state)
-    if shipped:
+    left = sum(not journal.done.keys() >= set(tasks) for tasks in plan.by_shard) if local else 0
+    if shipped or left:
         words = "by other processes" if local else "there already"
         more = f"; {len(shipped) - len(good)} more are not as this run makes them" if len(good) < len(shipped) else ""
+        more += f"; {left} of {len(plan.shards)} are missing, and made now" if left else ""
         report(Note("resume", f"continuing: {counted(len(good), 'shard')} {words}{more}"))
     return Sending(outlet, good, basis) if target.outlet else None
 

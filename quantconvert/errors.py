@@ -82,6 +82,9 @@ class Refusal(QuantConvertError):
         self.exit_code = self.errors[0].exit_code
         super().__init__("\n\n".join(str(error) for error in self.errors))
 
+    def __reduce__(self) -> tuple[type[Refusal], tuple[Sequence[QuantConvertError]]]:
+        return type(self), (self.errors,)
+
 
 def some(names: Sequence[str]) -> str:
     """The first three names in backticks, and how many more there are."""

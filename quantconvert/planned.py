@@ -11,7 +11,7 @@ from quantconvert.checkpoint import Checkpoint, Repo, load_checkpoint, reader_of
 from quantconvert.events import Reporter, silent
 from quantconvert.job import Job, Limits
 from quantconvert.lazy import load_torch
-from quantconvert.planning import Plan, build_plan
+from quantconvert.planning import Plan, build_plan, build_transcode
 
 Builder = Callable[[Checkpoint], Plan]
 
@@ -52,11 +52,25 @@ def builder_of(repo: Repo, job: Job, report: Reporter = silent, whole: bool = Tr
         nonfinite = _find_nonfinite(checkpoint, repo, job)
 
         def plan_of(job: Job) -> Plan:
-            return build_plan(checkpoint, job, reader_of(repo), nonfinite)
+            plan = build_plan(checkpoint, job, reader_of(repo), nonfinite)
+            return replace(plan, nonfinite=nonfinite) if nonfinite else plan
 
         return plan_of(job) if job.target_bits is None else _spend(job, job.target_bits, plan_of, repo, report)
 
     return build
+
+
+def planned_again(repo: Repo, job: Job, nonfinite: Mapping[str, str]) -> Plan:
+    """A plan that another process has made, from headers alone: `job` is the plan's own, and `nonfinite` what was found
+    in the weights before.
+    """
+
+    def build(checkpoint: Checkpoint) -> Plan:
+        if job.operation == "convert":
+            return build_plan(checkpoint, job, reader_of(repo), nonfinite)
+        return build_transcode(checkpoint, job, reader_of(repo), job.dtype)
+
+    return planned(repo, build)
 
 
 def _spend(job: Job, target: float, plan_of: Callable[[Job], Plan], repo: Repo, report: Reporter) -> Plan:

@@ -77,7 +77,7 @@ def test_the_tables_of_engines_are_those_of_the_rows():
     assert all(len(table.splitlines()) > 5 and table.strip() in README for table in tables)
 
 
-@pytest.mark.parametrize("command", ["convert", "plan", "inspect", "verify", "repack", "dequantize"])
+@pytest.mark.parametrize("command", ["convert", "plan", "finish", "inspect", "verify", "repack", "dequantize"])
 def test_help_describes_every_option(command: str):
     words = [sys.executable, "-m", "quantconvert", command, "--help"]
     text = subprocess.run(words, capture_output=True, text=True, check=True).stdout

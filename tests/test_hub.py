@@ -251,3 +251,21 @@ assert repo.open(paths[0]).fileno() is not None
     assert done.returncode == 0, done.stderr
     total = sum((repo / name).stat().st_size for name in names)
     assert done.stdout.split() == [str(total), "0", str(tmp_path / "cache" / "hub"), "0" * 40]
+
+
+def test_a_repository_for_other_processes(repo: Path, tmp_path: Path):
+    """Pickled, it has no bytes of files and no signed address, and reads the same commit."""
+    script = """
+import pickle
+from quantconvert.checkpoint import load_checkpoint
+from quantconvert.hub import HubRepo
+repo = HubRepo("acme/tiny")
+before = load_checkpoint(repo)
+text = pickle.dumps(repo)
+assert load_checkpoint(pickle.loads(text)) == before
+print(len(text))
+"""
+    with serve(repo) as (endpoint, _):
+        done = run_python(endpoint, tmp_path / "cache", "-c", script)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) < 5000

@@ -86,7 +86,9 @@ def test_defaults_are_the_table_s() -> None:
     assert Job.from_options({}).asked() == {}
 
 
-@pytest.mark.parametrize("name", ["plan", "convert", "repack", "dequantize", "verify", "inspect", "iter_quantized"])
+@pytest.mark.parametrize(
+    "name", ["plan", "convert", "finish", "repack", "dequantize", "verify", "inspect", "iter_quantized"]
+)
 def test_the_library_refuses_what_it_does_not_know(name: str, tmp_path: Path) -> None:
     """Every function has its keywords from the table."""
     words = {"repack": (tmp_path, tmp_path, "rtn"), "convert": (tmp_path, tmp_path), "dequantize": (tmp_path, tmp_path)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import signal
 import subprocess
@@ -15,6 +16,8 @@ from typing import Any
 import pytest
 
 import quantconvert
+from quantconvert.events import Progress
+from quantconvert.run.asked import Asked, read_asked
 from quantconvert.run.staged import staging_folder
 from tests.builders import llama_tensors, write_checkpoint
 from tests.command import CLI, ENV
@@ -109,6 +112,73 @@ def test_refusals(source: Path, tmp_path: Path):
         quantconvert.convert(source, tmp_path / "out", bits=8, max_shard_size="300KB")
 
 
+def test_finish_knows_what_was_asked(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """From the folder alone, wherever the user stands, with options of every kind; it makes what is missing."""
+    asked: dict[str, Any] = CUT | {
+        "rules": ["*.o_proj=W8A16"], "ignore": ["*.0.mlp.down_proj"], "base_model": "me/base", "target_bits": 5.5,
+    }  # fmt: skip
+    quantconvert.convert(source, tmp_path / "expected", **asked)
+    monkeypatch.chdir(source.parent)
+    quantconvert.convert(source.name, tmp_path / "out", shards="2/3", workers=1, **asked)
+    monkeypatch.chdir(tmp_path)
+    events: list[Any] = []
+    result = quantconvert.finish("out", report=events.append, verify=True)
+    assert result.verification
+    assert result.verification.is_ok
+    assert result.plan.job.workers == 0
+    count = len(result.plan.shards)
+    made = len(range(1, count, 3))
+    said = f"{made} shards by other processes; {count - made} of {count} are missing, and made now"
+    assert any(said in str(event) for event in events)
+    assert digests(tmp_path / "out") == digests(tmp_path / "expected")
+    assert not staging_folder(tmp_path / "out").exists()
+
+
+def test_finish_goes_on_where_it_was_stopped(source: Path, tmp_path: Path, expected: dict[str, str]):
+    out, seen = tmp_path / "out", list[object]()
+
+    def stop(event: object) -> None:
+        seen.append(event)
+        if sum(isinstance(event, Progress) for event in seen) > 8:
+            raise KeyboardInterrupt
+
+    quantconvert.convert(source, out, shards="1/2", **CUT)
+    with pytest.raises(KeyboardInterrupt):
+        quantconvert.finish(out, report=stop)
+    quantconvert.finish(out)
+    assert digests(out) == expected
+
+
+def test_finish_refuses(source: Path, tmp_path: Path):
+    """Where no part is; where one is of another source by now; what cannot be read."""
+    out = tmp_path / "out"
+    with pytest.raises(quantconvert.OutputError, match="nothing to finish: no part of") as caught:
+        quantconvert.finish(out)
+    assert "--shards K/N makes a part" in str(caught.value.hint)
+    assert not out.exists()
+    changing = write_checkpoint(tmp_path / "in")
+    quantconvert.convert(changing, out, shards="1/2", group_size=64)
+    write_checkpoint(changing, llama_tensors(intermediate=512))
+    with pytest.raises(quantconvert.OutputError, match="shards of another conversion"):
+        quantconvert.finish(out)
+    (staging_folder(out) / "asked.json").write_text("[")
+    with pytest.raises(quantconvert.OutputError, match="cannot read"):
+        quantconvert.finish(out)
+
+
+def test_finish_from_the_hub_takes_the_commit_of_the_parts(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    with loopback(monkeypatch, source, tmp_path / "cache"):
+        result = quantconvert.convert(SOURCE, tmp_path / "out", shards="1/2", **CUT)
+        assert read_asked(staging_folder(tmp_path / "out"), tmp_path / "out") == Asked(
+            SOURCE, {"max_shard_size": 300_000, "equalize": True, "revision": result.plan.checkpoint.revision}
+        )
+        quantconvert.finish(tmp_path / "out")
+        quantconvert.convert(SOURCE, tmp_path / "expected", **CUT)
+    assert digests(tmp_path / "out") == digests(tmp_path / "expected")
+
+
 def test_two_machines_over_the_hub(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Without a common folder: each stages its files, a third command shows them."""
     with loopback(monkeypatch, source, tmp_path / "cache") as hub:
@@ -139,7 +209,13 @@ def test_the_command_line(source: Path, tmp_path: Path):
     assert part.returncode == 0
     assert "the same command without --shards" in part.stderr
     assert run(out, "--shards", "1/2", "--dry-run").returncode == 0
-    both = run(out, "--shards", "1/2", "--push-to-hub", REPO)
+    done = subprocess.run([*CLI, "finish", out, "--json"], env=ENV, capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout)["out"] == out
+    again = subprocess.run([*CLI, "finish", out], env=ENV, capture_output=True, text=True)
+    assert again.returncode == 5
+    assert "nothing to finish" in again.stderr
+    assert "--shards K/N" in again.stderr
+    both = run(f"{out}-2", "--shards", "1/2", "--push-to-hub", REPO)
     assert both.returncode == 2
     assert "goes without OUT" in both.stderr
 

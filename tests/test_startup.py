@@ -62,6 +62,7 @@ PLAIN: Sequence[list[str]] = (
     ["SRC", "OUT", "--ignore", ""],
     ["verify", "OUT", "--source", "SRC"],
     ["inspect", "DIR", "--revision", "main"],
+    ["finish", "OUT", "--verify", "--workers", "2"],
     ["observe", "SRC", "STATS", "--self", "--tokens", "12"],
     ["repack", "SRC", "OUT", "--format", "gptq"],
     ["dequantize", "SRC", "OUT", "--dtype", "float16", "--overwrite"],

@@ -8,6 +8,7 @@ import stat
 from collections.abc import Iterator, Mapping
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from quantconvert.checkpoint.contents import Download, RepoFile
 from quantconvert.checkpoint.files import MAX_FILES, MAX_REPORTED
@@ -40,6 +41,9 @@ class LocalFolder:
         self.path = path
         self.location = location or str(path)
         self.revision = revision
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"path": self.path.absolute()}  # another process may stand elsewhere
 
     def files(self) -> tuple[RepoFile, ...]:
         """Every file but hidden ones; raises all refusals about links, special files and names at once."""

@@ -77,6 +77,13 @@ def convert(source: str, out: str | None, asked: dict[str, Any], words: dict[str
     return None
 
 
+def finish(out: str, asked: dict[str, Any], words: dict[str, Any]) -> None:
+    """End what `--shards` began."""
+    with _reporter(words) as report:
+        result = api.finish(out, report=report, **asked)
+    _show_result(result, words)
+
+
 def plan(source: str, out: str | None, asked: dict[str, Any], words: dict[str, Any]) -> None:
     """What a conversion would do, from headers; writes nothing."""
     _check_words(words)

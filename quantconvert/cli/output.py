@@ -96,8 +96,9 @@ def print_result(result: Result) -> None:
     plan = result.plan
     if result.part != ALL:
         count = sum(result.part.has(number) for number in range(len(plan.shards)))
-        rows = [("shards", f"{result.part}: {counted(count, 'file')} of {len(plan.shards)}")]
-        print_facts(stderr, [*rows, ("finish", "the same command without --shards, when all parts are there")])
+        files = f"{result.part}: {counted(count, 'file')} of {len(plan.shards)}"
+        ends = "`quantconvert finish OUT`, or the same command without --shards, when all parts are there"
+        print_facts(stderr, [("shards", files), ("finish", ends)])
         return
     rows = plan_rows(plan) + size_rows(plan)
     rows.append(("tensors", accounts(plan)))

@@ -20,6 +20,7 @@ from quantconvert.options import (
     CheckOptions,
     ConvertOptions,
     Declared,
+    FinishOptions,
     ObserveOptions,
     PlanOptions,
     PushOptions,
@@ -70,6 +71,7 @@ STATISTICS = Argument("out", "STATS", "File for the statistics, such as stats.sa
 CONVERTED = Argument("folder", "OUT", "A converted checkpoint: local folder or Hub repository (`org/model`).")
 FINISHED = Argument("folder", "OUT", "A finished result: local folder.")
 REPO = Argument("repo", "REPO", "Repository on the Hub, such as me/model-int4; made where there is none.")
+PARTS = Argument("out", "OUT", "The folder that commands with --shards K/N were given.")
 ANY = Argument("folder", "DIR", "A checkpoint: local folder or Hub repository id.")
 
 # The body of a command: its arguments, then the library's options that were given, then the command line's own.
@@ -121,6 +123,8 @@ COMMANDS = {
         ("convert", "Convert SRC into OUT.", [SOURCE, WHERE], ConvertOptions, ConvertWords),
         ("plan", "What a conversion would do, from headers; writes nothing.", [SOURCE, MAYBE_OUT], PlanOptions,
          PlanWords),
+        ("finish", "End what --shards K/N began beside OUT: check it, make the rest.", [PARTS], FinishOptions,
+         QuietWords),
         ("verify", "Check a result: headers, config, checksums, codes, values.", [CONVERTED], VerifyOptions,
          VerifyWords),
         ("inspect", "What a checkpoint holds: dtypes, sizes, schemes.", [ANY], SourceOptions, ShowWords),

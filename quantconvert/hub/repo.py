@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import glob
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from quantconvert.checkpoint import RepoFile
 from quantconvert.checkpoint.contents import Download
@@ -57,6 +57,9 @@ class HubRepo:
         self._heads: dict[str, bytes] = {}
         self._local: Path | None = None
         self._locations: dict[str, str] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_heads": {}, "_locations": {}}  # megabytes that come again, and signed
 
     @property
     def revision(self) -> str | None:

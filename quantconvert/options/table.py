@@ -72,7 +72,7 @@ class PartOptions(TypedDict, total=False):
     shards: Annotated[
         str | None,
         Option("Make the K-th of N parts of the files alone, while other processes, on other machines too, make the "
-               "rest; the same command without it finishes.", metavar="K/N", panel=LIMITS),
+               "rest; `finish OUT`, or the same command without it, ends it.", metavar="K/N", panel=LIMITS),
     ]  # fmt: skip
 
 
@@ -251,6 +251,10 @@ class ConvertOptions(JobOptions, SourceOptions, RunOptions, PartOptions, total=F
         Option("A folder of a pipeline that is converted, whatever loads it; repeatable.", flags=("--component",),
                metavar="DIR", default=(), shown="text encoders that a table knows"),
     ]  # fmt: skip
+
+
+class FinishOptions(RunOptions, LimitOptions, total=False):
+    """Keyword arguments of `quantconvert.finish`."""
 
 
 class TranscodeOptions(StreamOptions, SourceOptions, RunOptions, total=False):

@@ -49,7 +49,7 @@ class Plan:
     """Everything about a conversion that is known before one weight is read.
 
     `tasks` account for every source tensor exactly once, in the order of the source's bytes. `changes`: keys of
-    config.json that have other values in the result.
+    config.json that have other values in the result. `nonfinite`: what was found in weights before planning.
     """
 
     job: Job
@@ -71,6 +71,7 @@ class Plan:
     factors: Factors | None = field(default=None, repr=False)
     knowledge: Knowledge | None = field(default=None, repr=False)
     statistics: Statistics | None = None
+    nonfinite: Mapping[str, str] = field(default_factory=dict, repr=False)
 
     @cached_property
     def quantized(self) -> tuple[Task, ...]:

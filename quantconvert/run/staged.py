@@ -14,6 +14,7 @@ from secrets import token_hex
 
 from quantconvert.errors import OutputError
 from quantconvert.planning import Plan
+from quantconvert.run.asked import ASKED, Asked
 from quantconvert.run.disk import fsync_folder, write_file
 from quantconvert.run.journal import Journal
 from quantconvert.run.outlet import FIRST, Published, Shipped
@@ -31,8 +32,8 @@ def staging_folder(out: Path) -> Path:
 class FolderOutlet:
     """An `Outlet` that moves shards into a folder that several processes fill."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, asked: Asked | None = None) -> None:
+        self.folder, self._asked = folder, asked
         self._plan: Plan | None = None
 
     def begin(self, plan: Plan, restart: bool) -> Mapping[int, Shipped]:
@@ -41,8 +42,10 @@ class FolderOutlet:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             if not job.exists():
-                write_file(job, job_bytes(plan))
+                _write(job, job_bytes(plan))
             check_job(job.read_bytes(), plan, f"`{self.folder}`", "give the source and options of before, or remove it")
+            if self._asked is not None and not (self.folder / ASKED).exists():
+                _write(self.folder / ASKED, self._asked.content(plan.checkpoint.revision))
         except (OSError, ValueError) as error:
             raise OutputError(f"cannot use `{self.folder}`: {error}") from error
         return {number: done for number in range(len(plan.shards)) if (done := self.shipped(plan, number)) is not None}
@@ -114,12 +117,16 @@ def remove_staging(out: Path) -> None:
         shutil.rmtree(staging_folder(out))
 
 
-def _copy(source: Path, target: Path) -> None:
+def _write(target: Path, content: bytes) -> None:
     """Whole or not at all: another process may do the same."""
     partial = target.with_name(f"{target.name}.{token_hex(8)}.partial")
+    write_file(partial, content)
+    partial.replace(target)
+
+
+def _copy(source: Path, target: Path) -> None:
     try:
-        write_file(partial, source.read_bytes())
-        partial.replace(target)
+        _write(target, source.read_bytes())
     except OSError as error:
         raise OutputError(f"cannot copy `{source}` to `{target}`: {error.strerror}") from error
 

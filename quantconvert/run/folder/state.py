@@ -9,8 +9,9 @@
 
 Everything is built in one hidden folder inside OUT, whose own files have names that begin with a dot, which no file of
 a checkpoint does: `.job.json` says which conversion this is, `.journal` which tasks are done, `.reserve` keeps room for
-the small files, `.moves.json` lists the moves of a commit before the first is made, and `.job.json` becomes
-`.done.json` after the last. The clean-up removes the lock and the proof last; a kill there leaves either, or nothing.
+the small files, `.order.json` speaks to processes elsewhere, `.moves.json` lists the moves of a commit before the first
+is made, and `.job.json` becomes `.done.json` after the last. The clean-up removes the lock and the proof last; a kill
+there leaves either, or nothing.
 """
 
 from __future__ import annotations
@@ -25,11 +26,11 @@ from quantconvert.checkpoint.files import STATE_FOLDER
 from quantconvert.factors import IMPORTANCES
 
 CONFIG, REPORT = "config.json", "quantconvert.json"
-JOB, DONE, MOVES, JOURNAL, LOCK, RESERVE = (
-    ".job.json", ".done.json", ".moves.json", ".journal", ".lock", ".reserve",
+JOB, DONE, MOVES, JOURNAL, LOCK, RESERVE, ORDER = (
+    ".job.json", ".done.json", ".moves.json", ".journal", ".lock", ".reserve", ".order.json",
 )  # fmt: skip
 OLD = ".old"
-OURS = {JOB, DONE, MOVES, JOURNAL, LOCK, RESERVE, IMPORTANCES}
+OURS = {JOB, DONE, MOVES, JOURNAL, LOCK, RESERVE, ORDER, IMPORTANCES}
 
 # What is moved and where to, relative to OUT.
 Moves = list[tuple[str, str]]
