@@ -30,6 +30,7 @@ if TYPE_CHECKING:
         plan,
         push,
         repack,
+        report,
         verify,
     )
     from quantconvert.conversion import Result
@@ -80,6 +81,7 @@ __all__ = [
     "plan",
     "push",
     "repack",
+    "report",
     "verify",
 ]
 

@@ -36,6 +36,7 @@ from quantconvert.options import (
     PushOptions,
     RankOptions,
     RepackWords,
+    ReportOptions,
     ShipOptions,
     SourceOptions,
     TranscodeOptions,
@@ -54,6 +55,7 @@ if TYPE_CHECKING:
     from quantconvert.conversion import Result, Target
     from quantconvert.inventory import Inventory
     from quantconvert.observation import Observation
+    from quantconvert.pictures.facts import Facts
     from quantconvert.pipeline import PipelineResult
     from quantconvert.run.outlet import Published
     from quantconvert.streaming import Wish
@@ -61,7 +63,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "check", "convert", "convert_pipeline", "convert_to_hub", "dequantize", "finish", "inspect", "is_pipeline",
-    "iter_quantized", "observe", "plan", "push", "repack", "verify",
+    "iter_quantized", "observe", "plan", "push", "repack", "report", "verify",
 ]  # fmt: skip
 
 Source = str | os.PathLike[str]
@@ -352,6 +354,22 @@ def check(
     named = named or source_of(result)
     origin = None if named is None else open_repo(named[0], named[1], values.get("subfolder"))
     return run_check(result, origin, request, report)
+
+
+def report(out: Source, **options: Unpack[ReportOptions]) -> Facts:
+    """What a conversion did and where it lost what, from the result's quantconvert.json; reads no weight.
+
+    out: a folder, or a Hub repository id. html: a file for the page; against: another result, shown beside it there.
+    svg: a file for the map alone. Files must not be there (overwrite: are replaced). Raises `CheckpointError` where
+    there is no quantconvert.json, or none of this version's, `OutputError` for the files.
+    """
+    from quantconvert.pictures.read import read_facts, write_pictures
+
+    values = check_values(ReportOptions, options)
+    facts = read_facts(open_repo(out, None))
+    other = read_facts(open_repo(values["against"], None)) if "against" in values else None
+    write_pictures(facts, other, values.get("html"), values.get("svg"), values.get("overwrite", False))
+    return facts
 
 
 def inspect(folder: Source, **where: Unpack[SourceOptions]) -> Inventory:

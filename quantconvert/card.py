@@ -9,6 +9,7 @@ import re
 import shlex
 from typing import TYPE_CHECKING
 
+from quantconvert.checkpoint.files import PICTURE
 from quantconvert.engines import NOBODY, load_lines, snippets
 from quantconvert.layouts import LAYOUTS
 from quantconvert.markdown import demoted, fenced
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from quantconvert.verification.findings import Quality
 
 BASE_CARD = "Card of the base model"
+_PICTURE = f"![SQNR by layer and module]({PICTURE})"
 BASE_NOTE = "What follows was written for the base model: its commands load that one, and its results are that one's."
 # Tags that say how a quantized source was stored.
 _OURS = re.compile(rf"{'|'.join(LAYOUTS)}|fp8|mxfp4|\d-bit|quantconvert")
@@ -104,7 +106,7 @@ def render_card(plan: Plan, quality: Quality | None = None) -> str:
         "## How it was made\n\n" + fenced("bash", printable(command_of(plan))),
         *([_quality_text(quality)] if quality else []),
     ]
-    old_text = re.split(rf"(?m)^#+ {BASE_CARD}$", old_text)[-1].replace(BASE_NOTE, "").strip()
+    old_text = re.split(rf"(?m)^#+ {BASE_CARD}$", old_text)[-1].replace(BASE_NOTE, "").replace(_PICTURE, "").strip()
     if old_text:
         parts.append(f"## {BASE_CARD}\n\n{BASE_NOTE}\n\n{demoted(old_text, 3)}\n")
     return redacted("\n".join(parts))
@@ -151,7 +153,8 @@ def _quality_text(quality: Quality) -> str:
         "Signal to quantization noise (SQNR) of the stored weights against the source; quantconvert.json has that of "
         "each weight.\n\n| | SQNR |\n|---|---|\n"
         f"| mean of {quality.num_weights} weights | {quality.mean_sqnr:.1f} dB |\n"
-        f"| worst, `{printable(quality.worst_name, newlines=False)}` | {quality.worst_sqnr:.1f} dB |\n"
+        f"| worst, `{printable(quality.worst_name, newlines=False)}` | {quality.worst_sqnr:.1f} dB |\n\n"
+        f"{_PICTURE}\n"
     )
 
 

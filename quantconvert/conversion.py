@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from quantconvert.checkpoint import LocalFolder, Repo
-from quantconvert.checkpoint.files import INDEX_NAME
+from quantconvert.checkpoint.files import INDEX_NAME, PICTURE
 from quantconvert.checkpoint.ranges import Files, Wrong
 from quantconvert.errors import (
     OutputError,
@@ -24,6 +24,7 @@ from quantconvert.events import Finished, Note, Reporter
 from quantconvert.factors.summary import Summary, summarize
 from quantconvert.lazy import load_torch
 from quantconvert.machine import peak_rss_nbytes
+from quantconvert.pictures.facts import weights_of
 from quantconvert.planned import Builder, planned
 from quantconvert.planning import Plan
 from quantconvert.run.asked import Asked
@@ -53,7 +54,16 @@ from quantconvert.text import counted
 from quantconvert.verification.check import check_complete, raise_findings, verify_folder
 from quantconvert.verification.findings import Finding, Quality, TensorError, Verification
 from quantconvert.verification.place import Place
-from quantconvert.verification.report import REPORT_NAME, hash_files, read_report, report_bytes, report_of, sha256_of
+from quantconvert.verification.report import (
+    REPORT_NAME,
+    Noises,
+    hash_files,
+    read_report,
+    report_bytes,
+    report_of,
+    sha256_of,
+    tensors_of,
+)
 from quantconvert.verification.structure import check_sums
 from quantconvert.verification.witness import Witness
 from quantconvert.version import __version__
@@ -269,10 +279,11 @@ def _execute(plan: Plan, repo: Repo, folder: OutputFolder, journal: Journal, tar
     if target.part != ALL:
         folder.clear()
         return Outcome()
-    noises = ((plan.tasks[index].source.name, result.noise) for index, result in journal.done.items())
-    errors = {name: TensorError.of(name, "", 0.0, *noise) for name, noise in noises if noise is not None}
+    done = journal.done.items()
+    noises = {plan.tasks[i].source.name: result.noise for i, result in done if result.noise is not None}
+    errors = {name: TensorError.of(name, "", 0.0, *noise) for name, noise in noises.items()}
     quality = Quality.of(errors.values())
-    _write_small_files(plan, repo, folder, quality)
+    _write_small_files(plan, repo, folder, quality, noises)
     verification = None
     if target.verify:
         seen = witness.outcome(errors) if witness else None
@@ -283,7 +294,7 @@ def _execute(plan: Plan, repo: Repo, folder: OutputFolder, journal: Journal, tar
     if isinstance(repo, Spool):
         repo.remove()
     factors = summarize(folder.state, plan.factors) if plan.factors else None
-    published = _show(plan, folder, target, sums, errors, factors)
+    published = _show(plan, folder, target, sums, noises, factors)
     return Outcome(verification, quality, factors, published)
 
 
@@ -327,14 +338,16 @@ def _show(
     folder: OutputFolder,
     target: Target,
     sums: Mapping[str, str],
-    errors: Mapping[str, TensorError],
+    noises: Noises,
     factors: Summary | None,
 ) -> Published | None:
     """The report, and then everything in its place."""
     # there may be a report of an interrupted commit
     small = [path for path in folder.files if path != REPORT_NAME and path not in sums]
     files = {**sums, **hash_files(folder.state, small, plan.execution.workers)}
-    folder.write(REPORT_NAME, report_bytes(report_of(plan, errors, files, factors)))
+    from quantconvert.card import command_of
+
+    folder.write(REPORT_NAME, report_bytes(report_of(plan, noises, files, factors, command_of(plan))))
     if target.outlet:
         published = target.outlet.show(folder.state, [*small, REPORT_NAME], sums)
         folder.clear()
@@ -350,8 +363,8 @@ def _basis(state: Path) -> str:
     return hashlib.sha256("".join(sha256_of(path) for path in found).encode()).hexdigest()
 
 
-def _write_small_files(plan: Plan, repo: Repo, folder: OutputFolder, quality: Quality | None) -> None:
-    """Side files, card, index and config, for which room was kept."""
+def _write_small_files(plan: Plan, repo: Repo, folder: OutputFolder, quality: Quality | None, noises: Noises) -> None:
+    """Side files, card with its picture, index and config, for which room was kept."""
     from quantconvert.card import render_card
 
     folder.use_reserve()
@@ -362,6 +375,10 @@ def _write_small_files(plan: Plan, repo: Repo, folder: OutputFolder, quality: Qu
     finally:
         files.close()
     folder.write("README.md", render_card(plan, quality).encode())
+    if quality is not None:
+        from quantconvert.pictures.svg import picture
+
+        folder.write(PICTURE, picture(weights_of(tensors_of(plan, noises))).encode())
     if plan.index:
         folder.write(INDEX_NAME, _json(plan.index))
     folder.write("config.json", _json(plan.config))

@@ -195,7 +195,7 @@ def test_short_form_is_convert_and_quiet_is_silent(converted: Any, source: Path,
     assert long is not None
     assert short is not None
     assert short == long
-    ours = {"quantconvert.json", "quantconvert.factors"}
+    ours = {"quantconvert.json", "quantconvert.factors", "quantconvert.svg"}
     assert set(long) == {"README.md", "config.json", "model.safetensors", "tokenizer.json"} | ours
     assert f"\nquantconvert SRC OUT {' '.join(SCHEME)}\n" in long["README.md"].decode()
 
@@ -278,7 +278,8 @@ def test_overwrite_replaces(source: Path, tmp_path: Path) -> None:
     (out / "quantize_config.json").write_text("{}")
     (out / "notes.txt").write_text("mine")
     succeeds(source, out, "--overwrite", "--scheme", "W8A16")
-    files = ["README.md", "config.json", "model.safetensors", "notes.txt", "quantconvert.json", "tokenizer.json"]
+    files = ["README.md", "config.json", "model.safetensors", "notes.txt", "quantconvert.json", "quantconvert.svg",
+             "tokenizer.json"]  # fmt: skip
     assert sorted(path.name for path in out.iterdir()) == files
     assert json.loads((out / "config.json").read_text())["quantization_config"]["quant_method"] == "compressed-tensors"
 

@@ -190,7 +190,7 @@ def test_states(source: Path, out: Path):
         patch.setattr(Path, "replace", moved)
         patch.setattr(OutputFolder, "clear", kept)
         quantconvert.convert(source, out, report=report)
-    assert seen == [State.BUILDING, *[State.COMMITTING] * 5, State.DONE]
+    assert seen == [State.BUILDING, *[State.COMMITTING] * 6, State.DONE]
     assert read_state(out) is State.EMPTY
     (out / STATE).mkdir()
     (out / STATE / ".lock").touch()

@@ -10,6 +10,8 @@ from quantconvert.checkpoint.contents import RepoFile
 from quantconvert.errors import CheckpointError, QuantConvertError, raise_all
 from quantconvert.text import is_plain, quoted
 
+# The picture that our cards show.
+PICTURE = "quantconvert.svg"
 INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
 TORCH_INDEX_NAME, TORCH_NAME = "pytorch_model.bin.index.json", "pytorch_model.bin"
@@ -26,7 +28,7 @@ _REWRITTEN = {"config.json", "README.md", INDEX_NAME}
 _DUPLICATES = (
     "*.safetensors.index.json", "consolidated*", "params.json", "pytorch_model*", "model*.bin", "*.bin.index.json",
     "*.pth", "*.pt", "*.ckpt", "*.gguf", "*.ggml", "*.h5", "*.msgpack", "*.ot", "*.onnx", "*.onnx_data", "*.tflite",
-    "hf_quant_config.json", "quantize_config.json", "quant_config.json", "quantconvert.json",
+    "hf_quant_config.json", "quantize_config.json", "quant_config.json", "quantconvert.json", PICTURE,
 )  # fmt: skip
 _DUPLICATE_FOLDERS = {"original", "metal", "onnx", "openvino", "flax", "tf", "gguf", "coreml"}
 
@@ -34,7 +36,7 @@ _DUPLICATE_FOLDERS = {"original", "metal", "onnx", "openvino", "flax", "tf", "gg
 # What belongs to a checkpoint and would be taken for a part of the one that replaces it.
 _STALE = (
     "*.safetensors", INDEX_NAME, "consolidated*", "params.json", "pytorch_model*", "hf_quant_config.json",
-    "quantize_config.json", "quant_config.json", "quantconvert.json", "quantconvert.factors", "tokenizer*",
+    "quantize_config.json", "quant_config.json", "quantconvert.json", "quantconvert.factors", PICTURE, "tokenizer*",
     "special_tokens_map.json", "added_tokens.json", "chat_template*", "vocab.*", "merges.txt", "generation_config.json",
     "preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json", "modeling_*.py",
     "configuration_*.py", "tokenization_*.py", "processing_*.py",

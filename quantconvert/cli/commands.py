@@ -133,6 +133,24 @@ def check(folder: str, asked: dict[str, Any], words: dict[str, Any]) -> None:
         raise Exit(VerificationError.exit_code)
 
 
+def report(folder: str, asked: dict[str, Any], words: dict[str, Any]) -> None:
+    """What a conversion did, for people."""
+    _check_words(words)
+    if words.get("markdown") and words.get("json"):
+        raise UsageError("--markdown contradicts --json", hint="give one of them")
+    facts = api.report(folder, **asked)
+    if words.get("json"):
+        print_json(facts.to_json())
+    elif words.get("markdown"):
+        from quantconvert.pictures.words import markdown
+
+        print_text(markdown(facts))
+    elif not words.get("quiet"):
+        from quantconvert.cli.pictures import print_report
+
+        print_report(facts, [asked[name] for name in ("html", "svg") if name in asked])
+
+
 def observe(source: str, out: str, asked: dict[str, Any], words: dict[str, Any]) -> None:
     """Run SRC in transformers; what its layers read, for --statistics."""
     with _reporter(words) as report:

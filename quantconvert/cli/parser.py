@@ -23,6 +23,7 @@ Examples:
   quantconvert plan ./model --bits 4 --explain    decides all, writes nothing
   quantconvert verify out --source ./model        each value, half a step
   quantconvert inspect out                        what a checkpoint holds
+  quantconvert report out --html out.html         where it lost what
   quantconvert observe ./model stats.safetensors --text text.txt
 
 Exit codes: 0 done, 2 usage, 3 checkpoint, 4 unsupported, 5 output, 6 verification, 129 hung up, 130 interrupted,

@@ -24,10 +24,10 @@ def print_table(names: Sequence[str], rows: Iterable[Sequence[str]], first_width
     table.columns[0].min_width = first_width
     for row in rows:
         table.add_row(*(escape(clean(cell)) for cell in row))
-    _console().print(table)
+    console().print(table)
 
 
-def _console() -> Console:
+def console() -> Console:
     """Plain where there is no terminal or NO_COLOR is set; text of ours is never taken for emoji or numbers."""
     return Console(
         soft_wrap=True,

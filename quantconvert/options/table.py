@@ -306,6 +306,15 @@ class CheckOptions(SourceOptions, total=False):
     ]  # fmt: skip
 
 
+class ReportOptions(TypedDict, total=False):
+    """Keyword arguments of `quantconvert.report`."""
+
+    html: Annotated[str | None, Option("Write a page that needs nothing else.", metavar="FILE")]
+    svg: Annotated[str | None, Option("Write the map of layers and modules.", metavar="FILE")]
+    against: Annotated[str | None, Option("Another result, to compare with.", metavar="OTHER")]
+    overwrite: Annotated[bool, Option("Replace files that are there.", default=False)]
+
+
 class ObserveOptions(SourceOptions, total=False):
     """Keyword arguments of `quantconvert.observe`."""
 
@@ -367,6 +376,12 @@ class PlanWords(RecipeWords, total=False):
                default=False),
     ]  # fmt: skip
     write_recipe: Annotated[bool, Option("Print the options as a recipe and nothing else.", default=False)]
+
+
+class ReportWords(QuietWords, total=False):
+    """Of `report` alone."""
+
+    markdown: Annotated[bool, Option("Print tables in Markdown, as for the summary of a CI step.", default=False)]
 
 
 class VerifyWords(QuietWords, total=False):

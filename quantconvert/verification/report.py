@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,11 +19,18 @@ from quantconvert.checkpoint.ranges import open_regular
 from quantconvert.errors import OutputError
 from quantconvert.factors.summary import Summary
 from quantconvert.planning import Plan, Task
+from quantconvert.planning.tasks import role_of
 from quantconvert.verification.findings import TensorError
 from quantconvert.version import __version__
 
 REPORT_NAME = "quantconvert.json"
 _CHUNK, MAX_NBYTES = 1 << 20, 200_000_000
+# What has a line an entry.
+_BY_LINE = ("tensors", "kept")
+_SEAL = re.compile(rb',\n  "sha256": "([0-9a-f]{64})"\n}\n\Z')
+
+# Sums of squares by weight: of its error, and of the weight.
+Noises = Mapping[str, tuple[float, float]]
 
 
 def sha256_of(path: Path, stop: Callable[[], bool] = lambda: False) -> str:
@@ -52,10 +60,10 @@ def hash_files(folder: Path, names: Sequence[str], workers: int) -> dict[str, st
 
 
 def report_of(
-    plan: Plan, errors: Mapping[str, TensorError], files: Mapping[str, str], factors: Summary | None = None
+    plan: Plan, noises: Noises, files: Mapping[str, str], factors: Summary | None = None, command: str = ""
 ) -> dict[str, Any]:
-    """The content of the report: `errors` by weight (as it was after its steps), sha256 of the result's files; by layer
-    the factors that columns were divided by, and the tensors in high precision that steps changed.
+    """The content of the report: `noises` by weight (as it was after its steps), sha256 of the result's files; by layer
+    the factors that columns were divided by, the tensors in high precision that steps changed, and the command.
 
     Of the source's files it has sizes, their sha256 where the Hub or its cache says it, and one digest of the names,
     dtypes, shapes and places of all tensors.
@@ -72,25 +80,45 @@ def report_of(
             **({"sha256": known} if known else {}),
             "layout_sha256": plan.source_digest,
         },
+        **({"command": command} if command else {}),
         "job": plan.job.to_json(),
         **({"statistics": plan.statistics.to_json()} if plan.statistics else {}),
         "format": plan.format,
         "source_format": plan.source_format,
         "plan_sha256": plan.digest,
         **({"budget": plan.budget.to_json()} if plan.budget else {}),
-        "tensors": {task.source.name: _tensor(task, errors) for task in plan.quantized},
+        "size": {"source_nbytes": checkpoint.nbytes, "nbytes": plan.total_size},
+        "tensors": tensors_of(plan, noises),
+        "kept": {task.source.name: {"reason": str(task.reason), **_sizes(task)} for task in plan.kept},
         **({"factors": factors.to_json()} if factors else {}),
         **({"changed": changed} if changed else {}),
         "files": dict(sorted(files.items())),
     }
 
 
-def _tensor(task: Task, errors: Mapping[str, TensorError]) -> dict[str, Any]:
-    error = errors.get(task.source.name)
-    value: dict[str, Any] = {"scheme": task.scheme.label if task.scheme else "plain"}
-    if error is not None:
+def tensors_of(plan: Plan, noises: Noises) -> dict[str, dict[str, Any]]:
+    """By weight: scheme, sizes, and how far it is from its source, with the sums of squares that this comes from (six
+    figures), so that they can be added up over layers.
+    """
+    return {task.source.name: _tensor(task, noises.get(task.source.name)) for task in plan.quantized}
+
+
+def _tensor(task: Task, noise: tuple[float, float] | None) -> dict[str, Any]:
+    value = {"scheme": task.scheme.label if task.scheme else "plain", **_sizes(task)}
+    if noise is not None:
+        error = TensorError.of(task.source.name, "", 0.0, *noise)
         value |= {"relative_error": error.relative_error, "sqnr": error.sqnr}
+        value |= {"noise": float(f"{noise[0]:.6g}"), "signal": float(f"{noise[1]:.6g}")}
     return value
+
+
+def _sizes(task: Task) -> dict[str, Any]:
+    return {
+        "role": role_of(task),
+        "num_elements": task.num_elements,
+        "source_nbytes": task.source.nbytes,
+        "nbytes": task.output_nbytes,
+    }
 
 
 def report_bytes(value: Mapping[str, Any]) -> bytes:
@@ -99,7 +127,18 @@ def report_bytes(value: Mapping[str, Any]) -> bytes:
 
 
 def _dumps(value: Mapping[str, Any]) -> bytes:
-    return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()
+    rows = [f"  {_json(key)}: {_entry(key, item)}" for key, item in value.items()]
+    return ("{\n" + ",\n".join(rows) + "\n}\n").encode()
+
+
+def _entry(key: str, value: Any) -> str:
+    if key not in _BY_LINE or not value:
+        return _json(value, indent=2).replace("\n", "\n  ")
+    return "{\n" + ",\n".join(f"    {_json(name)}: {_json(item)}" for name, item in value.items()) + "\n  }"
+
+
+def _json(value: Any, indent: int | None = None) -> str:
+    return json.dumps(value, indent=indent, ensure_ascii=False)
 
 
 def source_of(repo: Repo) -> tuple[str, str | None] | None:
@@ -121,12 +160,17 @@ def read_report(folder: Path) -> dict[str, Any] | None:
         return None
     with open(path, "rb", opener=open_regular) as file:
         content = file.read(MAX_NBYTES + 1)
+    return parse_report(content)
+
+
+def parse_report(content: bytes) -> dict[str, Any]:
+    """The report that the bytes hold; raises `ValueError` where they were changed or are none of ours."""
     if len(content) > MAX_NBYTES:
         raise ValueError(f"larger than {MAX_NBYTES} bytes")
     value = json.loads(content)
     if not isinstance(value, dict) or not isinstance(value.get("files"), dict):
         raise ValueError("no `files` in it")
-    rest = {key: item for key, item in value.items() if key != "sha256"}
-    if content != report_bytes(rest):
+    seal = _SEAL.search(content)
+    if seal is None or hashlib.sha256(content[: seal.start()] + b"\n}\n").hexdigest() != seal[1].decode():
         raise ValueError("it was changed after the conversion")
     return value
