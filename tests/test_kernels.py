@@ -38,7 +38,7 @@ native = pytest.mark.skipif(LIBRARY is None, reason="installed without the C ker
 
 def schemes(columns: int) -> Iterator[Scheme]:
     """Every kind that fits a width, W8A8 too."""
-    sizes = [size for size in (8, 24, 32, 128, 136) if columns % size == 0]
+    sizes = [size for size in (8, 16, 24, 32, 128, 136) if columns % size == 0]
     for bits in (4, 8):
         for symmetric in (True, False):
             yield from (Scheme(bits, symmetric, "group", size) for size in sizes)
@@ -169,7 +169,7 @@ def test_the_c_kernel_equals_the_reference(level: int, shape: tuple[int, int]):
 
 @native
 @pytest.mark.parametrize("level", range(len(LEVELS)), ids=LEVELS)
-@pytest.mark.parametrize("shape", [(24, 64), (13, 40), (12, 137), (8, 272)], ids=str)
+@pytest.mark.parametrize("shape", [(24, 64), (13, 40), (12, 137), (8, 256), (8, 272)], ids=str)
 def test_the_search_equals_the_reference(level: int, shape: tuple[int, int]):
     """With importances of many sizes, equal ones (ties), zeros among them, and none but zeros."""
     generator, count = torch.Generator().manual_seed(6), 0

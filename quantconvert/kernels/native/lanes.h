@@ -19,6 +19,9 @@
 #include <arm_neon.h>
 #endif
 
+/* Of what is constant at the call's place, a function's own code is made. */
+#define INLINED inline __attribute__((always_inline))
+
 typedef float Floats __attribute__((vector_size(4 * WIDTH)));
 typedef int32_t Ints __attribute__((vector_size(4 * WIDTH)));
 

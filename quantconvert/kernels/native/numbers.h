@@ -13,13 +13,15 @@ static inline uint16_t to_bf16(float value) {
     return (uint16_t)((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
 }
 
+/* Without branches, so that loops of it become vectors. */
 static inline uint16_t to_f16(float value) {
-    uint32_t bits = bits_of(value), sign = (bits >> 16) & 0x8000, size = bits & 0x7fffffff;
-    if (size >= 0x477ff000) /* 65520, halfway to 65536 */
-        return (uint16_t)(sign | 0x7c00);
-    if (size < 0x38800000) /* 2^-14: the sum with 0.5 has the spacing of what lies below */
-        return (uint16_t)(sign | (bits_of(float_of(size) + 0.5f) - 0x3f000000));
-    return (uint16_t)(sign | ((size - 0x38000000 + 0xfff + ((size >> 13) & 1)) >> 13));
+    const uint32_t bits = bits_of(value), sign = (bits >> 16) & 0x8000;
+    const int32_t size = (int32_t)(bits & 0x7fffffff);
+    /* below 2^-14 the sum with 0.5 has the spacing of what lies there */
+    const int32_t small = (int32_t)bits_of(float_of((uint32_t)size) + 0.5f) - 0x3f000000;
+    const int32_t usual = (size - 0x38000000 + 0xfff + ((size >> 13) & 1)) >> 13;
+    const int32_t half = size < 0x38800000 ? small : usual;
+    return (uint16_t)(sign | (uint32_t)(size >= 0x477ff000 ? 0x7c00 : half)); /* 65520, halfway to 65536 */
 }
 
 static inline float from_bf16(uint16_t stored) { return float_of((uint32_t)stored << 16); }
@@ -33,6 +35,16 @@ static inline float from_f16(uint16_t stored) {
 
 static inline float rounded(float value, int32_t dtype) {
     return dtype == BF16 ? from_bf16(to_bf16(value)) : dtype == F16 ? from_f16(to_f16(value)) : value;
+}
+
+/* Each rounded, in place. */
+static INLINED void round_all(float *values, int count, int32_t dtype) {
+    if (dtype == BF16)
+        for (int k = 0; k < count; k++)
+            values[k] = rounded(values[k], BF16);
+    else if (dtype == F16)
+        for (int k = 0; k < count; k++)
+            values[k] = rounded(values[k], F16);
 }
 
 static inline void decode(const void *row, int32_t element, int64_t count, float *values) {
@@ -74,17 +86,12 @@ static inline void store(float value, int32_t dtype, void *values, int64_t index
         ((uint16_t *)values)[index] = dtype == BF16 ? to_bf16(value) : to_f16(value);
 }
 
-/* Stores a scale and returns what was stored, inf where the dtype does not hold it; a scale that vanishes becomes the
- * smallest number. */
-static inline float store_scale(float scale, int32_t dtype, void *scales, int64_t index) {
-    if (dtype == F32) {
-        ((float *)scales)[index] = scale;
-        return scale;
-    }
-    uint16_t stored = dtype == BF16 ? to_bf16(scale) : to_f16(scale);
-    stored += stored == 0;
-    ((uint16_t *)scales)[index] = stored;
-    return dtype == BF16 ? from_bf16(stored) : from_f16(stored);
+/* Scales as a dtype stores them: inf where it does not hold one; what would vanish is its smallest number. */
+static INLINED void round_scales(float *scales, int count, int32_t dtype) {
+    const float least = dtype == BF16 ? from_bf16(1) : from_f16(1);
+    round_all(scales, count, dtype);
+    for (int k = 0; k < count && dtype != F32; k++)
+        scales[k] = scales[k] == 0 ? least : scales[k];
 }
 
 #endif

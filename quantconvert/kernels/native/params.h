@@ -46,25 +46,35 @@ static int measure(const float *values, int64_t count, int symmetric, float *low
     return top >= INFINITE || bottom >= INFINITE;
 }
 
-/* The scale, before it is stored, and the zero point, counted from the midpoint. */
-static float parameters(float low, float high, const Call *call, float *zero) {
+/* Scales, before they are stored, and zero points, counted from the midpoint, of `count` ranges. */
+static INLINED void parameters(const float *low, const float *high, int count, const Call *call, float *scale,
+                               float *zero) {
     const int32_t dtype = call->dtype, top = (1 << call->num_bits) - 1, half = 1 << (call->num_bits - 1);
-    const float steps = (float)top;
-    float scale;
-    *zero = 0;
+    const float steps = (float)top, least = (float)-half, most = (float)(top - half);
     if (call->symmetric) {
-        scale = rounded((-low > high ? -low : high) / (steps / 2), dtype);
-        return scale == 0 ? 1 : scale;
+        for (int k = 0; k < count; k++)
+            scale[k] = (-low[k] > high[k] ? -low[k] : high[k]) / (steps / 2), zero[k] = 0;
+        round_all(scale, count, dtype);
+        for (int k = 0; k < count; k++)
+            scale[k] = scale[k] == 0 ? 1 : scale[k];
+        return;
     }
-    float width = rounded(high - low, dtype);
-    scale = rounded(bits_of(width) == INFINITE ? high / steps - low / steps : width / steps, dtype);
-    scale = scale == 0 ? 1 : scale;
-    if (high != low) {
-        float place = rounded((float)-half - rounded(low / scale, dtype), dtype);
-        place = place < (float)-half ? (float)-half : place > (float)(top - half) ? (float)(top - half) : place;
-        *zero = (place + ROUND) - ROUND;
+    for (int k = 0; k < count; k++)
+        zero[k] = high[k] - low[k]; /* the width, here */
+    round_all(zero, count, dtype);
+    for (int k = 0; k < count; k++)
+        scale[k] = bits_of(zero[k]) == INFINITE ? high[k] / steps - low[k] / steps : zero[k] / steps;
+    round_all(scale, count, dtype);
+    for (int k = 0; k < count; k++)
+        scale[k] = scale[k] == 0 ? 1 : scale[k], zero[k] = low[k] / scale[k];
+    round_all(zero, count, dtype);
+    for (int k = 0; k < count; k++)
+        zero[k] = least - zero[k];
+    round_all(zero, count, dtype);
+    for (int k = 0; k < count; k++) {
+        const float place = zero[k] < least ? least : zero[k] > most ? most : zero[k];
+        zero[k] = high[k] == low[k] ? 0 : (place + ROUND) - ROUND;
     }
-    return scale;
 }
 
 #endif

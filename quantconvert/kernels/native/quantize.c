@@ -99,20 +99,24 @@ static int quantize_row(Call *call, int64_t row, float *values, float *scratch, 
     read_row(call, row, values);
     for (int64_t group = 0; group < groups; group++) {
         const int64_t index = call->span ? 0 : row * groups + group;
-        float low, high, zero;
+        float low, high, scale, zero;
         if (call->span)
             low = call->span[0], high = call->span[1];
         else if (measure(values + group * size, size, call->symmetric, &low, &high)) {
             wrong |= NONFINITE;
             continue;
         }
-        if (call->importance && search(call, values + group * size, group, &low, &high, scratch))
-            wrong |= OVERFLOW;
-        float scale = store_scale(parameters(low, high, call, &zero), call->scale_dtype, call->scales, index);
+        if (call->importance)
+            search(call, values + group * size, group, low, high, scratch, &scale, &zero);
+        else {
+            parameters(&low, &high, 1, call, &scale, &zero);
+            round_scales(&scale, 1, call->scale_dtype);
+        }
         if (bits_of(scale) == INFINITE) {
             wrong |= OVERFLOW;
             continue;
         }
+        store(scale, call->scale_dtype, call->scales, index);
         zeros[index] = (uint8_t)((int32_t)zero + half + call->zeros.shift);
         round_group(values + group * size, size, scale, zero, call->num_bits, signals, noises);
     }
