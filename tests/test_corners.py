@@ -161,6 +161,7 @@ def test_moves_of_somebody_else_are_not_made(tmp_path: Path, moves: Any):
         "config.json",
         "model.safetensors",
         "quantconvert.json",
+        "quantconvert.svg",
     }
 
 

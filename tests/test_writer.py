@@ -113,7 +113,7 @@ def test_side_files_travel_and_duplicates_stay(tmp_path: Path):
     (source / "README.md").write_text("---\nlicense: mit\ntags: [x]\n---\n# Old card\n\nText.\n")
     result = quantconvert.convert(source, tmp_path / "out", group_size=32)
     found = set(digests(tmp_path / "out"))
-    assert found == {*keep, "README.md", "config.json", "model.safetensors", "quantconvert.json"}
+    assert found == {*keep, "README.md", "config.json", "model.safetensors", "quantconvert.json", "quantconvert.svg"}
     for path in keep:
         assert (tmp_path / "out" / path).read_bytes() == b"content of " + path.encode()
     assert {file.path for file in result.plan.checkpoint.dropped_files} == set(drop)
@@ -131,7 +131,8 @@ def test_overwrite_replaces_and_removes_stale_weights(tmp_path: Path):
     quantconvert.convert(source, out, max_shard_size="60KB")
     (out / "notes.txt").write_text("mine")
     quantconvert.convert(source, out, overwrite=True, format="compressed-tensors")
-    assert set(digests(out)) == {"README.md", "config.json", "model.safetensors", "notes.txt", "quantconvert.json"}
+    ours = {"quantconvert.json", "quantconvert.svg"}
+    assert set(digests(out)) == {"README.md", "config.json", "model.safetensors", "notes.txt"} | ours
     assert json.loads((out / "config.json").read_text())["quantization_config"]["quant_method"] == "compressed-tensors"
 
 
