@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 
 from quantconvert.checkpoint import Checkpoint, LocalFolder, Repo, load_checkpoint, reader_of
 from quantconvert.checkpoint.files import is_pipeline as has_pipeline
-from quantconvert.errors import OutputError, UsageError
+from quantconvert.errors import UsageError
 from quantconvert.events import Reporter, silent
 from quantconvert.hub import checked_repo, open_repo
 from quantconvert.job import Job, Limits
@@ -271,7 +271,9 @@ def verify(
     text = os.fspath(out)
     result = open_repo(out, None) if text.count("/") == 1 or "://" in text else LocalFolder(Path(out))
     if "attest" in values:
-        _check_attestation(values["attest"], source)
+        from quantconvert.attestation import check_place
+
+        check_place(values["attest"], source is not None)
     origin = None if source is None else _open(source, values)
     how = {name: values[name] for name in ("method", "require_report") if name in values}
     with sides(result, origin, _wish(values)) as (place, repo):
@@ -281,13 +283,6 @@ def verify(
 
             write_statement(Path(values["attest"]), statement_of(place, repo, found, limits))
     return found
-
-
-def _check_attestation(file: str, source: Source | None) -> None:
-    if source is None:
-        raise UsageError("--attest needs --source: what is attested is where a result comes from")
-    if Path(file).exists():
-        raise OutputError(f"`{file}` exists", hint="give another name, or remove it")
 
 
 def push(out: Source, repo: str, *, report: Reporter = silent, **options: Unpack[PushOptions]) -> Published:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from quantconvert.checkpoint import Repo, RepoFile, load_checkpoint
-from quantconvert.errors import OutputError
+from quantconvert.errors import OutputError, UsageError
 from quantconvert.job import Limits
 from quantconvert.kernels import kernel_label
 from quantconvert.methods import DEFAULT_METHOD, METHODS
@@ -65,6 +65,14 @@ def statement_of(place: Place, repo: Repo, found: Verification, limits: Limits) 
             },
         },
     }
+
+
+def check_place(file: str, has_source: bool) -> None:
+    """Whether a statement can be made and written; raises `UsageError` or `OutputError`."""
+    if not has_source:
+        raise UsageError("--attest needs --source: what is attested is where a result comes from")
+    if Path(file).exists():
+        raise OutputError(f"`{file}` exists", hint="give another name, or remove it")
 
 
 def write_statement(path: Path, statement: Mapping[str, Any]) -> None:

@@ -24,7 +24,6 @@ from quantconvert.events import Finished, Note, Reporter
 from quantconvert.factors.summary import Summary, summarize
 from quantconvert.lazy import load_torch
 from quantconvert.machine import peak_rss_nbytes
-from quantconvert.pictures.facts import weights_of
 from quantconvert.planned import Builder, planned
 from quantconvert.planning import Plan
 from quantconvert.run.asked import Asked
@@ -56,7 +55,7 @@ from quantconvert.verification.findings import Finding, Quality, TensorError, Ve
 from quantconvert.verification.place import Place
 from quantconvert.verification.report import (
     REPORT_NAME,
-    Noises,
+    Tensors,
     hash_files,
     read_report,
     report_bytes,
@@ -72,6 +71,8 @@ from quantconvert.version import __version__
 SPOOL = ".source"
 # What a conversion writes beside shards and side files, however few tensors there are.
 SMALL_FILES_NBYTES = 1_000_000
+# And for each task: what the journal keeps of it, and a line of the report.
+TASK_NBYTES = 100 + 350
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,8 +230,8 @@ def make_plan(repo: Repo, out: Path, overwrite: bool, build: Builder, wish: Wish
 
 
 def _small_nbytes(plan: Plan) -> int:
-    """Room for what a conversion writes beside shards and side files: index, config, card, report, journal."""
-    return SMALL_FILES_NBYTES + 100 * len(plan.tasks)
+    """Room for what a conversion writes beside shards and side files: index, config, card, picture, report, journal."""
+    return SMALL_FILES_NBYTES + TASK_NBYTES * len(plan.tasks)
 
 
 def _importances_nbytes(plan: Plan) -> int:
@@ -283,7 +284,8 @@ def _execute(plan: Plan, repo: Repo, folder: OutputFolder, journal: Journal, tar
     noises = {plan.tasks[i].source.name: result.noise for i, result in done if result.noise is not None}
     errors = {name: TensorError.of(name, "", 0.0, *noise) for name, noise in noises.items()}
     quality = Quality.of(errors.values())
-    _write_small_files(plan, repo, folder, quality, noises)
+    tensors = tensors_of(plan, errors, noises)
+    _write_small_files(plan, repo, folder, quality, tensors)
     verification = None
     if target.verify:
         seen = witness.outcome(errors) if witness else None
@@ -294,7 +296,7 @@ def _execute(plan: Plan, repo: Repo, folder: OutputFolder, journal: Journal, tar
     if isinstance(repo, Spool):
         repo.remove()
     factors = summarize(folder.state, plan.factors) if plan.factors else None
-    published = _show(plan, folder, target, sums, noises, factors)
+    published = _show(plan, folder, target, sums, tensors, factors)
     return Outcome(verification, quality, factors, published)
 
 
@@ -338,16 +340,16 @@ def _show(
     folder: OutputFolder,
     target: Target,
     sums: Mapping[str, str],
-    noises: Noises,
+    tensors: Tensors,
     factors: Summary | None,
 ) -> Published | None:
     """The report, and then everything in its place."""
+    from quantconvert.card import command_of
+
     # there may be a report of an interrupted commit
     small = [path for path in folder.files if path != REPORT_NAME and path not in sums]
     files = {**sums, **hash_files(folder.state, small, plan.execution.workers)}
-    from quantconvert.card import command_of
-
-    folder.write(REPORT_NAME, report_bytes(report_of(plan, noises, files, factors, command_of(plan))))
+    folder.write(REPORT_NAME, report_bytes(report_of(plan, tensors, files, factors, command_of(plan))))
     if target.outlet:
         published = target.outlet.show(folder.state, [*small, REPORT_NAME], sums)
         folder.clear()
@@ -363,7 +365,7 @@ def _basis(state: Path) -> str:
     return hashlib.sha256("".join(sha256_of(path) for path in found).encode()).hexdigest()
 
 
-def _write_small_files(plan: Plan, repo: Repo, folder: OutputFolder, quality: Quality | None, noises: Noises) -> None:
+def _write_small_files(plan: Plan, repo: Repo, folder: OutputFolder, quality: Quality | None, tensors: Tensors) -> None:
     """Side files, card with its picture, index and config, for which room was kept."""
     from quantconvert.card import render_card
 
@@ -376,9 +378,10 @@ def _write_small_files(plan: Plan, repo: Repo, folder: OutputFolder, quality: Qu
         files.close()
     folder.write("README.md", render_card(plan, quality).encode())
     if quality is not None:
+        from quantconvert.pictures.facts import weights_of
         from quantconvert.pictures.svg import picture
 
-        folder.write(PICTURE, picture(weights_of(tensors_of(plan, noises))).encode())
+        folder.write(PICTURE, picture(weights_of(tensors)).encode())
     if plan.index:
         folder.write(INDEX_NAME, _json(plan.index))
     folder.write("config.json", _json(plan.config))

@@ -56,6 +56,11 @@ def clean(text: str) -> str:
     return redacted(printable(text))
 
 
+def one_line(text: str) -> str:
+    """`clean`, for a cell or a label: line ends are escapes too."""
+    return redacted(printable(text, newlines=False))
+
+
 def quoted(value: object, limit: int = MAX_QUOTED) -> str:
     """A value from outside on one line, in backticks, only its beginning when it is long."""
     text = value[: limit + 1] if isinstance(value, str) else _short(value, limit)

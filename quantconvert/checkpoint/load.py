@@ -165,6 +165,7 @@ def _read_headers(repo: Repo, files: list[RepoFile], errors: list[QuantConvertEr
     """All headers are fetched, and counted, before the first is parsed: together they must not be too many."""
 
     def fetch(file: RepoFile) -> _Found:
+        """The header of a file as bytes, the tensors of a pickle, or what is wrong."""
         try:
             check_kind(repo.read(file.path, 0, min(file.nbytes, SNIFFED_NBYTES)), file.path, file.nbytes)
             if file.path.endswith(".bin"):  # torch reads those from the disk

@@ -89,6 +89,7 @@ class LocalFolder:
                     yield path, entry
 
     def read(self, path: str, offset: int, nbytes: int) -> bytes:
+        """So many bytes of a file from `offset` on, fewer at its end; raises `CheckpointError`."""
         try:
             with open(self.path / path, "rb", opener=open_regular) as file:
                 file.seek(offset)

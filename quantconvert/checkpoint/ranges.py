@@ -98,6 +98,7 @@ class LocalReader:
             raise CheckpointError(f"cannot open `{name}` of the source: {error.strerror}") from error
 
     def read_into(self, buffer: memoryview, offset: int) -> None:
+        """Fill the buffer from `offset` on; raises `CheckpointError`, also where the file ends before."""
         done = 0
         while done < len(buffer):
             try:

@@ -41,6 +41,7 @@ def print_facts(lines: Lines, rows: list[tuple[str, str]]) -> None:
 
 
 def kept_rows(plan: Plan) -> list[tuple[str, str]]:
+    """How many tensors stay in high precision, by reason."""
     groups: dict[str, list[int]] = defaultdict(list)
     for task in plan.kept:
         groups[str(task.reason)].append(task.source.nbytes)
@@ -54,6 +55,7 @@ def kept_rows(plan: Plan) -> list[tuple[str, str]]:
 
 
 def plan_rows(plan: Plan) -> list[tuple[str, str]]:
+    """Source, format and schemes."""
     family = plan.family or "unknown"
     schemes = ", ".join(f"{scheme.label} ({count} weights)" for scheme, count in plan.schemes.items())
     return [

@@ -31,7 +31,7 @@ from quantconvert.options import (
     read_group,
 )
 from quantconvert.options.option import nearest_word
-from quantconvert.options.table import (
+from quantconvert.options.words import (
     CheckWords,
     ConvertWords,
     DequantizeWords,

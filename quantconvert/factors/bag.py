@@ -56,6 +56,7 @@ class _Bag:
         self.x = self._buffer("stream", draws.tokens, walk.width)
 
     def run(self) -> dict[str, Tensor]:
+        """Importances by module, once all tokens went through all layers."""
         self._embed()
         for number, layer in enumerate(self.walk.layers):
             normed = self._normed(layer.attention_norm)
@@ -200,6 +201,7 @@ def _adding(target: Tensor, tokens: Tensor | None = None, weight: Tensor | None 
     """Adds products to their columns of the target; of these tokens, times a weight a token."""
 
     def add(first: int, products: Sequence[Tensor]) -> None:
+        """Into the columns from `first` on."""
         (part_TR,) = products
         part_TR.nan_to_num_(0.0, 0.0, 0.0)
         if weight is not None:

@@ -200,6 +200,7 @@ class _Finder:
         self.reads, self.block, self.config = reads, block, config
 
     def walk(self) -> Walk:
+        """What is read, in order; raises `_Missing` where something is not as the block says."""
         block = self.block
         embeddings, stem = self._embeddings()
         prefixes = self._prefixes(stem + block.layers + ".")

@@ -94,6 +94,7 @@ class BucketReader(RemoteReader):
         self._fs, self._path, self.file, self._location = files, path, file, location
 
     def fetch(self, offset: int, nbytes: int, take: Take) -> None:
+        """Hand over the bytes in pieces; raises `CheckpointError`."""
         for begin, end in spans(offset, offset + nbytes, CHUNK_NBYTES):
             try:
                 data = retried(partial(self._get, begin, end), _may_pass)

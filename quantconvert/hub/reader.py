@@ -36,6 +36,7 @@ class HubReader(RemoteReader):
         done, complaints = 0, list[BaseException]()
 
         def go_on() -> None:
+            """Fetch what is missing yet."""
             nonlocal done
             for data in self._parts(offset + done, nbytes - done):
                 try:

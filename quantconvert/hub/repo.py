@@ -69,6 +69,7 @@ class HubRepo:
         return self._files
 
     def open(self, path: str) -> RangeReader:
+        """A reader of ranges, of the downloaded file where there is one; raises `CheckpointError`."""
         if self._local is not None and (self._local / path).is_file():
             return LocalReader(self._local / path, path)
         file = next((file for file in self._files if file.path == path), None)

@@ -141,6 +141,7 @@ class RtnDequantize(ConversionOps):
         model: Any = None,
         **kwargs: Any,
     ) -> dict[str, Any]:
+        """Plain weights of the layer's dtype, computed from codes and scales where it is quantized."""
         dtype = model.get_parameter(full_layer_name).dtype
         bits = self.hf_quantizer.merged_bits.get(full_layer_name)
         result: dict[str, Any] = {}

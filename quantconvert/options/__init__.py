@@ -1,4 +1,4 @@
-"""Options, declared once: `table` has them, `option` says what one is."""
+"""Options, declared once: `table` has the library's, `words` those of the command line, `option` says what one is."""
 
 from quantconvert.options.option import Declared, Option, check_values, parse_size, read_group, size_text
 from quantconvert.options.table import (
@@ -6,7 +6,6 @@ from quantconvert.options.table import (
     Activations,
     CheckOptions,
     ConvertOptions,
-    DequantizeWords,
     FinishOptions,
     HubOptions,
     JobOptions,
@@ -18,7 +17,6 @@ from quantconvert.options.table import (
     PlanOptions,
     PushOptions,
     RankOptions,
-    RepackWords,
     ReportOptions,
     ShipOptions,
     SourceOptions,
@@ -26,6 +24,7 @@ from quantconvert.options.table import (
     TranscodeOptions,
     VerifyOptions,
 )
+from quantconvert.options.words import DequantizeWords, RepackWords
 
 __all__ = [
     "DEFAULT_DTYPE",

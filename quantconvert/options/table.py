@@ -1,7 +1,7 @@
 """Every option of the command line, the library and recipes, declared once.
 
 A new option is a line here. Where the library works with it, `quantconvert.job.Job` has a field of the same name (a
-test compares the two); what only the command line knows stands in the classes at the end.
+test compares the two); what only the command line knows stands in `words`.
 """
 
 from __future__ import annotations
@@ -330,86 +330,3 @@ class ObserveOptions(SourceOptions, total=False):
     moments: Annotated[bool, Option("Store E[x x^T] of each input too, width x width numbers.", default=False)]
     seed: Annotated[int, Option("Of the text that the model writes.", metavar="N", default=0, least=0)]
     overwrite: Annotated[bool, Option("Replace STATS once the new file is complete.", default=False)]
-
-
-# What only the command line knows.
-
-
-class ShowWords(TypedDict, total=False):
-    """What is printed."""
-
-    json: Annotated[bool, Option("One JSON object on stdout, errors too.", default=False)]
-    verbose: Annotated[bool, Option("Each tensor, and why.", flags=("--verbose", "-v"), default=False)]
-
-
-class QuietWords(ShowWords, total=False):
-    """What is printed, or not."""
-
-    quiet: Annotated[bool, Option("Only errors.", flags=("--quiet", "-q"), default=False)]
-
-
-class RecipeWords(QuietWords, total=False):
-    """A file of options."""
-
-    recipe: Annotated[
-        str | None, Option("Options and rules from a TOML file; those given here win.", metavar="FILE", panel=RULES)
-    ]
-
-
-class ConvertWords(RecipeWords, HubOptions, total=False):
-    """Of `convert` alone."""
-
-    dry_run: Annotated[bool, Option("Plan only; same as `quantconvert plan SRC OUT`.", default=False)]
-    push_to_hub: Annotated[
-        str | None,
-        Option("To this repository on the Hub; without OUT each file as soon as it is complete, and none stays here.",
-               metavar="REPO"),
-    ]  # fmt: skip
-
-
-class PlanWords(RecipeWords, total=False):
-    """Of `plan` alone."""
-
-    explain: Annotated[
-        bool,
-        Option("Each kind of tensor: its role, what becomes of it, and why; with --verbose each tensor, and the rule.",
-               default=False),
-    ]  # fmt: skip
-    write_recipe: Annotated[bool, Option("Print the options as a recipe and nothing else.", default=False)]
-
-
-class ReportWords(QuietWords, total=False):
-    """Of `report` alone."""
-
-    markdown: Annotated[bool, Option("Print tables in Markdown, as for the summary of a CI step.", default=False)]
-
-
-class VerifyWords(QuietWords, total=False):
-    """Of `verify` alone."""
-
-    source: Annotated[str | None, Option("What it was converted from: each value is compared.", metavar="SRC")]
-
-
-class CheckWords(QuietWords, total=False):
-    """Of `check` alone."""
-
-    source: Annotated[
-        str | None,
-        Option("What it was converted from.", metavar="SRC", shown="the repository that quantconvert.json names"),
-    ]
-
-
-class RepackWords(QuietWords, total=False):
-    """Of `repack` alone; `format` has no default."""
-
-    format: Annotated[str, Option("Layout to write.", metavar="|".join(LAYOUTS), suggest=lambda: LAYOUTS)]
-    activations: Annotated[
-        Activations | None,
-        Option("Have engines quantize the inputs of quantized layers too, per token; codes and scales stay."),
-    ]
-
-
-class DequantizeWords(QuietWords, total=False):
-    """Of `dequantize` alone."""
-
-    dtype: Annotated[PlainDType, Option("Element type to write.", default=DEFAULT_DTYPE)]

@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from math import ceil, floor, isfinite, log10
-from statistics import median
 from typing import Any, NamedTuple
 
 from quantconvert.families import REASON_TEXT
@@ -102,6 +101,14 @@ class Row(NamedTuple):
     cells: Mapping[int | None, Cell]
 
 
+class Stack(NamedTuple):
+    """A stack of layers: which there are (first None: outside), and the rows of its map."""
+
+    name: str
+    layers: tuple[int | None, ...]
+    rows: tuple[Row, ...]
+
+
 class Size(NamedTuple):
     """Tensors of one role."""
 
@@ -143,6 +150,8 @@ class Facts:
 
     @property
     def median_sqnr(self) -> float | None:
+        from statistics import median  # decimals and fractions with it, which conversions do not need
+
         values = [w.sqnr for w in self.measured if w.sqnr is not None]
         return median(values) if values else None
 
@@ -220,6 +229,18 @@ def rows_of(weights: Iterable[Weight]) -> tuple[Row, ...]:
     order = {stack: i for i, stack in reversed(list(enumerate(dict.fromkeys(stack for stack, _ in found))))}
     rows = (Row(stack, part, cells) for (stack, part), cells in found.items())
     return tuple(sorted(rows, key=lambda row: (order[row.stack], row.part)))
+
+
+def stacks_of(rows: Iterable[Row]) -> list[Stack]:
+    """The map, stack by stack."""
+    found: dict[str, list[Row]] = {}
+    for row in rows:
+        found.setdefault(row.stack, []).append(row)
+    return [
+        Stack(name, tuple(sorted({k for row in members for k in row.cells}, key=lambda k: -1 if k is None else k)),
+              tuple(members))
+        for name, members in found.items()
+    ]  # fmt: skip
 
 
 def histogram(values: list[float]) -> tuple[tuple[float, float, int], ...]:

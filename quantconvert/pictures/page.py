@@ -7,12 +7,13 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+from collections.abc import Mapping
 from importlib.resources import files
 from typing import Any
 
 from quantconvert.pictures.facts import Facts, Place, delta, difference, moved
 from quantconvert.pictures.svg import DIVERGING, bars, colour, heat_map, level, span
-from quantconvert.text import clean, printable, size
+from quantconvert.text import one_line, size
 
 
 def page(facts: Facts, other: Facts | None = None) -> str:
@@ -41,15 +42,14 @@ def page(facts: Facts, other: Facts | None = None) -> str:
         moved=moved(facts, other) if other else (),
         made=made_rows(facts),
         size=size,
-        clean=lambda text: printable(clean(text), newlines=False),
+        clean=one_line,
         db=lambda value: f"{value:.1f} dB",
     )
 
 
 def _title(facts: Facts) -> str:
-    source = facts.made.get("source")
-    name = source.get("repository") if isinstance(source, dict) else None
-    return clean(f"{name or 'A model'}, {facts.made.get('format', 'converted')}")
+    name = _object(facts, "source").get("repository")
+    return one_line(f"{name or 'A model'}, {facts.made.get('format', 'converted')}")
 
 
 def _role_bars(facts: Facts) -> list[tuple[str, float, str]]:
@@ -72,15 +72,13 @@ def _difference(facts: Facts, other: Facts) -> str:
 
 def made_rows(facts: Facts) -> list[tuple[str, str]]:
     """Schemes, rules, versions, digests and the command, as text."""
-    made, job = facts.made, facts.made.get("job")
-    source = made.get("source") if isinstance(made.get("source"), dict) else {}
-    assert isinstance(source, dict)
+    made, job, source = facts.made, _object(facts, "job"), _object(facts, "source")
     rows = [
         ("command", made.get("command")),
         ("schemes", ", ".join(f"{scheme} ({count} weights)" for scheme, count in facts.schemes.items())),
-        ("rules", json.dumps(job["rules"]) if isinstance(job, dict) and job.get("rules") else None),
-        ("ignore", json.dumps(job["ignore"]) if isinstance(job, dict) and job.get("ignore") else None),
-        ("method", job.get("method") if isinstance(job, dict) else None),
+        ("rules", job.get("rules") and json.dumps(job["rules"])),
+        ("ignore", job.get("ignore") and json.dumps(job["ignore"])),
+        ("method", job.get("method")),
         ("format", made.get("format")),
         ("source", source.get("repository")),
         ("commit", source.get("revision")),
@@ -91,13 +89,19 @@ def made_rows(facts: Facts) -> list[tuple[str, str]]:
     return [(key, str(value)) for key, value in rows if value]
 
 
+def _object(facts: Facts, key: str) -> Mapping[str, Any]:
+    """An object of quantconvert.json; empty where it is none."""
+    value = facts.made.get(key)
+    return value if isinstance(value, dict) else {}
+
+
 def _experts(facts: Facts) -> dict[str, Any] | None:
     """Tenths of dB of each expert by module and layer, as two base-36 digits (`--`: none); None without experts."""
     found: dict[str, dict[str, dict[int, float | None]]] = {}
     for weight in facts.weights:
         place = Place.of(weight.name)
         if place.expert is not None and place.layer is not None and place.expert < 10_000:
-            name = printable(f"{place.stack}: {place.part}", newlines=False)
+            name = one_line(f"{place.stack}: {place.part}")
             found.setdefault(name, {}).setdefault(str(place.layer), {})[place.expert] = weight.sqnr
     if not found:
         return None

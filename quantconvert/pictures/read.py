@@ -10,6 +10,7 @@ from quantconvert.errors import CheckpointError, OutputError
 from quantconvert.pictures.facts import Facts, facts_of
 from quantconvert.pictures.page import page
 from quantconvert.pictures.svg import picture
+from quantconvert.run.disk import write_whole
 from quantconvert.verification.report import MAX_NBYTES, REPORT_NAME, parse_report
 
 
@@ -44,10 +45,7 @@ def write_pictures(facts: Facts, other: Facts | None, html: str | None, svg: str
 
 
 def _write(path: Path, text: str) -> None:
-    partial = path.with_name(f"{path.name}.partial")
     try:
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(path)
+        write_whole(path, text.encode())
     except OSError as error:
-        partial.unlink(missing_ok=True)
         raise OutputError(f"cannot write `{path}`: {error.strerror}") from error

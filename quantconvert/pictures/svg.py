@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from html import escape
 
-from quantconvert.pictures.facts import Row, Weight, rows_of
-from quantconvert.text import printable
+from quantconvert.pictures.facts import Row, Weight, rows_of, stacks_of
+from quantconvert.text import one_line
 
 CIVIDIS = ("00224e", "35456c", "666970", "948e77", "c8b866", "fee838")
 DIVERGING = ("2166ac", "92c5de", "f7f7f7", "f4a582", "b2182b")
@@ -39,7 +39,8 @@ def span(rows: Iterable[Row], value: Value = level) -> tuple[float, float]:
 
 
 def label_of(row: Row) -> str:
-    return printable(row.part, newlines=False)
+    """The module, fit for people."""
+    return one_line(row.part)
 
 
 def heat_map(
@@ -55,15 +56,11 @@ def heat_map(
     """  # fmt: skip
     low, high = ends or span(rows, value)
     left = max((min(len(label_of(row)), 48) for row in rows), default=0) * _CHAR + 12
-    stacks: dict[str, list[Row]] = {}
-    for row in rows:
-        stacks.setdefault(row.stack, []).append(row)
     body: list[str] = []
     top, right = 6.0, left + 240
-    for stack, members in stacks.items():
-        layers = sorted({layer for row in members for layer in row.cells}, key=lambda k: -1 if k is None else k)
+    for stack, layers, members in stacks_of(rows):
         width = min(28, max(5, _WIDTH // max(1, len(layers))))
-        body.append(_text(left, top + 10, printable(stack, newlines=False) or "outside layers"))
+        body.append(_text(left, top + 10, one_line(stack) or "outside layers"))
         every = max(1, -(-24 // width))
         body += [
             _text(left + i * width, top + 10 + _LINE, str(k))
@@ -116,7 +113,7 @@ def bars(rows: Sequence[tuple[str, float, str]], width: int = 420) -> str:
     body = []
     for i, (label, length, figure) in enumerate(rows):
         top, long = i * _LINE, width * length / longest
-        body.append(_text(4, top + 11, printable(label, newlines=False)[:40]))
+        body.append(_text(4, top + 11, one_line(label)[:40]))
         body.append(f'<path fill="#5b7fb5" d="M{left:g} {top + 1:g}h{long:.1f}v12h-{long:.1f}z"/>')
         body.append(_text(left + long + 6, top + 11, figure))
     return _svg(left + width + 120, len(rows) * _LINE + 4, body)

@@ -6,9 +6,9 @@ import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from quantconvert.pictures.facts import Cell, Facts, Row
+from quantconvert.pictures.facts import Cell, Facts, Row, Stack, stacks_of
 from quantconvert.pictures.svg import label_of
-from quantconvert.text import clean, counted, printable, size
+from quantconvert.text import clean, counted, one_line, size
 
 
 class Band(NamedTuple):
@@ -28,18 +28,15 @@ class Map(NamedTuple):
 
 def maps(facts: Facts, columns: int) -> list[Map]:
     """At most `columns` groups of neighbouring layers a stack, their sums added up."""
-    stacks: dict[str, list[Row]] = {}
-    for row in facts.rows:
-        stacks.setdefault(row.stack, []).append(row)
-    return [_map(stack, rows, max(1, columns)) for stack, rows in stacks.items()]
+    return [_map(stack, max(1, columns)) for stack in stacks_of(facts.rows)]
 
 
-def _map(stack: str, rows: Sequence[Row], columns: int) -> Map:
-    layers = sorted({layer for row in rows for layer in row.cells}, key=lambda k: -1 if k is None else k)
+def _map(stack: Stack, columns: int) -> Map:
+    name, layers, rows = stack
     each = -(-len(layers) // columns)
     groups = [layers[i : i + each] for i in range(0, len(layers), each)]
     bands = tuple(Band(label_of(row), tuple(_sum(row, group) for group in groups)) for row in rows)
-    return Map(printable(stack, newlines=False), tuple(map(_heading, groups)), bands)
+    return Map(one_line(name), tuple(map(_heading, groups)), bands)
 
 
 def _heading(group: Sequence[int | None]) -> str:
@@ -95,6 +92,5 @@ def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def _cell(text: str) -> str:
     """Text of strangers inside a table: no markup, no end of the cell."""
-    text = printable(clean(text), newlines=False)
-    text = text.replace("&", "&amp;").replace("<", "&lt;")
+    text = one_line(text).replace("&", "&amp;").replace("<", "&lt;")
     return re.sub(r"([\\|`*_\[\]])", r"\\\1", text)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from secrets import token_hex
 
 from quantconvert.checkpoint.ranges import RangeReader
 from quantconvert.machine import sync
@@ -33,6 +34,17 @@ def write_file(path: Path, content: bytes) -> None:
         sync(fd)
     finally:
         os.close(fd)
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """A file that is there whole or not at all, whoever else writes it; an old one of that name is replaced."""
+    partial = path.with_name(f"{path.name}.{token_hex(8)}.partial")
+    try:
+        write_file(partial, content)
+        partial.replace(path)
+    except OSError:
+        partial.unlink(missing_ok=True)
+        raise
 
 
 def copy_file(source: RangeReader, target: Path) -> None:

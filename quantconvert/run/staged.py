@@ -10,12 +10,11 @@ import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from secrets import token_hex
 
 from quantconvert.errors import OutputError
 from quantconvert.planning import Plan
 from quantconvert.run.asked import ASKED, Asked
-from quantconvert.run.disk import fsync_folder, write_file
+from quantconvert.run.disk import fsync_folder, write_file, write_whole
 from quantconvert.run.journal import Journal
 from quantconvert.run.outlet import FIRST, Published, Shipped
 from quantconvert.run.result import TaskResult
@@ -42,10 +41,10 @@ class FolderOutlet:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             if not job.exists():
-                _write(job, job_bytes(plan))
+                write_whole(job, job_bytes(plan))
             check_job(job.read_bytes(), plan, f"`{self.folder}`", "give the source and options of before, or remove it")
             if self._asked is not None and not (self.folder / ASKED).exists():
-                _write(self.folder / ASKED, self._asked.content(plan.checkpoint.revision))
+                write_whole(self.folder / ASKED, self._asked.content(plan.checkpoint.revision))
         except (OSError, ValueError) as error:
             raise OutputError(f"cannot use `{self.folder}`: {error}") from error
         return {number: done for number in range(len(plan.shards)) if (done := self.shipped(plan, number)) is not None}
@@ -117,16 +116,9 @@ def remove_staging(out: Path) -> None:
         shutil.rmtree(staging_folder(out))
 
 
-def _write(target: Path, content: bytes) -> None:
-    """Whole or not at all: another process may do the same."""
-    partial = target.with_name(f"{target.name}.{token_hex(8)}.partial")
-    write_file(partial, content)
-    partial.replace(target)
-
-
 def _copy(source: Path, target: Path) -> None:
     try:
-        _write(target, source.read_bytes())
+        write_whole(target, source.read_bytes())
     except OSError as error:
         raise OutputError(f"cannot copy `{source}` to `{target}`: {error.strerror}") from error
 

@@ -31,6 +31,8 @@ _SEAL = re.compile(rb',\n  "sha256": "([0-9a-f]{64})"\n}\n\Z')
 
 # Sums of squares by weight: of its error, and of the weight.
 Noises = Mapping[str, tuple[float, float]]
+# What the report says of each weight.
+Tensors = Mapping[str, Mapping[str, Any]]
 
 
 def sha256_of(path: Path, stop: Callable[[], bool] = lambda: False) -> str:
@@ -60,10 +62,10 @@ def hash_files(folder: Path, names: Sequence[str], workers: int) -> dict[str, st
 
 
 def report_of(
-    plan: Plan, noises: Noises, files: Mapping[str, str], factors: Summary | None = None, command: str = ""
+    plan: Plan, tensors: Tensors, files: Mapping[str, str], factors: Summary | None, command: str
 ) -> dict[str, Any]:
-    """The content of the report: `noises` by weight (as it was after its steps), sha256 of the result's files; by layer
-    the factors that columns were divided by, the tensors in high precision that steps changed, and the command.
+    """The content of the report: `tensors_of` the plan, sha256 of the result's files; by layer the factors that columns
+    were divided by, the tensors in high precision that steps changed, and the command.
 
     Of the source's files it has sizes, their sha256 where the Hub or its cache says it, and one digest of the names,
     dtypes, shapes and places of all tensors.
@@ -80,7 +82,7 @@ def report_of(
             **({"sha256": known} if known else {}),
             "layout_sha256": plan.source_digest,
         },
-        **({"command": command} if command else {}),
+        "command": command,
         "job": plan.job.to_json(),
         **({"statistics": plan.statistics.to_json()} if plan.statistics else {}),
         "format": plan.format,
@@ -88,7 +90,7 @@ def report_of(
         "plan_sha256": plan.digest,
         **({"budget": plan.budget.to_json()} if plan.budget else {}),
         "size": {"source_nbytes": checkpoint.nbytes, "nbytes": plan.total_size},
-        "tensors": tensors_of(plan, noises),
+        "tensors": tensors,
         "kept": {task.source.name: {"reason": str(task.reason), **_sizes(task)} for task in plan.kept},
         **({"factors": factors.to_json()} if factors else {}),
         **({"changed": changed} if changed else {}),
@@ -96,19 +98,20 @@ def report_of(
     }
 
 
-def tensors_of(plan: Plan, noises: Noises) -> dict[str, dict[str, Any]]:
-    """By weight: scheme, sizes, and how far it is from its source, with the sums of squares that this comes from (six
-    figures), so that they can be added up over layers.
+def tensors_of(plan: Plan, errors: Mapping[str, TensorError], noises: Noises) -> Tensors:
+    """By weight: scheme, sizes, and how far it, as it was after its steps, is from its source, with the sums of squares
+    that this comes from (six figures), so that they can be added up over layers.
     """
-    return {task.source.name: _tensor(task, noises.get(task.source.name)) for task in plan.quantized}
+    return {task.source.name: _tensor(task, errors, noises) for task in plan.quantized}
 
 
-def _tensor(task: Task, noise: tuple[float, float] | None) -> dict[str, Any]:
+def _tensor(task: Task, errors: Mapping[str, TensorError], noises: Noises) -> dict[str, Any]:
+    name = task.source.name
     value = {"scheme": task.scheme.label if task.scheme else "plain", **_sizes(task)}
-    if noise is not None:
-        error = TensorError.of(task.source.name, "", 0.0, *noise)
+    if name in noises:
+        error, (noise, signal) = errors[name], noises[name]
         value |= {"relative_error": error.relative_error, "sqnr": error.sqnr}
-        value |= {"noise": float(f"{noise[0]:.6g}"), "signal": float(f"{noise[1]:.6g}")}
+        value |= {"noise": float(f"{noise:.6g}"), "signal": float(f"{signal:.6g}")}
     return value
 
 
